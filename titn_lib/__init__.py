@@ -1,0 +1,14 @@
+"""Learn, run and extend transformer-in-transformer networks with knowledge distillation.
+
+    model = titn_lib.create_model("titn_paper", num_classes=100)
+    logits, attention = model.eval()(images, return_attention=True)
+
+The rest of the library reads in this order: transformer, titn, vit, teachers, models, distillation, datasets, augment,
+recipes, records, training, figures.
+"""
+
+from .errors import TITNError
+from .models import count_macs, count_parameters, create_model, list_models, load_model, save_model
+
+__all__ = ["TITNError", "count_macs", "count_parameters", "create_model", "list_models", "load_model", "save_model"]
+__version__ = "0.1.0"

@@ -1,0 +1,298 @@
+"""One way in to every data set: train, validation and test pictures in memory, always split the same way.
+
+Files are looked for in the folder that TITN_DATA names, else in the checkout's data/, and downloaded there by
+torchvision where there is internet. All pictures of a data set come at one size (32×32, digits 16×16, unless you say
+otherwise), as bytes.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision import datasets as tv
+from torchvision.datasets.utils import check_integrity
+from torchvision.transforms.v2 import functional as TF
+
+from .errors import TITNError, unknown
+from .files import make_folder
+
+SPLIT_SEED = 0  # every run, whatever its own seed, sees the same split
+VALIDATION = 0.1  # of what is not the test set
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Pictures and their classes.
+
+    Attributes:
+        images: bytes, 0–255.
+    """
+
+    images: UInt8[Tensor, "picture channel height width"]
+    labels: Int64[Tensor, " picture"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, which: Tensor | np.ndarray | slice) -> "ImageSet":
+        return ImageSet(self.images[which], self.labels[which])
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set, split once and for all.
+
+    Attributes:
+        classes: a name for each label.
+        mean, std: one value a channel, for channels scaled to 0–1; networks see (picture − mean) / std.
+        train: what networks learn from.
+        validation: what every choice is made on (10 %, stratified).
+        test: what is read once, at the end.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+    @property
+    def in_channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.train.images.shape[2], self.train.images.shape[3]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from. `mean` and `std` are those of the paper's code, where it has them."""
+
+    load: Callable[[Path], tuple[ImageSet, ImageSet | None, tuple[str, ...]]]
+    about: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: tuple[int, int] = (32, 32)
+
+
+def data_folder() -> Path:
+    """Where data sets are kept: TITN_DATA, else data/ of the checkout, else data/ where you are."""
+    if named := os.environ.get("TITN_DATA"):
+        return Path(named).expanduser()
+    checkout = Path(__file__).resolve().parent.parent
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "data"
+
+
+def load_data(name: str, image_size: tuple[int, int] | None = None) -> DataSplits:
+    """A data set by name, or a folder of pictures by class.
+
+    Args:
+        name: one of `SOURCES`, or the path of a folder with a subfolder for each class (or with train/ and test/, each
+            holding such subfolders).
+        image_size: height and width that every picture is resized to (bilinear, antialiased); by default 32×32, and
+            16×16 for the tiny digits.
+
+    Raises:
+        TITNError: an unknown name; files that are missing and can't be downloaded, or are damaged; an empty class; a
+            picture that can't be read.
+    """
+    if name in SOURCES:
+        source = SOURCES[name]
+        size = image_size or source.image_size
+        rest, test, classes = source.load(data_folder())
+    elif Path(name).is_dir():
+        source, size = None, image_size or (32, 32)
+        rest, test, classes = read_folder(Path(name), size)
+    elif os.sep in name:
+        raise TITNError(f"there is no folder {name}: check the path")
+    else:
+        raise unknown("data set", name, SOURCES)
+    if test is None:
+        rest, test = split(rest, 0.2, name)
+    train, validation = split(rest, VALIDATION, name)
+    parts = [resize(part, size) for part in (train, validation, test)]
+    mean, std = (source.mean, source.std) if source and source.mean and source.std else measure(parts[0])
+    return DataSplits(Path(name).name, classes, mean, std, *parts)
+
+
+def split(images: ImageSet, fraction: float, name: str) -> tuple[ImageSet, ImageSet]:
+    """Set a fraction aside, with the same share of each class, always the same one."""
+    try:
+        kept, aside = train_test_split(
+            np.arange(len(images)), test_size=fraction, stratify=images.labels.numpy(), random_state=SPLIT_SEED
+        )
+    except ValueError as problem:
+        fewest = int(images.labels.bincount().min())
+        raise TITNError(
+            f"{name} has too few pictures to split ({len(images)} in all, {fewest} in the smallest class): "
+            "give every class ten or more"
+        ) from problem
+    return images[np.sort(kept)], images[np.sort(aside)]
+
+
+def subset(images: ImageSet, count: int, name: str) -> ImageSet:
+    """So many pictures with the same share of each class, always the same ones; all of them for 0."""
+    return split(images, count / len(images), name)[1] if 0 < count < len(images) else images
+
+
+def resize(images: ImageSet, size: tuple[int, int]) -> ImageSet:
+    """The same pictures at another size (bilinear, antialiased)."""
+    if tuple(images.images.shape[2:]) == tuple(size):
+        return images
+    parts = [TF.resize(part, list(size), antialias=True) for part in images.images.split(4096)]
+    return replace(images, images=torch.cat(parts))
+
+
+def measure(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, scaled to 0–1."""
+    values = images.images.float() / 255
+    mean, std = values.mean(dim=(0, 2, 3)), values.std(dim=(0, 2, 3)).clamp(min=1e-3)
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
+
+
+# --- the data sets by name ---------------------------------------------------------------------------------------------
+
+
+def read_digits(_: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
+    """1,797 real 8×8 handwritten digits that scikit-learn carries; grey levels 0–16."""
+    digits = load_digits()
+    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)
+    return ImageSet(images[:, None], torch.from_numpy(digits.target).long()), None, tuple("0123456789")
+
+
+def read_cifar(kind: type[tv.CIFAR10]) -> Callable[[Path], tuple[ImageSet, ImageSet | None, tuple[str, ...]]]:
+    def read(folder: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
+        home = folder / kind.base_folder
+        wanted = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
+        for file, md5 in wanted:
+            if (home / file).exists() and not check_integrity(str(home / file), md5):
+                raise damaged(home / file)
+        obtain(folder, kind, all((home / file).exists() for file, _ in wanted))
+        sets = [kind(str(folder), train=train) for train in (True, False)]
+        parts = [
+            ImageSet(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in sets
+        ]
+        return parts[0], parts[1], tuple(sets[0].classes)
+
+    return read
+
+
+def read_mnist(kind: type[tv.MNIST]) -> Callable[[Path], tuple[ImageSet, ImageSet | None, tuple[str, ...]]]:
+    def read(folder: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
+        raw = folder / kind.__name__ / "raw"
+        names = [file.removesuffix(".gz") for file, _ in kind.resources]
+        obtain(folder, kind, all((raw / name).exists() for name in names))
+        parts = []
+        for train in (True, False):
+            try:
+                s = kind(str(folder), train=train)
+            except (ValueError, RuntimeError, AssertionError, TypeError, IndexError) as problem:
+                kinds = names[:2] if train else names[2:]
+                raise damaged(raw / (kinds[0] if "label" not in str(problem) else kinds[1])) from problem
+            parts.append(ImageSet(s.data[:, None].contiguous(), s.targets))
+        if [len(part) for part in parts] != [60_000, 10_000]:
+            raise damaged(raw / names[0])
+        return parts[0], parts[1], tuple(parts_name.split(" - ")[-1] for parts_name in s.classes)
+
+    return read
+
+
+def obtain(folder: Path, kind: type[tv.CIFAR10] | type[tv.MNIST], complete: bool) -> None:
+    """Download what is missing, with torchvision's progress bar and checksums."""
+    if complete:
+        return
+    home = folder / getattr(kind, "base_folder", f"{kind.__name__}/raw")
+    make_folder(folder)
+    try:
+        kind(str(folder), download=True)
+    except (RuntimeError, OSError) as problem:
+        raise TITNError(
+            f"{kind.__name__} is not in {folder} and can't be downloaded ({problem}): connect to the internet, or put "
+            f"its files into {home}, or set TITN_DATA to the folder that holds {home.relative_to(folder)}; "
+            "data/README.md says where they come from. The data set 'digits' needs no download"
+        ) from problem
+
+
+def damaged(file: Path) -> TITNError:
+    return TITNError(f"{file} is damaged or cut short: delete it, and it will be downloaded again (or copy it again)")
+
+
+PAPER_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+SOURCES = {
+    "digits": Source(read_digits, "handwritten digits, 8×8 grey, 1,797; comes with scikit-learn", image_size=(16, 16)),
+    "mnist": Source(read_mnist(tv.MNIST), "handwritten digits, 28×28 grey, 70,000", (0.1307,), (0.3081,)),
+    "fashion_mnist": Source(read_mnist(tv.FashionMNIST), "clothes, 28×28 grey, 70,000", (0.2860,), (0.3530,)),
+    "cifar10": Source(read_cifar(tv.CIFAR10), "ten kinds of things, 32×32 colour, 60,000", **PAPER_CIFAR),
+    "cifar100": Source(read_cifar(tv.CIFAR100), "a hundred kinds of things, 32×32 colour, 60,000", **PAPER_CIFAR),
+}
+
+
+# --- a reader's own pictures -------------------------------------------------------------------------------------------
+
+
+def read_folder(
+    folder: Path, size: tuple[int, int]
+) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
+    """Pictures in a subfolder for each class; where there are train/ and test/, those are the split."""
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        train, classes = read_classes(folder / "train", size)
+        test, test_classes = read_classes(folder / "test", size)
+        if classes != test_classes:
+            raise TITNError(
+                f"{folder}/train and {folder}/test have different class folders "
+                f"({', '.join(sorted(set(classes) ^ set(test_classes)))}): give both the same"
+            )
+        return train, test, classes
+    images, classes = read_classes(folder, size)
+    return images, None, classes
+
+
+def read_classes(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, tuple[str, ...]]:
+    classes = tuple(sorted(sub.name for sub in folder.iterdir() if sub.is_dir()))
+    if len(classes) < 2:
+        raise TITNError(f"{folder} needs a subfolder of pictures for each class, two or more, and has {len(classes)}")
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        files = [file for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in tv.folder.IMG_EXTENSIONS]
+        if not files:
+            raise TITNError(f"the class folder {folder / name} holds no picture: add some, or remove the folder")
+        images += [read_picture(file, 3, size) for file in files]
+        labels += [label] * len(files)
+    return ImageSet(torch.stack(images), torch.tensor(labels)), classes
+
+
+def read_picture(
+    path: str | Path, in_channels: int, image_size: tuple[int, int]
+) -> UInt8[Tensor, "channel height width"]:
+    """Any picture file as bytes of the wanted size: turned upright, scaled to cover it, the middle cut out.
+
+    Args:
+        in_channels: 1 for grey, 3 for colour.
+
+    Raises:
+        TITNError: the file is missing, no picture, or damaged; or `in_channels` is another number.
+    """
+    modes = {1: "L", 3: "RGB"}
+    if in_channels not in modes:
+        raise TITNError(f"picture files have 1 or 3 channels, not {in_channels}: give such a model tensors instead")
+    try:
+        with Image.open(path) as picture:
+            picture = ImageOps.exif_transpose(picture).convert(modes[in_channels])
+            picture = ImageOps.fit(picture, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
+    except FileNotFoundError as problem:
+        raise TITNError(f"there is no picture {path}: check the path") from problem
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        raise TITNError(f"{path} is not a picture or is damaged: remove it or save it again") from problem
+    return torch.from_numpy(np.array(picture).reshape(*image_size, in_channels)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,199 @@
+"""What a student minimises: labels, and what it can learn from a teacher.
+
+    hard     the published TITN (and DeiT) loss: the distillation token learns the class the teacher would answer
+    soft     the distillation token learns all of the teacher's probabilities (Hinton et al. 2015)
+    feature  patch tokens learn the teacher's feature maps ("distillation within the feature extraction layer", says
+             the TITN abstract; its published code has no such term, so the form is ours, after Li et al. 2022)
+
+The teacher is frozen, in evaluation mode, sees the very pictures the student sees, and receives no gradient.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import TITNError, unknown
+from .teachers import Teacher
+from .transformer import Encoding, TokenClassifier, TokenLogits
+
+METHODS = ("none", "hard", "soft", "feature", "hard+feature", "soft+feature")
+
+
+class MixedLabels(NamedTuple):
+    """The labels of pictures that may be mixtures of two: `weight` of the first class, the rest of the second."""
+
+    first: Int[Tensor, " batch"]
+    second: Int[Tensor, " batch"]
+    weight: float = 1.0
+
+
+class TeacherAnswer(NamedTuple):
+    """What a teacher says of a batch: its logits, and a feature map for each of its stages."""
+
+    logits: Float[Tensor, "batch classes"]
+    maps: list[Float[Tensor, "batch channel height width"]]
+
+
+def freeze(teacher: Teacher) -> Teacher:
+    """Put the teacher in evaluation mode and stop its gradients, for good."""
+    return teacher.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def ask_teacher(teacher: Teacher, images: Float[Tensor, "batch channel height width"]) -> TeacherAnswer:
+    """The teacher's answer to a batch, without gradient.
+
+    Raises:
+        TITNError: the teacher is in training mode: its batch normalisation would change with every question.
+    """
+    if teacher.training:
+        raise TITNError("the teacher is in training mode: call titn_lib.distillation.freeze(teacher) first")
+    maps = teacher.encode(images)
+    return TeacherAnswer(teacher.head(maps[-1]), maps)
+
+
+def mixed_cross_entropy(
+    logits: Float[Tensor, "batch classes"], labels: MixedLabels, smoothing: float = 0.0
+) -> Float[Tensor, ""]:
+    """λ·CE(first label) + (1 − λ)·CE(second label) (Yun et al. 2019, CutMix)."""
+    first = F.cross_entropy(logits, labels.first, label_smoothing=smoothing)
+    if labels.weight == 1:
+        return first
+    second = F.cross_entropy(logits, labels.second, label_smoothing=smoothing)
+    return labels.weight * first + (1 - labels.weight) * second
+
+
+def hard_loss(
+    student_logits: Float[Tensor, "batch classes"], teacher_logits: Float[Tensor, "batch classes"]
+) -> Float[Tensor, ""]:
+    """CE(student, argmax of the teacher) (Touvron et al. 2021, eq. 3): no temperature, no KL."""
+    return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
+
+
+def soft_loss(
+    student_logits: Float[Tensor, "batch classes"],
+    teacher_logits: Float[Tensor, "batch classes"],
+    temperature: float = 4.0,
+) -> Float[Tensor, ""]:
+    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), summed over classes, a mean over pictures (Hinton et al. 2015).
+
+    T² keeps the gradient's size when T changes.
+    """
+    student = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+
+
+class FeatureLoss(nn.Module):
+    """Pulls patch tokens towards the teacher's feature maps, layer by layer.
+
+    Three blocks (a third, two thirds and all of the way) are paired with the teacher's last three stages. A Linear
+    projects each token to the map's channels, the map is averaged or repeated to the grid of patches, both are
+    standardised over channels (LayerNorm without parameters), and the mean squared difference is averaged over pairs.
+    Standardising is ours: it makes the loss blind to the teacher's scale. An independent pair starts near 2, a perfect
+    one ends at 0.
+    """
+
+    def __init__(self, student: TokenClassifier, teacher: Teacher):
+        super().__init__()
+        size = (teacher.config.in_channels, *teacher.config.image_size)
+        with torch.no_grad():
+            was_training = teacher.training
+            example = next(teacher.parameters()).new_zeros(1, *size)
+            channels = [feature_map.shape[1] for feature_map in teacher.eval().encode(example)]
+            teacher.train(was_training)
+        depth, stages = student.config.depth, len(channels)
+        self.pairs = [(max(0, round(depth * part / 3) - 1), stages - 4 + part) for part in (1, 2, 3)]
+        self.grid = student.config.grid
+        self.projections = nn.ModuleList(nn.Linear(student.token_width, channels[stage]) for _, stage in self.pairs)
+
+    def forward(
+        self,
+        blocks: list[Float[Tensor, "batch token width"]],
+        maps: list[Float[Tensor, "batch channel height width"]],
+    ) -> Float[Tensor, ""]:
+        patches = self.grid[0] * self.grid[1]
+        losses = []
+        for projection, (block, stage) in zip(self.projections, self.pairs, strict=True):
+            student = projection(blocks[block][:, 1 : 1 + patches])
+            teacher = rearrange(
+                F.adaptive_avg_pool2d(maps[stage], self.grid), "batch channel row column -> batch (row column) channel"
+            )
+            channels = student.shape[-1:]
+            losses.append(F.mse_loss(F.layer_norm(student, channels), F.layer_norm(teacher, channels)))
+        return torch.stack(losses).mean()
+
+
+class Objective(nn.Module):
+    """A network and the loss it is trained with.
+
+        none     CE of both heads with the labels, half each (a network with one head: CE)
+        hard     ½·CE(class head, labels) + ½·CE(distillation head, argmax of the teacher)           [TITN, published]
+        soft     ½·CE(class head, labels) + ½·T²·KL(teacher ‖ distillation head)
+        +feature adds `feature_weight` times `FeatureLoss`; alone, on top of "none"
+
+    A network without a distillation token learns both halves with its one head.
+
+    Raises:
+        TITNError: an unknown method, a method that needs a teacher without one, or feature distillation for a network
+            without patch tokens.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        method: str = "none",
+        teacher: Teacher | None = None,
+        temperature: float = 4.0,
+        feature_weight: float = 2.5,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        if method not in METHODS:
+            raise unknown("distillation", method, METHODS)
+        if method != "none" and teacher is None:
+            raise TITNError(f"distillation {method!r} needs a teacher: name one, or choose 'none'")
+        if method != "none" and not isinstance(network, TokenClassifier):
+            raise TITNError(f"a teacher can't be a student of {method!r} distillation: choose a TITN, TNT or ViT")
+        self.network = network
+        self.token_method = method.split("+")[0]
+        self.temperature = temperature
+        self.feature_weight = feature_weight
+        self.label_smoothing = label_smoothing
+        self.feature_loss = None
+        if "feature" in method and isinstance(network, TokenClassifier) and teacher is not None:
+            self.feature_loss = FeatureLoss(network, teacher)
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        labels: MixedLabels,
+        answer: TeacherAnswer | None = None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]:
+        """Returns the loss, and the network's logits (the mean of both heads)."""
+        if isinstance(self.network, TokenClassifier):
+            encoding = self.network.encode(images)
+            both = self.network.heads.both(encoding.blocks[-1])
+        else:
+            encoding, both = None, self.network(images)
+        class_logits, last_logits = both if isinstance(both, TokenLogits) else (both, both)
+        class_logits, last_logits = class_logits.float(), last_logits.float()
+        loss = mixed_cross_entropy(class_logits, labels, self.label_smoothing) / 2
+        loss = loss + self.last_head_loss(last_logits, labels, answer) / 2
+        if self.feature_loss is not None and isinstance(encoding, Encoding) and answer is not None:
+            loss = loss + self.feature_weight * self.feature_loss(encoding.blocks, answer.maps)
+        return loss, (class_logits + last_logits) / 2
+
+    def last_head_loss(
+        self, logits: Float[Tensor, "batch classes"], labels: MixedLabels, answer: TeacherAnswer | None
+    ) -> Float[Tensor, ""]:
+        """What the distillation head learns: the teacher's class, its probabilities, or the labels."""
+        if self.token_method == "hard" and answer is not None:
+            return hard_loss(logits, answer.logits.float())
+        if self.token_method == "soft" and answer is not None:
+            return soft_loss(logits, answer.logits.float(), self.temperature)
+        return mixed_cross_entropy(logits, labels, self.label_smoothing)

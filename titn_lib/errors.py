@@ -1,0 +1,23 @@
+"""One kind of error for everything a user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class TITNError(Exception):
+    """A problem the user can mend: its text is one sentence that names the thing and the way out.
+
+    The command line prints the sentence without a traceback; in Python it is raised like any other error.
+    """
+
+
+class Interrupted(TITNError):
+    """Training stopped before its end (Ctrl-C, SIGTERM or the time limit); its checkpoint is on disk."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> TITNError:
+    """The error for a name that is not among the known ones, with the closest known name first."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return TITNError(f"unknown {kind} {name!r}: {hint}the choices are {', '.join(known)}")

@@ -1,0 +1,62 @@
+"""Files that are either whole or not there."""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from .errors import TITNError
+
+REASONS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder",
+    errno.EDQUOT: "your disk quota is used up: free some space or choose another folder",
+    errno.EFBIG: "the file would be larger than this system allows: choose another folder",
+    errno.EACCES: "no permission to write there: choose another folder or change its permissions",
+    errno.EPERM: "no permission to write there: choose another folder or change its permissions",
+    errno.EROFS: "that disk is read-only: choose another folder",
+    errno.ENOTDIR: "part of that path is a file, not a folder: choose another folder",
+    errno.EEXIST: "part of that path is a file, not a folder: choose another folder",
+    errno.EISDIR: "that is a folder: give the name of a file",
+}
+
+
+def cannot_write(path: Path, problem: OSError) -> TITNError:
+    """The sentence for a write that failed."""
+    return TITNError(f"cannot write {path}: {REASONS.get(problem.errno or 0, problem.strerror or str(problem))}")
+
+
+def make_folder(path: str | Path) -> Path:
+    """Create a folder and its parents.
+
+    Raises:
+        TITNError: it can't be created or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise cannot_write(path, problem) from problem
+    if not os.access(path, os.W_OK):
+        raise cannot_write(path, PermissionError(errno.EACCES, ""))
+    return path
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file so that, whenever the machine stops, the old or the new content is there, whole.
+
+    Raises:
+        TITNError: the folder can't be written to or the disk is full; nothing half-written is left behind.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as problem:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise cannot_write(path, problem) from problem

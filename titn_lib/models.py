@@ -1,0 +1,170 @@
+"""Every model by name: create it, count it, save it, load it."""
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import teachers, titn, vit
+from .errors import TITNError, unknown
+from .files import write_atomically
+from .transformer import TokenClassifier, interpolate_table
+
+Config = titn.TITNConfig | vit.ViTConfig | teachers.TeacherConfig
+Model = titn.TITN | vit.ViT | teachers.Teacher
+
+FAMILIES: dict[str, tuple[type, type]] = {
+    "titn": (titn.TITN, titn.TITNConfig),
+    "vit": (vit.ViT, vit.ViTConfig),
+    "teacher": (teachers.Teacher, teachers.TeacherConfig),
+}
+STUDENTS: dict[str, Config] = {**titn.PRESETS, **vit.PRESETS}
+TEACHERS: dict[str, Config] = {**teachers.PRESETS}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a trained model must be told about pictures: the names of its classes, and how its inputs were normalised.
+
+    Attributes:
+        data: the data set it was trained on.
+        classes: a name for each logit.
+        mean, std: one value a channel, for channels scaled to 0–1.
+    """
+
+    data: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows: students first, then teachers."""
+    return [*STUDENTS, *TEACHERS]
+
+
+def create_model(name: str, **settings: object) -> Model:
+    """A fresh model with random weights, drawn from torch's global generator.
+
+    Args:
+        name: one of `list_models()`.
+        settings: anything of the model's settings to change, such as `num_classes=100`, `in_channels=1`,
+            `image_size=(32, 64)`, `depth=6`; see `TITNConfig`, `ViTConfig`, `TeacherConfig`.
+
+    Raises:
+        TITNError: an unknown name or setting, or sizes that don't fit each other.
+    """
+    presets = {**STUDENTS, **TEACHERS}
+    if name not in presets:
+        raise unknown("model", name, presets)
+    return build(presets[name], settings)
+
+
+def build(config: Config, settings: dict[str, object]) -> Model:
+    """The model that a configuration describes, with some of its settings changed."""
+    known = [field.name for field in fields(config)]
+    for setting in settings:
+        if setting not in known or setting == "name":
+            raise unknown(f"setting of {config.name}", setting, [name for name in known if name != "name"])
+    config = replace(config, **settings)  # type: ignore[arg-type]
+    model_class = next(model for model, config_class in FAMILIES.values() if isinstance(config, config_class))
+    return model_class(config)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers that training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_macs(model: Model) -> int:
+    """Multiply-accumulate operations for one picture, by torch's own counter (matrix products and convolutions)."""
+    device = next(model.parameters()).device
+    images = torch.zeros(1, model.config.in_channels, *model.config.image_size, device=device)
+    was_training = model.training
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(images)
+    model.train(was_training)
+    return counter.get_total_flops() // 2
+
+
+def save_model(
+    model: Model, path: str | Path, preprocessing: Preprocessing | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Save weights as safetensors, with the model's settings and its preprocessing inside.
+
+    Args:
+        dtype: store floating-point weights so, `torch.float16` for half the size; as they are by default.
+
+    Raises:
+        TITNError: the file can't be written; nothing half-written is left behind.
+    """
+    family = next(name for name, (model_class, _) in FAMILIES.items() if isinstance(model, model_class))
+    weights = {
+        name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    about = {"family": family, "config": json.dumps(asdict(model.config))}
+    if preprocessing:
+        about["preprocessing"] = json.dumps(asdict(preprocessing))
+    write_atomically(path, save(weights, metadata=about))
+
+
+def load_model(path: str | Path, image_size: tuple[int, int] | None = None) -> Model:
+    """A trained model in evaluation mode, from the file alone; `model.preprocessing` holds what was saved with it.
+
+    Args:
+        path: a file that `save_model` wrote.
+        image_size: use the model at another height and width: positions are interpolated to the new grid of patches.
+
+    Raises:
+        TITNError: the file is missing or damaged, isn't one of ours, or the size doesn't fit.
+    """
+    weights, about = read_weights(Path(path))
+    try:
+        model_class, config_class = FAMILIES[about["family"]]
+        saved = json.loads(about["config"])
+        config = config_class(**{**saved, "image_size": tuple(saved["image_size"])})
+        preprocessing = json.loads(about["preprocessing"]) if "preprocessing" in about else None
+    except (KeyError, TypeError, ValueError) as problem:
+        raise TITNError(
+            f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
+        ) from problem
+    target = replace(config, image_size=tuple(image_size)) if image_size else config
+    model = model_class(target)
+    if isinstance(model, TokenClassifier) and target != config:
+        for name in model.GRID_TABLES:
+            if name in weights:
+                weights[name] = interpolate_table(weights[name].float(), config.grid, target.grid)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as problem:
+        raise TITNError(
+            f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or "
+            "copy it again"
+        ) from problem
+    model.preprocessing = (
+        Preprocessing(**{k: v if k == "data" else tuple(v) for k, v in preprocessing.items()}) if preprocessing else None
+    )
+    return model.eval()
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the texts of a safetensors file.
+
+    Raises:
+        TITNError: it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as problem:
+        raise TITNError(f"there is no weights file {path}: check the path, or train one with `titn distil`") from problem
+    except (SafetensorError, OSError, struct.error) as problem:
+        raise TITNError(f"{path} is not a whole safetensors file ({problem}): train or copy it again") from problem

@@ -1,0 +1,225 @@
+"""What a run is made of: data, network, recipe, seed, teacher. All that is needed to make it again.
+
+Three budgets: `smoke` (seconds: the published pipeline on a sliver of the data, to see that all works), `laptop` (minutes
+to an hour on two cores; ours) and `gpu` (the published recipe).
+"""
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from .augment import PIPELINES
+from .distillation import METHODS
+from .errors import TITNError, unknown
+from .models import STUDENTS, TEACHERS
+
+BUDGETS = ("smoke", "laptop", "gpu")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: pictures a step, over all processes together; what is left over at an epoch's end waits for the next.
+        optimizer: "sgd" (momentum 0.9) or "adamw" (weight decay on matrices only).
+        lr, min_lr: the learning rate's peak and floor; it follows a cosine, step by step, after a linear warm-up.
+        warmup_epochs: length of the warm-up.
+        weight_decay: as the optimizer defines it.
+        clip_norm: longest gradient allowed; 0 for any.
+        ema_decay: evaluate an exponential moving average of the weights with this decay a step; 0 for none.
+        label_smoothing: share of each label spread over all classes.
+        augmentation: a pipeline of `augment.PIPELINES`.
+        cutmix: α of CutMix's Beta(α, α), on every batch; 0 for none.
+        temperature: of soft distillation.
+        feature_weight: of feature distillation.
+        precision: "32-true", "bf16-mixed", "16-mixed", or "auto": the fastest the machine is made for.
+        train_images: learn from so many pictures only (the same share of each class); 0 for all.
+        test_images: validate and test on so many pictures only; 0 for all.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.05
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    label_smoothing: float = 0.0
+    augmentation: str = "none"
+    cutmix: float = 0.0
+    temperature: float = 4.0
+    feature_weight: float = 2.5
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    train_images: int = 0
+    test_images: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise TITNError(f"{name} must be 1 or more and is {getattr(self, name)}")
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, int | float) and value < 0:
+                raise TITNError(f"{name} can't be negative and is {value}")
+        for name, choices in {
+            "optimizer": ("sgd", "adamw"),
+            "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+            "augmentation": PIPELINES,
+        }.items():
+            if getattr(self, name) not in choices:
+                raise unknown(name, getattr(self, name), choices)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. With the same machine and versions, the same run gives the same weights.
+
+    Attributes:
+        data: a name or folder for `datasets.load_data`.
+        model: a name for `models.create_model`.
+        recipe: how it is trained.
+        seed: of the first weights, the order of pictures, and every draw of augmentation.
+        distillation: one of `distillation.METHODS`.
+        teacher: the run that makes the teacher, or the path of a weights file; None where distillation is "none".
+        image_size: height and width of the pictures; None for the data set's own.
+        model_settings: settings of the model to change, such as {"depth": 6}.
+    """
+
+    data: str
+    model: str
+    recipe: Recipe
+    seed: int = 0
+    distillation: str = "none"
+    teacher: "Run | str | None" = None
+    image_size: tuple[int, int] | None = None
+    model_settings: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.distillation not in METHODS:
+            raise unknown("distillation", self.distillation, METHODS)
+        if self.model not in {**STUDENTS, **TEACHERS}:
+            raise unknown("model", self.model, {**STUDENTS, **TEACHERS})
+
+    @classmethod
+    def from_dict(cls, about: dict) -> "Run":
+        """The run that `dataclasses.asdict` turned into plain values."""
+        teacher, size = about.get("teacher"), about.get("image_size")
+        return cls(
+            **{
+                **about,
+                "recipe": Recipe(**about["recipe"]),
+                "image_size": tuple(size) if size else None,
+                "teacher": cls.from_dict(teacher) if isinstance(teacher, dict) else teacher,
+            }
+        )
+
+
+def published_recipe(data: str) -> Recipe:
+    """The paper's recipe for a student: batch 1024, SGD with a cosine, no warm-up (code; epochs from a third party's reading).
+
+    The paper's schedule steps once an epoch; ours every step, which changes the learning rate by less than one epoch's worth.
+    """
+    grey = data in ("mnist", "fashion_mnist", "digits")
+    return Recipe(
+        epochs=600 if data == "cifar100" else 350,
+        batch_size=1024,
+        optimizer="sgd",
+        lr=0.1,
+        min_lr=1e-6,
+        weight_decay=1e-4,
+        augmentation="paper_mnist" if grey else "paper_cifar",
+        cutmix=0.0 if grey else 1.0,
+    )
+
+
+def student_recipe(data: str, budget: str) -> Recipe:
+    """A student's recipe for a data set within a budget.
+
+    Raises:
+        TITNError: there is no such budget.
+    """
+    if budget == "gpu":
+        return published_recipe(data)
+    if budget == "smoke":
+        return replace(published_recipe(data), epochs=1, batch_size=64, lr=0.01, train_images=512, test_images=512)
+    if budget != "laptop":
+        raise unknown("budget", budget, BUDGETS)
+    ours = Recipe(optimizer="adamw", lr=2e-3, weight_decay=0.05, warmup_epochs=1, clip_norm=1.0)
+    if data == "digits":
+        return replace(ours, epochs=30, batch_size=64, augmentation="shift")
+    if data in ("mnist", "fashion_mnist"):
+        return replace(ours, epochs=4, augmentation="shift")
+    return replace(ours, epochs=14, augmentation="crop_flip")
+
+
+def teacher_recipe(data: str, budget: str) -> Recipe:
+    """A teacher's recipe. How the paper trained its teachers is not known, apart from SGD: all of this is ours.
+
+    Raises:
+        TITNError: there is no such budget.
+    """
+    ours = Recipe(optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=1, label_smoothing=0.1)
+    grey = data in ("mnist", "fashion_mnist", "digits")
+    if budget == "gpu":
+        return replace(ours, epochs=30 if grey else 200, batch_size=256, augmentation="shift" if grey else "paper_cifar")
+    if budget == "smoke":
+        sliver = replace(ours, epochs=1, batch_size=64, lr=0.02, train_images=512, test_images=512)
+        return replace(sliver, augmentation="shift" if grey else "crop_flip")
+    if budget != "laptop":
+        raise unknown("budget", budget, BUDGETS)
+    if data == "digits":
+        return replace(ours, epochs=15, batch_size=64, augmentation="shift")
+    if grey:
+        return replace(ours, epochs=3, augmentation="shift")
+    return replace(ours, epochs=24, augmentation="crop_flip")
+
+
+def teacher_for(budget: str) -> str:
+    """The default teacher: the paper's VGG16-BN on a GPU, our small VGG elsewhere."""
+    return "vgg16_bn" if budget == "gpu" else "vgg7_bn"
+
+
+def plan_run(
+    data: str = "digits",
+    model: str = "titn_nano",
+    budget: str = "laptop",
+    seed: int = 0,
+    distillation: str = "hard",
+    teacher: str | None = None,
+    **changes: object,
+) -> Run:
+    """A student's run, its teacher's inside.
+
+    Args:
+        teacher: a teacher's name, or the path of its weights; by default the budget's (`teacher_for`).
+        changes: settings of the student's `Recipe` to change, such as `epochs=5`.
+
+    Raises:
+        TITNError: an unknown name or setting.
+    """
+    taught: Run | str | None = None
+    if distillation != "none":
+        name = teacher or teacher_for(budget)
+        if name in TEACHERS:
+            taught = Run(data, name, teacher_recipe(data, budget), seed)
+        elif name.endswith(".safetensors"):
+            taught = name
+        else:
+            raise unknown("teacher", name, TEACHERS)
+    return Run(data, model, change(student_recipe(data, budget), changes), seed, distillation, taught)
+
+
+def change(recipe: Recipe, changes: dict[str, object]) -> Recipe:
+    """The recipe with some settings changed.
+
+    Raises:
+        TITNError: there is no such setting, or its value makes no sense.
+    """
+    known = [f.name for f in dataclasses.fields(Recipe)]
+    for name in changes:
+        if name not in known:
+            raise unknown("setting of a recipe", name, known)
+    return replace(recipe, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,288 @@
+"""TITN: a transformer in a transformer, with a distillation token (Rahman et al. 2025, arXiv 2502.16762).
+
+An inner stream of pixel tokens runs inside every patch, an outer stream of patch tokens across the picture. In each
+block the inner stream speaks to the outer one. The original TNT (Han et al. 2021) is the same class with other settings.
+
+                        ┌ pixel tokens ─ inner layer ──────────────→ … (depth times)
+    picture → patches ──┤                    │ projection
+                        └ class, patches, distillation ─ + ─ outer layer → … → heads → logits
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from einops import rearrange
+from einops.layers.torch import Rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import TITNError
+from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_images, check_patches
+
+
+@dataclass(frozen=True)
+class TITNConfig:
+    """The settings of a TITN or TNT. The defaults are the published TITN for 32×32 pictures.
+
+    Attributes:
+        image_size: height and width in picture elements; the patches must divide them.
+        patch_size: side of a patch, in picture elements.
+        pixel_size: side of a "pixel" (an inner token), in picture elements; it must divide the patch.
+        pixel_embedding: "linear": each pixel's values, flattened, through one Linear (TITN);
+            "conv": a 7×7 convolution inside each patch, padded with zeros at the patch's border (original TNT, timm's `tnt_s`);
+            "conv_across": the same over the whole picture, so that it sees across patch borders (timm's `tnt_s_legacy`).
+        outer_tokens: where the outer stream starts: "learned" tables that know nothing of the picture (TITN), or a
+            projection of the "image"'s pixel tokens (TNT).
+        projection_norm: how pixel tokens reach the outer stream: "pixel": LayerNorm of every pixel token → flatten →
+            Linear (TITN, timm's legacy TNT); "patch": flatten → LayerNorm → Linear without bias → LayerNorm (original TNT).
+        pooling: what the class head reads: the "mean" of class and patch tokens (TITN) or the "class" token (TNT).
+        distillation_token: one more outer token, with a head of its own, that learns from the teacher.
+        qkv_bias: bias in the query, key and value projections.
+        initialisation: "normal": tokens and positions N(0, 1), all else PyTorch's default (TITN);
+            "truncated": N(0, 0.02²) cut at two units, zero biases (TNT, DeiT).
+    """
+
+    name: str = "titn_paper"
+    num_classes: int = 10
+    in_channels: int = 3
+    image_size: tuple[int, int] = (32, 32)
+    patch_size: int = 8
+    pixel_size: int = 2
+    inner_width: int = 12
+    inner_heads: int = 4
+    outer_width: int = 192
+    outer_heads: int = 8
+    depth: int = 12
+    mlp_ratio: float = 4
+    qkv_bias: bool = True
+    pixel_embedding: Literal["linear", "conv", "conv_across"] = "linear"
+    outer_tokens: Literal["learned", "image"] = "learned"
+    projection_norm: Literal["pixel", "patch"] = "pixel"
+    pooling: Literal["mean", "class"] = "mean"
+    distillation_token: bool = True
+    initialisation: Literal["normal", "truncated"] = "normal"
+
+    def __post_init__(self) -> None:
+        check_patches(self.image_size, self.patch_size)
+        if self.patch_size % self.pixel_size:
+            raise TITNError(
+                f"patches of {self.patch_size} can't be cut into pixels of {self.pixel_size}: choose a pixel_size "
+                f"that divides {self.patch_size}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def pixels(self) -> int:
+        """Pixel tokens in a patch."""
+        return (self.patch_size // self.pixel_size) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Outer tokens: class, patches and, where there is one, distillation."""
+        return 1 + self.patches + self.distillation_token
+
+
+class PixelEmbedding(nn.Module):
+    """Pictures → pixel tokens: every patch is cut into pixels, every pixel becomes a short vector, plus its position.
+
+    The position table is shared by all patches.
+    """
+
+    def __init__(self, config: TITNConfig):
+        super().__init__()
+        self.config = config
+        if config.pixel_embedding == "linear":
+            self.embed: nn.Module = nn.Linear(config.in_channels * config.pixel_size**2, config.inner_width)
+        else:
+            self.embed = nn.Conv2d(config.in_channels, config.inner_width, kernel_size=7, stride=config.pixel_size, padding=3)
+        self.positions = nn.Parameter(torch.empty(config.pixels, config.inner_width))
+
+    def forward(
+        self, images: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch patch pixel inner_width"]:
+        rows, columns = self.config.grid
+        if self.config.pixel_embedding == "linear":
+            pixels = rearrange(
+                images,
+                "batch channel (row y p) (column x q) -> batch (row column) (y x) (channel p q)",
+                row=rows, column=columns, p=self.config.pixel_size, q=self.config.pixel_size,
+            )  # fmt: skip
+            tokens = self.embed(pixels)
+        elif self.config.pixel_embedding == "conv":
+            patches = rearrange(
+                images,
+                "batch channel (row y) (column x) -> (batch row column) channel y x",
+                row=rows, column=columns,
+            )  # fmt: skip
+            tokens = rearrange(
+                self.embed(patches), "(batch patch) width y x -> batch patch (y x) width", patch=rows * columns
+            )
+        else:
+            tokens = rearrange(
+                self.embed(images),
+                "batch width (row y) (column x) -> batch (row column) (y x) width",
+                row=rows, column=columns,
+            )  # fmt: skip
+        return tokens + self.positions
+
+
+class PixelProjection(nn.Sequential):
+    """The pixel tokens of a patch → one vector of the outer stream's width."""
+
+    def __init__(self, config: TITNConfig, norm: Literal["pixel", "patch"], bias: bool):
+        flat = config.pixels * config.inner_width
+        flatten = Rearrange("batch patch pixel width -> batch patch (pixel width)")
+        linear = nn.Linear(flat, config.outer_width, bias=bias)
+        if norm == "pixel":
+            super().__init__(nn.LayerNorm(config.inner_width), flatten, linear)
+        else:
+            super().__init__(flatten, nn.LayerNorm(flat), linear, nn.LayerNorm(config.outer_width))
+
+
+class OuterTokens(nn.Module):
+    """The outer stream's first tokens: class, patches, distillation."""
+
+    def __init__(self, config: TITNConfig):
+        super().__init__()
+        table = (config.tokens, config.outer_width)
+        self.config = config
+        self.positions = nn.Parameter(torch.empty(table))
+        if config.outer_tokens == "learned":
+            # Three tables whose sum is all that counts: that is how it was published, and it sets the initial scale.
+            self.tokens = nn.Parameter(torch.empty(table))
+            if config.distillation_token:
+                self.distillation = nn.Parameter(torch.empty(table))
+        else:
+            self.projection = PixelProjection(config, norm="patch", bias=True)
+            self.special = nn.Parameter(torch.empty(1 + config.distillation_token, config.outer_width))
+
+    def forward(
+        self, inner: Float[Tensor, "batch patch pixel inner_width"]
+    ) -> Float[Tensor, "batch token outer_width"]:
+        batch = inner.shape[0]
+        if self.config.outer_tokens == "learned":
+            start = self.tokens + self.positions
+            if self.config.distillation_token:
+                start = start + self.distillation
+            return start.expand(batch, -1, -1)
+        patches = self.projection(inner)
+        special = self.special.to(patches.dtype).expand(batch, -1, -1)
+        return torch.cat([special[:, :1], patches, special[:, 1:]], dim=1) + self.positions
+
+
+class Block(nn.Module):
+    """One step of both streams: inner layer, projection into the patch tokens, outer layer."""
+
+    def __init__(self, config: TITNConfig):
+        super().__init__()
+        self.inner = Layer(config.inner_width, config.inner_heads, config.mlp_ratio, config.qkv_bias)
+        self.projection = PixelProjection(config, config.projection_norm, bias=config.projection_norm == "pixel")
+        self.outer = Layer(config.outer_width, config.outer_heads, config.mlp_ratio, config.qkv_bias)
+
+    def forward(
+        self,
+        inner: Float[Tensor, "batch patch pixel inner_width"],
+        outer: Float[Tensor, "batch token outer_width"],
+    ) -> tuple[
+        Float[Tensor, "batch patch pixel inner_width"],
+        Float[Tensor, "batch token outer_width"],
+        Float[Tensor, "batch patch inner_head pixel pixel"],
+        Float[Tensor, "batch outer_head token token"],
+    ]:
+        inner, inner_attention = self.inner(inner)
+        news = self.projection(inner)
+        # Class and distillation tokens get no pixels: pad with a zero row before, and after where there is one.
+        outer = outer + F.pad(news, (0, 0, 1, outer.shape[1] - news.shape[1] - 1))
+        outer, outer_attention = self.outer(outer)
+        return inner, outer, inner_attention, outer_attention
+
+
+class TITN(TokenClassifier):
+    """The whole model; see `TITNConfig` for its settings and `TokenClassifier.forward` for what it returns."""
+
+    GRID_TABLES = ("outer_tokens.positions", "outer_tokens.tokens", "outer_tokens.distillation")
+
+    def __init__(self, config: TITNConfig):
+        super().__init__()
+        self.config: TITNConfig = config
+        self.pixel_embedding = PixelEmbedding(config)
+        self.outer_tokens = OuterTokens(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.token_width = config.outer_width
+        self.heads = Heads(config.outer_width, config.num_classes, config.pooling, config.distillation_token)
+        tables = [self.pixel_embedding.positions, *self.outer_tokens.parameters(recurse=False)]
+        self.initialise(tables, config.initialisation)
+
+    def encode(self, images: Float[Tensor, "batch channel height width"], return_attention: bool = False) -> Encoding:
+        """The outer tokens after every block, and both streams' attention if asked for."""
+        check_images(images, self.config.in_channels, self.config.image_size)
+        inner = self.pixel_embedding(images)
+        outer = self.outer_tokens(inner)
+        encoding = Encoding([], AttentionMaps([], []))
+        for block in self.blocks:
+            inner, outer, inner_attention, outer_attention = block(inner, outer)
+            encoding.blocks.append(outer)
+            if return_attention:
+                encoding.attention.inner.append(inner_attention)
+                encoding.attention.outer.append(outer_attention)
+        return encoding
+
+
+PAPER = TITNConfig()
+TNT = TITNConfig(
+    num_classes=1000,
+    image_size=(224, 224),
+    patch_size=16,
+    pixel_size=4,
+    inner_width=24,
+    inner_heads=4,
+    outer_width=384,
+    outer_heads=6,
+    qkv_bias=False,
+    pixel_embedding="conv",
+    outer_tokens="image",
+    projection_norm="patch",
+    pooling="class",
+    distillation_token=False,
+    initialisation="truncated",
+)
+
+PRESETS = {
+    # The published model, and the size that its authors name for 224×224 (head counts there: as in the small one).
+    "titn_paper": PAPER,
+    "titn_paper_224": replace(
+        PAPER, image_size=(224, 224), patch_size=16, pixel_size=4, inner_width=24, outer_width=384
+    ),
+    # The paper's comparison student: the same without distillation, read from the class token.
+    "tnt_paper": replace(PAPER, distillation_token=False, pooling="class"),
+    # Han et al. 2021, table 1.
+    "tnt_ti": replace(TNT, inner_width=12, inner_heads=2, outer_width=192, outer_heads=3),
+    "tnt_s": TNT,
+    "tnt_b": replace(TNT, inner_width=40, outer_width=640, outer_heads=10),
+    # Ours, for a laptop: smaller patches, few and narrow layers, pixels that see across patch borders, outer tokens from
+    # the image. Chosen for speed on two cores and not yet tuned.
+    "titn_nano": replace(
+        PAPER,
+        patch_size=4,
+        inner_width=16,
+        inner_heads=2,
+        outer_width=128,
+        outer_heads=4,
+        depth=5,
+        mlp_ratio=2,
+        pixel_embedding="conv_across",
+        outer_tokens="image",
+        initialisation="truncated",
+    ),
+}
+PRESETS = {name: replace(config, name=name) for name, config in PRESETS.items()}

@@ -1,0 +1,505 @@
+"""One training loop, from a laptop's CPU to many GPUs.
+
+Lightning Fabric carries it: devices, processes (`torchrun`) and mixed precision, while the loop stays here, in sight.
+(Hugging Face Accelerate does the same; Fabric needs fewer packages and leaves the data to us.)
+
+A run can be stopped anywhere and started again: every random draw belongs to (seed, epoch, step), so a checkpoint needs
+to say only where the run is. Each process prepares the whole batch and trains on its share of it: one process and many
+see the same pictures.
+"""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from .augment import augment, cutmix, normalise
+from .datasets import DataSplits, ImageSet, load_data, subset
+from .distillation import MixedLabels, Objective, ask_teacher, freeze
+from .errors import Interrupted, TITNError
+from .files import make_folder, write_atomically
+from .models import Preprocessing, count_macs, count_parameters, create_model, load_model, save_model
+from .recipes import Recipe, Run
+from .records import RECORD, Record, hardware, load_record, save_record, versions
+from .teachers import Teacher
+
+WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
+CHECKPOINT_SECONDS = 30.0
+
+
+def train(
+    run: Run,
+    out: str | Path,
+    *,
+    teacher_folder: str | Path | None = None,
+    device: str = "auto",
+    minutes: float | None = None,
+    quiet: bool = False,
+) -> Record:
+    """Make a run: its weights, its record. What is finished is loaded, what was cut off goes on where it was.
+
+    Args:
+        out: the folder for model.safetensors and record.json, and for checkpoint.pt until the run has finished.
+        teacher_folder: where the teacher's run is, or will be made; `out`/teacher by default.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        minutes: stop after so long, with a checkpoint.
+        quiet: no progress bar.
+
+    Raises:
+        Interrupted: Ctrl-C, SIGTERM or the time limit; the same call goes on from the checkpoint.
+        TITNError: `out` holds another run, or something in the run doesn't fit; nothing half-written is left behind.
+    """
+    out = make_folder(out)
+    if (out / RECORD).exists():
+        record = load_record(out)
+        check_same(record.run, run, out)
+        return record
+    started = time.monotonic()
+    teacher = None
+    if isinstance(run.teacher, Run):
+        folder = Path(teacher_folder or out / "teacher")
+        train(run.teacher, folder, device=device, minutes=minutes, quiet=quiet)
+        teacher = load_model(folder / WEIGHTS)
+    elif run.teacher:
+        teacher = load_model(run.teacher)
+    left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+    fabric = start_fabric(run.recipe.precision, device)
+    data = load_data(run.data, run.image_size)
+    try:
+        return Training(run, out, data, teacher, fabric).finish(left, quiet)
+    except RuntimeError as problem:
+        if isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem):
+            raise TITNError(
+                f"a batch of {run.recipe.batch_size} pictures doesn't fit in memory with {run.model}: choose a smaller "
+                "batch_size (--batch-size)"
+            ) from problem
+        raise
+
+
+def compare(
+    run: Run, out: str | Path, *, device: str = "auto", minutes: float | None = None, quiet: bool = False
+) -> dict[str, Record]:
+    """The teacher, the student alone (on labels only) and the distilled student: three runs below one folder.
+
+    Args and errors as in `train`.
+    """
+    out = make_folder(out)
+    started = time.monotonic()
+    parts: dict[str, Run] = {}
+    if isinstance(run.teacher, Run):
+        parts["teacher"] = run.teacher
+    parts["alone"] = dataclasses.replace(run, distillation="none", teacher=None)
+    if run.distillation != "none":
+        parts["distilled"] = run
+    records = {}
+    for name, part in parts.items():
+        left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+        records[name] = train(
+            part, out / name, teacher_folder=out / "teacher", device=device, minutes=left, quiet=quiet
+        )
+    return records
+
+
+def check_same(there: Run, wanted: Run, out: Path) -> None:
+    """Raises TITNError if the run in a folder isn't the one that is wanted."""
+    a, b = (json.loads(json.dumps(dataclasses.asdict(run))) for run in (there, wanted))
+    if a != b:
+        differ = [name for name in b if name != "recipe" and a.get(name) != b[name]]
+        differ += [name for name, value in b["recipe"].items() if a["recipe"].get(name) != value]
+        raise TITNError(f"{out} holds another run ({', '.join(differ)} differ): choose another folder, or delete that one")
+
+
+# --- the machine -------------------------------------------------------------------------------------------------------
+
+
+def start_fabric(precision: str, device: str = "auto") -> Fabric:
+    """Fabric for this process: alone, or one of those that `torchrun` started.
+
+    Raises:
+        TITNError: a GPU was asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TITNError("no GPU that PyTorch can use is here: choose --device cpu, or install PyTorch for your GPU")
+    accelerator = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        precision=choose_precision(accelerator) if precision == "auto" else precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def choose_precision(accelerator: str) -> str:
+    """bfloat16 where the processor has instructions for it; else float16 on a GPU and float32 on a CPU."""
+    if accelerator == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16-mixed" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "32-true"
+
+
+@contextmanager
+def stop_requests(minutes: float | None) -> Iterator[Callable[[], str]]:
+    """Collects Ctrl-C, SIGTERM and the time limit, so that training can end between two steps.
+
+    Yields a function that says why to stop, or "". A second Ctrl-C interrupts at once.
+    """
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    asked = []
+
+    def note(number: int, _: object) -> None:
+        asked.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            before[number] = signal.signal(number, note)
+        except ValueError:  # not the main thread: signals go elsewhere
+            continue
+    try:
+        yield lambda: asked[0] if asked else ("the time limit" if time.monotonic() > deadline else "")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- one run -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Place:
+    """Where a run is: so many epochs done, so many steps of the next, and what has been measured."""
+
+    epoch: int = 0
+    step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+
+
+class Training:
+    """A run under way.
+
+    Raises:
+        TITNError: the batch, the teacher or the model doesn't fit the data.
+    """
+
+    def __init__(self, run: Run, out: Path, data: DataSplits, teacher: nn.Module | None, fabric: Fabric):
+        self.run, self.recipe, self.out, self.data, self.fabric = run, run.recipe, out, data, fabric
+        recipe, processes = self.recipe, fabric.world_size
+        self.train_set = subset(data.train, recipe.train_images, data.name)
+        self.validation_set = subset(data.validation, recipe.test_images, data.name)
+        self.test_set = subset(data.test, recipe.test_images, data.name)
+        if recipe.batch_size > len(self.train_set):
+            raise TITNError(
+                f"a batch of {recipe.batch_size} is more than the {len(self.train_set)} training pictures of "
+                f"{data.name}: choose a smaller batch_size (--batch-size)"
+            )
+        if recipe.batch_size % processes:
+            raise TITNError(
+                f"a batch of {recipe.batch_size} can't be shared by {processes} processes: choose a batch_size that "
+                f"{processes} divides"
+            )
+        self.steps = len(self.train_set) // recipe.batch_size
+        share = recipe.batch_size // processes
+        self.share = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
+
+        self.preprocessing = Preprocessing(data.name, data.classes, data.mean, data.std)
+        fits = {"num_classes": len(data.classes), "in_channels": data.in_channels, "image_size": data.image_size}
+        torch.manual_seed(run.seed)
+        self.network = create_model(run.model, **{**fits, **run.model_settings})
+        self.teacher = self.admit(teacher, fits)
+        objective = Objective(
+            self.network,
+            run.distillation,
+            self.teacher,
+            recipe.temperature,
+            recipe.feature_weight,
+            recipe.label_smoothing,
+        )
+        if processes > 1 and fabric.device.type == "cuda":
+            objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+        self.objective, self.optimizer = fabric.setup(objective, make_optimizer(objective, recipe))
+        self.ema = None
+        if recipe.ema_decay:
+            self.ema = AveragedModel(
+                self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
+            )
+        self.place = Place()
+
+    def admit(self, teacher: nn.Module | None, fits: dict[str, object]) -> Teacher | None:
+        """The teacher, frozen and on the device, if it can teach on these pictures."""
+        if teacher is None:
+            return None
+        if not isinstance(teacher, Teacher):
+            raise TITNError(f"{self.run.teacher} holds a student, not a teacher: give the weights of a teacher")
+        for name, value in fits.items():
+            if getattr(teacher.config, name) != value:
+                raise TITNError(
+                    f"the teacher was made for {name}={getattr(teacher.config, name)}, and {self.data.name} needs "
+                    f"{name}={value}: train a teacher on {self.data.name}"
+                )
+        return freeze(self.fabric.to_device(teacher))
+
+    def finish(self, minutes: float | None, quiet: bool) -> Record:
+        """Train to the end, measure, and leave weights and record behind."""
+        self.resume()
+        saved = sitting = time.monotonic()
+        seconds_before = self.place.seconds
+        batch, total = self.recipe.batch_size, self.recipe.epochs * self.steps
+        bar = tqdm(
+            total=total * batch,
+            initial=(self.place.epoch * self.steps + self.place.step) * batch,
+            unit=" images",
+            unit_scale=True,
+            desc=f"{self.run.model} ({self.run.distillation})" if self.teacher else self.run.model,
+            disable=quiet or not self.fabric.is_global_zero,
+        )
+        with stop_requests(minutes) as stop, bar:
+            self.show(bar)
+            while self.place.epoch < self.recipe.epochs:
+                order = np.random.default_rng([self.run.seed, self.place.epoch, 0]).permutation(len(self.train_set))
+                self.objective.train()
+                while self.place.step < self.steps:
+                    began = time.monotonic()
+                    self.train_step(order)
+                    self.place.step += 1
+                    now = time.monotonic()
+                    self.place.training_seconds += now - began
+                    self.place.seconds = seconds_before + now - sitting
+                    bar.update(batch)
+                    if reason := self.agree(stop()):
+                        self.save_checkpoint()
+                        raise Interrupted(
+                            f"stopped by {reason} in epoch {self.place.epoch + 1} of {self.recipe.epochs}; "
+                            f"the same command goes on from {self.out / CHECKPOINT}"
+                        )
+                    if now - saved > CHECKPOINT_SECONDS:
+                        self.save_checkpoint()
+                        saved = time.monotonic()
+                self.end_epoch()
+                self.place.seconds = seconds_before + time.monotonic() - sitting
+                self.show(bar)
+        return self.conclude()
+
+    def train_step(self, order: np.ndarray) -> None:
+        """One step of the optimizer, on one batch over all processes."""
+        place, recipe = self.place, self.recipe
+        rng = np.random.default_rng([self.run.seed, place.epoch, 1 + place.step])
+        images, labels = self.batch(order, rng)
+        torch.manual_seed(int(rng.integers(2**62)) + self.fabric.global_rank)
+        answer = None
+        if self.teacher is not None:
+            with self.fabric.autocast():
+                answer = ask_teacher(self.teacher, images)
+        loss, logits = self.objective(images, labels, answer)
+        self.fabric.backward(loss)
+        if recipe.clip_norm:
+            self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)
+        self.lr = learning_rate(recipe, place.epoch * self.steps + place.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update_parameters(self.network)
+        right = (logits.argmax(dim=-1) == labels.first).float().mean()
+        self.sums += torch.stack([loss.detach(), 100 * right])
+
+    def batch(self, order: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, MixedLabels]:
+        """This process's share of the step's pictures, augmented and normalised, and their labels."""
+        start = self.place.step * self.recipe.batch_size
+        chosen = self.train_set[order[start : start + self.recipe.batch_size]]
+        images, labels = augment(chosen.images, self.recipe.augmentation, rng), MixedLabels(chosen.labels, chosen.labels)
+        if self.recipe.cutmix:
+            images, labels = cutmix(images, chosen.labels, rng, self.recipe.cutmix)
+        images = normalise(self.fabric.to_device(images[self.share]), self.data.mean, self.data.std)
+        first, second = (self.fabric.to_device(part[self.share]) for part in labels[:2])
+        return images, MixedLabels(first, second, labels.weight)
+
+    def end_epoch(self) -> None:
+        """Measure on the validation split and step over to the next epoch."""
+        place = self.place
+        loss, top1 = (self.fabric.all_reduce(self.sums) / self.steps).tolist()
+        if not math.isfinite(loss):
+            raise TITNError(
+                f"training diverged in epoch {place.epoch + 1} (the loss is {loss}): choose a lower lr, a longer "
+                "warm-up or clip_norm=1"
+            )
+        measured = evaluate(self.trained(), self.validation_set, self.preprocessing, self.fabric)
+        place.curve.append(
+            {
+                "epoch": place.epoch + 1,
+                "lr": self.lr,
+                "train_loss": loss,
+                "train_top1": top1,
+                "validation_loss": measured["loss"],
+                "validation_top1": measured["top1"],
+                "validation_top5": measured["top5"],
+            }
+        )
+        place.epoch, place.step = place.epoch + 1, 0
+        self.sums.zero_()
+
+    def conclude(self) -> Record:
+        """Weights and record of a run that has come to its end; the only place where the test split is read."""
+        network = self.trained().eval()
+        validation, test = (
+            evaluate(network, part, self.preprocessing, self.fabric, exact=True)
+            for part in (self.validation_set, self.test_set)
+        )
+        learned = self.recipe.epochs * self.steps * self.recipe.batch_size
+        record = Record(
+            run=self.run,
+            parameters=count_parameters(network),
+            macs=count_macs(network),
+            curve=self.place.curve,
+            validation=validation,
+            test=test,
+            seconds=round(self.place.seconds, 1),
+            images_per_second=round(learned / max(self.place.training_seconds, 1e-9), 1),
+            hardware=hardware(self.fabric.strategy.precision.precision, self.fabric.world_size, self.fabric.device),
+            versions=versions(),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        if self.fabric.is_global_zero:
+            save_model(network, self.out / WEIGHTS, self.preprocessing)
+            save_record(record, self.out / RECORD)
+            (self.out / CHECKPOINT).unlink(missing_ok=True)
+        self.fabric.barrier()
+        return record
+
+    def trained(self) -> nn.Module:
+        """The network to measure and keep: the moving average where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+    def agree(self, reason: str) -> str:
+        """The first process decides for all."""
+        if self.fabric.world_size == 1:
+            return reason
+        flag = torch.tensor(float(bool(reason)), device=self.fabric.device)
+        return (reason or "another process") if self.fabric.all_reduce(flag, reduce_op="sum") > 0 else ""
+
+    def show(self, bar: tqdm) -> None:
+        text = f"epoch {min(self.place.epoch + 1, self.recipe.epochs)}/{self.recipe.epochs}"
+        if self.place.curve:
+            last = self.place.curve[-1]
+            text += f", validation loss {last['validation_loss']:.3f}, top-1 {last['validation_top1']:.1f} %"
+            text += f", top-5 {last['validation_top5']:.1f} %"
+        bar.set_postfix_str(text)
+
+    def save_checkpoint(self) -> None:
+        """Everything the run needs to go on as if it had never stopped, in one file, whole or not at all."""
+        if not self.fabric.is_global_zero:
+            return
+        state = {
+            "run": json.dumps(dataclasses.asdict(self.run)),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "place": dataclasses.asdict(self.place),
+            "sums": self.sums.cpu(),
+        }
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_atomically(self.out / CHECKPOINT, content.getvalue())
+
+    def resume(self) -> None:
+        """Go back to where the checkpoint is, if there is one."""
+        self.sums = torch.zeros(2, device=self.fabric.device)
+        path = self.out / CHECKPOINT
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            there = Run.from_dict(json.loads(state["run"]))
+        except Exception as problem:  # torch.load raises many kinds for a damaged file
+            raise TITNError(f"the checkpoint {path} is damaged: delete it to start this run afresh") from problem
+        check_same(there, self.run, self.out)
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.place = Place(**state["place"])
+        self.sums = state["sums"].to(self.fabric.device)
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """A linear warm-up, then half a cosine from `lr` down to `min_lr` at the last step."""
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return recipe.lr * (step + 1) / warmup
+    last = max(recipe.epochs * steps_per_epoch - 1, warmup + 1)
+    along = (step - warmup) / (last - warmup)
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * min(along, 1.0))) / 2
+
+
+def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD decays all weights, as published; AdamW decays matrices and not biases, norms and token tables."""
+    parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            [p for _, p in parameters], lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
+        )
+    decayed = [p for name, p in parameters if p.ndim > 1 and name.endswith("weight")]
+    others = [p for name, p in parameters if p.ndim <= 1 or not name.endswith("weight")]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.lr)
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module, images: Tensor, preprocessing: Preprocessing, batch_size: int = 500
+) -> Float[Tensor, "picture classes"]:
+    """Logits of "picture channel height width" bytes, in evaluation mode, on the network's device."""
+    was_training, device = network.training, next(network.parameters()).device
+    network.eval()
+    mean, std = preprocessing.mean, preprocessing.std
+    parts = [network(normalise(part.to(device), mean, std)).float() for part in images.split(batch_size)]
+    network.train(was_training)
+    return torch.cat(parts)
+
+
+def evaluate(
+    network: nn.Module, part: ImageSet, preprocessing: Preprocessing, fabric: Fabric | None = None, exact: bool = False
+) -> dict[str, float]:
+    """Loss, top-1 and top-5 (per cent) on a split, and its number of pictures.
+
+    Args:
+        fabric: share the work with the other processes, in its precision.
+        exact: in float32 whatever Fabric's precision, so that the figure can be measured again anywhere.
+    """
+    rank, processes = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+    mine = part[np.arange(rank, len(part), processes)]
+    with fabric.autocast() if fabric and not exact else nullcontext():
+        logits = predict(network, mine.images, preprocessing)
+    labels = mine.labels.to(logits.device)
+    ranked = logits.topk(min(5, logits.shape[1]), dim=-1).indices == labels[:, None]
+    sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum"), ranked[:, 0].sum(), ranked.sum()])
+    if fabric:
+        sums = fabric.all_reduce(sums, reduce_op="sum")
+    loss, top1, top5 = (sums / len(part)).tolist()
+    return {"loss": loss, "top1": 100 * top1, "top5": 100 * top5, "pictures": len(part)}

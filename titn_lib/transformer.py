@@ -1,0 +1,205 @@
+"""The transformer's pieces, written once and used by every model: attention, MLP, layer, positions, heads.
+
+Shapes use one vocabulary throughout the library:
+
+    batch   pictures              patch   patches of a picture     pixel   pixel tokens of a patch
+    token   tokens of a stream    width   numbers per token        head    attention heads
+    query, key                    the token that looks, the token looked at
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import TITNError
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, eq. 1): softmax(Q Kᵀ / √head_width) V.
+
+    The product is written out: heads of 3 numbers among 16 tokens are too small for a fused kernel to pay, and the
+    attention is there for those who ask.
+    """
+
+    def __init__(self, width: int, heads: int, bias: bool = True):
+        super().__init__()
+        if width % heads:
+            raise TITNError(f"a width of {width} can't be shared by {heads} heads: choose a number that divides {width}")
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key = nn.Linear(width, width, bias=bias)
+        self.value = nn.Linear(width, width, bias=bias)
+        self.output = nn.Linear(width, width)
+
+    def forward(
+        self, tokens: Float[Tensor, "*batch token width"]
+    ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"]]:
+        """Returns the update of every token, and the attention (rows are queries and sum to 1)."""
+        query, key, value = (
+            rearrange(projection(tokens), "... token (head width) -> ... head token width", head=self.heads)
+            for projection in (self.query, self.key, self.value)
+        )
+        attention = (query * self.scale @ key.transpose(-2, -1)).softmax(dim=-1)
+        update = rearrange(attention.to(value.dtype) @ value, "... head token width -> ... token (head width)")
+        return self.output(update), attention
+
+
+class MLP(nn.Sequential):
+    """Two linear maps around a GELU, token by token; the hidden layer is `ratio` times as wide."""
+
+    def __init__(self, width: int, ratio: float = 4):
+        hidden = int(width * ratio)
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer: x += Attention(LN(x)); x += MLP(LN(x))."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4, bias: bool = True):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, bias)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_ratio)
+
+    def forward(
+        self, tokens: Float[Tensor, "*batch token width"]
+    ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"]]:
+        update, attention = self.attention(self.attention_norm(tokens))
+        tokens = tokens + update
+        return tokens + self.mlp(self.mlp_norm(tokens)), attention
+
+
+class AttentionMaps(NamedTuple):
+    """What every block attended to; each row (a query) sums to 1.
+
+    `inner` is empty for a model without an inner stream.
+    """
+
+    inner: list[Float[Tensor, "batch patch head query key"]]
+    outer: list[Float[Tensor, "batch head query key"]]
+
+
+class Encoding(NamedTuple):
+    """The outer tokens after every block (class, patches, distillation), and the attention if it was asked for."""
+
+    blocks: list[Float[Tensor, "batch token width"]]
+    attention: AttentionMaps
+
+
+class TokenLogits(NamedTuple):
+    """What a model with a distillation token returns in training: the logits of its two heads."""
+
+    class_logits: Float[Tensor, "batch classes"]
+    distillation_logits: Float[Tensor, "batch classes"]
+
+
+class Heads(nn.Module):
+    """From the outer tokens to logits: LayerNorm → Linear on the class side, the same again on the distillation token.
+
+    Args:
+        pooling: what the class head reads: the "class" token, or the "mean" of class and patch tokens (TITN).
+        distillation: whether the last token is a distillation token with a head of its own.
+    """
+
+    def __init__(self, width: int, num_classes: int, pooling: Literal["class", "mean"], distillation: bool):
+        super().__init__()
+        self.pooling = pooling
+        self.class_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
+        self.distillation_head = (
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes)) if distillation else None
+        )
+
+    def forward(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch classes"] | TokenLogits:
+        """Both heads' logits in training, their mean in evaluation (Touvron et al. 2021, section 3)."""
+        both = self.both(tokens)
+        if not isinstance(both, TokenLogits) or self.training:
+            return both
+        return (both.class_logits + both.distillation_logits) / 2
+
+    def both(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch classes"] | TokenLogits:
+        """The heads' logits apart, whatever the mode."""
+        last = -1 if self.distillation_head is not None else None
+        pooled = tokens[:, 0] if self.pooling == "class" else tokens[:, :last].mean(dim=1)
+        class_logits = self.class_head(pooled)
+        if self.distillation_head is None:
+            return class_logits
+        return TokenLogits(class_logits, self.distillation_head(tokens[:, -1]))
+
+
+class TokenClassifier(nn.Module):
+    """What TITN and ViT share: pictures → outer tokens (`encode`, theirs) → logits (`heads`)."""
+
+    GRID_TABLES: tuple[str, ...] = ()  # learned tables with one row a patch, between the class and distillation rows
+    heads: Heads
+    token_width: int  # of the outer stream
+
+    def initialise(self, tables: list[nn.Parameter], how: Literal["normal", "truncated"]) -> None:
+        """Draw fresh weights from torch's global generator; `titn.TITNConfig` says what the two ways are."""
+        for table in tables:
+            nn.init.normal_(table) if how == "normal" else nn.init.trunc_normal_(table, std=0.02)
+        for module in self.modules():
+            if how == "truncated" and isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def encode(self, images: Float[Tensor, "batch channel height width"], return_attention: bool = False) -> Encoding:
+        """The outer tokens after every block, and the attention if asked for."""
+        raise NotImplementedError
+
+    def forward(
+        self, images: Float[Tensor, "batch channel height width"], return_attention: bool = False
+    ) -> Tensor | TokenLogits | tuple[Tensor | TokenLogits, AttentionMaps]:
+        """Logits of normalised pictures.
+
+        Returns:
+            "batch classes" logits; in training, with a distillation token, both heads' (`TokenLogits`).
+            With `return_attention`, a pair: the logits and the `AttentionMaps`.
+
+        Raises:
+            TITNError: the pictures have another size or number of channels than the model takes.
+        """
+        encoding = self.encode(images, return_attention)
+        logits = self.heads(encoding.blocks[-1])
+        return (logits, encoding.attention) if return_attention else logits
+
+
+def check_patches(image_size: tuple[int, int], patch_size: int) -> None:
+    """Raises TITNError unless pictures of that height and width fall into whole patches."""
+    height, width = image_size
+    if height % patch_size or width % patch_size:
+        raise TITNError(
+            f"pictures of {height}×{width} can't be cut into patches of {patch_size}: choose an image_size that "
+            f"{patch_size} divides, or another patch_size"
+        )
+
+
+def check_images(images: Tensor, in_channels: int, image_size: tuple[int, int]) -> None:
+    """Raises TITNError unless the images are "batch channel height width" of the size the model takes."""
+    wanted = (in_channels, *image_size)
+    if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
+        raise TITNError(
+            f"this model takes batches of {'×'.join(map(str, wanted))} pictures (channels × height × width) and got "
+            f"{'×'.join(map(str, images.shape))}: resize the pictures, or make a model for them with image_size=… "
+            "and in_channels=… (load_model(path, image_size=…) adapts trained weights to another size)"
+        )
+
+
+def interpolate_table(
+    table: Float[Tensor, "rows width"], old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[Tensor, "new_rows width"]:
+    """Resample a learned table to another grid of patches (bicubic, as DeiT does).
+
+    The first row (class) and any rows after the grid (distillation) stay as they are.
+    """
+    patches = old_grid[0] * old_grid[1]
+    first, grid, last = table[:1], table[1 : 1 + patches], table[1 + patches :]
+    grid = rearrange(grid, "(row column) width -> 1 width row column", row=old_grid[0])
+    grid = F.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([first, rearrange(grid, "1 width row column -> (row column) width"), last])
