@@ -87,12 +87,17 @@ class Source:
     image_size: tuple[int, int] = (32, 32)
 
 
+def checkout() -> Path | None:
+    """The top of the checkout that this library is used from, if it is."""
+    top = Path(__file__).resolve().parent.parent
+    return top if (top / "pyproject.toml").exists() else None
+
+
 def data_folder() -> Path:
     """Where data sets are kept: TITN_DATA, else data/ of the checkout, else data/ where you are."""
     if named := os.environ.get("TITN_DATA"):
         return Path(named).expanduser()
-    checkout = Path(__file__).resolve().parent.parent
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "data"
+    return (checkout() or Path.cwd()) / "data"
 
 
 def load_data(name: str, image_size: tuple[int, int] | None = None) -> DataSplits:
@@ -162,7 +167,7 @@ def measure(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
 
-# --- the data sets by name ---------------------------------------------------------------------------------------------
+# --- the data sets by name
 
 
 def read_digits(_: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
@@ -229,22 +234,22 @@ def damaged(file: Path) -> TITNError:
     return TITNError(f"{file} is damaged or cut short: delete it, and it will be downloaded again (or copy it again)")
 
 
-PAPER_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 SOURCES = {
     "digits": Source(read_digits, "handwritten digits, 8×8 grey, 1,797; comes with scikit-learn", image_size=(16, 16)),
     "mnist": Source(read_mnist(tv.MNIST), "handwritten digits, 28×28 grey, 70,000", (0.1307,), (0.3081,)),
     "fashion_mnist": Source(read_mnist(tv.FashionMNIST), "clothes, 28×28 grey, 70,000", (0.2860,), (0.3530,)),
-    "cifar10": Source(read_cifar(tv.CIFAR10), "ten kinds of things, 32×32 colour, 60,000", **PAPER_CIFAR),
-    "cifar100": Source(read_cifar(tv.CIFAR100), "a hundred kinds of things, 32×32 colour, 60,000", **PAPER_CIFAR),
+    "cifar10": Source(read_cifar(tv.CIFAR10), "ten kinds of things, 32×32 colour, 60,000", CIFAR_MEAN, CIFAR_STD),
+    "cifar100": Source(
+        read_cifar(tv.CIFAR100), "a hundred kinds of things, 32×32 colour, 60,000", CIFAR_MEAN, CIFAR_STD
+    ),
 }
 
 
-# --- a reader's own pictures -------------------------------------------------------------------------------------------
+# --- a reader's own pictures
 
 
-def read_folder(
-    folder: Path, size: tuple[int, int]
-) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
+def read_folder(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
     """Pictures in a subfolder for each class; where there are train/ and test/, those are the split."""
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         train, classes = read_classes(folder / "train", size)
@@ -289,10 +294,10 @@ def read_picture(
         raise TITNError(f"picture files have 1 or 3 channels, not {in_channels}: give such a model tensors instead")
     try:
         with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture).convert(modes[in_channels])
-            picture = ImageOps.fit(picture, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
+            upright = ImageOps.exif_transpose(picture).convert(modes[in_channels])
+            fitted = ImageOps.fit(upright, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
     except FileNotFoundError as problem:
         raise TITNError(f"there is no picture {path}: check the path") from problem
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
         raise TITNError(f"{path} is not a picture or is damaged: remove it or save it again") from problem
-    return torch.from_numpy(np.array(picture).reshape(*image_size, in_channels)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(fitted).reshape(*image_size, in_channels)).permute(2, 0, 1).contiguous()

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .classifier import Classifier
 from .errors import TITNError, unknown
 from .teachers import Teacher
 from .transformer import Encoding, TokenClassifier, TokenLogits
@@ -35,7 +36,7 @@ class TeacherAnswer(NamedTuple):
     """What a teacher says of a batch: its logits, and a feature map for each of its stages."""
 
     logits: Float[Tensor, "batch classes"]
-    maps: list[Float[Tensor, "batch channel height width"]]
+    maps: list[Float[Tensor, "batch _channel _height _width"]]
 
 
 def freeze(teacher: Teacher) -> Teacher:
@@ -79,7 +80,7 @@ def soft_loss(
     teacher_logits: Float[Tensor, "batch classes"],
     temperature: float = 4.0,
 ) -> Float[Tensor, ""]:
-    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), summed over classes, a mean over pictures (Hinton et al. 2015).
+    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over pictures (Hinton et al. 2015).
 
     T² keeps the gradient's size when T changes.
     """
@@ -114,7 +115,7 @@ class FeatureLoss(nn.Module):
     def forward(
         self,
         blocks: list[Float[Tensor, "batch token width"]],
-        maps: list[Float[Tensor, "batch channel height width"]],
+        maps: list[Float[Tensor, "batch _channel _height _width"]],
     ) -> Float[Tensor, ""]:
         patches = self.grid[0] * self.grid[1]
         losses = []
@@ -145,7 +146,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Classifier,
         method: str = "none",
         teacher: Teacher | None = None,
         temperature: float = 4.0,

@@ -1,10 +1,9 @@
 """Every model by name: create it, count it, save it, load it."""
 
 import json
-import struct
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,36 +12,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import teachers, titn, vit
+from .classifier import Classifier, Preprocessing
 from .errors import TITNError, unknown
 from .files import write_atomically
 from .transformer import TokenClassifier, interpolate_table
 
-Config = titn.TITNConfig | vit.ViTConfig | teachers.TeacherConfig
-Model = titn.TITN | vit.ViT | teachers.Teacher
+Configs = titn.TITNConfig | vit.ViTConfig | teachers.TeacherConfig
 
-FAMILIES: dict[str, tuple[type, type]] = {
+FAMILIES: dict[str, tuple[type[Classifier], type]] = {
     "titn": (titn.TITN, titn.TITNConfig),
     "vit": (vit.ViT, vit.ViTConfig),
     "teacher": (teachers.Teacher, teachers.TeacherConfig),
 }
-STUDENTS: dict[str, Config] = {**titn.PRESETS, **vit.PRESETS}
-TEACHERS: dict[str, Config] = {**teachers.PRESETS}
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a trained model must be told about pictures: the names of its classes, and how its inputs were normalised.
-
-    Attributes:
-        data: the data set it was trained on.
-        classes: a name for each logit.
-        mean, std: one value a channel, for channels scaled to 0–1.
-    """
-
-    data: str
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+STUDENTS: dict[str, Configs] = {**titn.PRESETS, **vit.PRESETS}
+TEACHERS: dict[str, Configs] = {**teachers.PRESETS}
 
 
 def list_models() -> list[str]:
@@ -50,7 +33,7 @@ def list_models() -> list[str]:
     return [*STUDENTS, *TEACHERS]
 
 
-def create_model(name: str, **settings: object) -> Model:
+def create_model(name: str, **settings: object) -> Classifier:
     """A fresh model with random weights, drawn from torch's global generator.
 
     Args:
@@ -67,7 +50,7 @@ def create_model(name: str, **settings: object) -> Model:
     return build(presets[name], settings)
 
 
-def build(config: Config, settings: dict[str, object]) -> Model:
+def build(config: Configs, settings: dict[str, object]) -> Classifier:
     """The model that a configuration describes, with some of its settings changed."""
     known = [field.name for field in fields(config)]
     for setting in settings:
@@ -83,7 +66,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def count_macs(model: Model) -> int:
+def count_macs(model: Classifier) -> int:
     """Multiply-accumulate operations for one picture, by torch's own counter (matrix products and convolutions)."""
     device = next(model.parameters()).device
     images = torch.zeros(1, model.config.in_channels, *model.config.image_size, device=device)
@@ -95,7 +78,7 @@ def count_macs(model: Model) -> int:
 
 
 def save_model(
-    model: Model, path: str | Path, preprocessing: Preprocessing | None = None, dtype: torch.dtype | None = None
+    model: Classifier, path: str | Path, preprocessing: Preprocessing | None = None, dtype: torch.dtype | None = None
 ) -> None:
     """Save weights as safetensors, with the model's settings and its preprocessing inside.
 
@@ -110,13 +93,13 @@ def save_model(
         name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    about = {"family": family, "config": json.dumps(asdict(model.config))}
+    about = {"family": family, "config": json.dumps(asdict(cast(Configs, model.config)))}
     if preprocessing:
         about["preprocessing"] = json.dumps(asdict(preprocessing))
     write_atomically(path, save(weights, metadata=about))
 
 
-def load_model(path: str | Path, image_size: tuple[int, int] | None = None) -> Model:
+def load_model(path: str | Path, image_size: tuple[int, int] | None = None) -> Classifier:
     """A trained model in evaluation mode, from the file alone; `model.preprocessing` holds what was saved with it.
 
     Args:
@@ -149,9 +132,9 @@ def load_model(path: str | Path, image_size: tuple[int, int] | None = None) -> M
             f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or "
             "copy it again"
         ) from problem
-    model.preprocessing = (
-        Preprocessing(**{k: v if k == "data" else tuple(v) for k, v in preprocessing.items()}) if preprocessing else None
-    )
+    if preprocessing:
+        lists = {name: tuple(value) for name, value in preprocessing.items() if name != "data"}
+        model.preprocessing = Preprocessing(preprocessing["data"], **lists)
     return model.eval()
 
 
@@ -165,6 +148,8 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as problem:
-        raise TITNError(f"there is no weights file {path}: check the path, or train one with `titn distil`") from problem
-    except (SafetensorError, OSError, struct.error) as problem:
+        raise TITNError(
+            f"there is no weights file {path}: check the path, or train one with `titn distil`"
+        ) from problem
+    except (SafetensorError, OSError) as problem:
         raise TITNError(f"{path} is not a whole safetensors file ({problem}): train or copy it again") from problem

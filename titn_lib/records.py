@@ -50,6 +50,11 @@ def save_record(record: Record, path: Path) -> None:
     write_atomically(path, json.dumps(dataclasses.asdict(record), indent=1).encode())
 
 
+def pack(records: dict[str, Record]) -> bytes:
+    """Several records in one file."""
+    return json.dumps({name: dataclasses.asdict(record) for name, record in records.items()}, indent=1).encode()
+
+
 def load_record(path: str | Path) -> Record:
     """The record in a file, or in a folder's record.json.
 
@@ -64,7 +69,9 @@ def load_record(path: str | Path) -> Record:
     except FileNotFoundError as problem:
         raise TITNError(f"there is no record {path}: check the path, or make the run first") from problem
     except (ValueError, KeyError, TypeError) as problem:
-        raise TITNError(f"{path} is not a record of titn_lib or is damaged: delete it and make the run again") from problem
+        raise TITNError(
+            f"{path} is not a record of titn_lib or is damaged: delete it and make the run again"
+        ) from problem
 
 
 def hardware(precision: str, processes: int, device: torch.device) -> dict[str, object]:

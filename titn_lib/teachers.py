@@ -11,6 +11,8 @@ through. Adapted here, as is usual on CIFAR:
 
 Every teacher is a chain of stages. A stage begins where the picture is halved, and its output is the feature map that
 feature distillation uses. `vgg7_bn` is ours: a VGG small enough to train on a laptop.
+
+torchvision is imported where a network is built: it takes longer to import than torch itself.
 """
 
 from dataclasses import dataclass
@@ -18,11 +20,9 @@ from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.vgg import make_layers
 
+from .classifier import Classifier
 from .errors import unknown
-from .transformer import check_images
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,10 @@ class TeacherConfig:
     image_size: tuple[int, int] = (32, 32)
 
 
-class Teacher(nn.Module):
+class Teacher(Classifier):
     """A convolutional network in stages: pictures → feature maps → logits."""
+
+    config: TeacherConfig
 
     def __init__(self, config: TeacherConfig):
         super().__init__()
@@ -50,7 +52,7 @@ class Teacher(nn.Module):
 
     def encode(self, images: Float[Tensor, "batch channel height width"]) -> list[Tensor]:
         """The feature map of every stage, finest first, each "batch channel height width"."""
-        check_images(images, self.config.in_channels, self.config.image_size)
+        self.check_images(images)
         maps = []
         for stage in self.stages:
             images = stage(images)
@@ -72,7 +74,9 @@ Layers = tuple[list[nn.Module], int, list[int]]
 
 def build_vgg(plan: list[int | str], in_channels: int) -> Layers:
     """Convolutions of the given widths, each with batch normalisation and ReLU; "M" halves the picture."""
-    layers = list(make_layers(plan, batch_norm=True))  # type: ignore[arg-type]
+    from torchvision.models.vgg import make_layers
+
+    layers = list(make_layers(plan, batch_norm=True))
     layers[0] = nn.Conv2d(in_channels, int(plan[0]), kernel_size=3, padding=1)
     poolings = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
     for layer in layers:
@@ -83,7 +87,10 @@ def build_vgg(plan: list[int | str], in_channels: int) -> Layers:
     return layers, int(plan[-1]), poolings
 
 
-def build_resnet(network: models.ResNet, in_channels: int) -> Layers:
+def build_resnet(name: str, in_channels: int) -> Layers:
+    from torchvision import models
+
+    network = models.get_model(name)
     stem = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     stages = [network.layer1, network.layer2, network.layer3, network.layer4]
@@ -91,6 +98,8 @@ def build_resnet(network: models.ResNet, in_channels: int) -> Layers:
 
 
 def build_mobilenet(in_channels: int) -> Layers:
+    from torchvision import models
+
     network = models.mobilenet_v3_large()
     layers = list(network.features)
     halving = [module for module in network.features.modules() if getattr(module, "stride", 1) == (2, 2)]
@@ -107,6 +116,8 @@ def build_mobilenet(in_channels: int) -> Layers:
 
 
 def build_squeezenet(in_channels: int) -> Layers:
+    from torchvision import models
+
     layers = list(models.squeezenet1_1().features)
     layers[0] = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1)
     nn.init.kaiming_uniform_(layers[0].weight)
@@ -114,15 +125,15 @@ def build_squeezenet(in_channels: int) -> Layers:
     return layers, 512, [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
 
 
-VGG7 = [32, "M", 64, "M", 128, 128, "M", 256, 256]
-VGG16 = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]
-VGG19 = [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4]
+VGG7: list[int | str] = [32, "M", 64, "M", 128, 128, "M", 256, 256]
+VGG16: list[int | str] = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]
+VGG19: list[int | str] = [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4]
 BUILDERS = {
     "vgg7_bn": lambda channels: build_vgg(VGG7, channels),
     "vgg16_bn": lambda channels: build_vgg(VGG16, channels),
     "vgg19_bn": lambda channels: build_vgg(VGG19, channels),
-    "resnet18": lambda channels: build_resnet(models.resnet18(), channels),
-    "resnet50": lambda channels: build_resnet(models.resnet50(), channels),
+    "resnet18": lambda channels: build_resnet("resnet18", channels),
+    "resnet50": lambda channels: build_resnet("resnet50", channels),
     "mobilenet_v3": build_mobilenet,
     "squeezenet": build_squeezenet,
 }

@@ -1,7 +1,8 @@
 """TITN: a transformer in a transformer, with a distillation token (Rahman et al. 2025, arXiv 2502.16762).
 
 An inner stream of pixel tokens runs inside every patch, an outer stream of patch tokens across the picture. In each
-block the inner stream speaks to the outer one. The original TNT (Han et al. 2021) is the same class with other settings.
+block the inner stream speaks to the outer one. The original TNT (Han et al. 2021) is the same class with other
+settings.
 
                         ┌ pixel tokens ─ inner layer ──────────────→ … (depth times)
     picture → patches ──┤                    │ projection
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import TITNError
-from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_images, check_patches
+from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_patches
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class TITNConfig:
         patch_size: side of a patch, in picture elements.
         pixel_size: side of a "pixel" (an inner token), in picture elements; it must divide the patch.
         pixel_embedding: "linear": each pixel's values, flattened, through one Linear (TITN);
-            "conv": a 7×7 convolution inside each patch, padded with zeros at the patch's border (original TNT, timm's `tnt_s`);
-            "conv_across": the same over the whole picture, so that it sees across patch borders (timm's `tnt_s_legacy`).
+            "conv": a 7×7 convolution inside each patch, padded with zeros at its border (original TNT, timm's `tnt_s`);
+            "conv_across": the same over the whole picture, so that it sees across patch borders (timm's legacy TNT).
         outer_tokens: where the outer stream starts: "learned" tables that know nothing of the picture (TITN), or a
             projection of the "image"'s pixel tokens (TNT).
         projection_norm: how pixel tokens reach the outer stream: "pixel": LayerNorm of every pixel token → flatten →
-            Linear (TITN, timm's legacy TNT); "patch": flatten → LayerNorm → Linear without bias → LayerNorm (original TNT).
+            Linear (TITN, timm's legacy TNT); "patch": flatten → LayerNorm → Linear without bias → LayerNorm (original
+            TNT).
         pooling: what the class head reads: the "mean" of class and patch tokens (TITN) or the "class" token (TNT).
         distillation_token: one more outer token, with a head of its own, that learns from the teacher.
         qkv_bias: bias in the query, key and value projections.
@@ -104,7 +106,9 @@ class PixelEmbedding(nn.Module):
         if config.pixel_embedding == "linear":
             self.embed: nn.Module = nn.Linear(config.in_channels * config.pixel_size**2, config.inner_width)
         else:
-            self.embed = nn.Conv2d(config.in_channels, config.inner_width, kernel_size=7, stride=config.pixel_size, padding=3)
+            self.embed = nn.Conv2d(
+                config.in_channels, config.inner_width, kernel_size=7, stride=config.pixel_size, padding=3
+            )
         self.positions = nn.Parameter(torch.empty(config.pixels, config.inner_width))
 
     def forward(
@@ -210,11 +214,12 @@ class Block(nn.Module):
 class TITN(TokenClassifier):
     """The whole model; see `TITNConfig` for its settings and `TokenClassifier.forward` for what it returns."""
 
+    config: TITNConfig
     GRID_TABLES = ("outer_tokens.positions", "outer_tokens.tokens", "outer_tokens.distillation")
 
     def __init__(self, config: TITNConfig):
         super().__init__()
-        self.config: TITNConfig = config
+        self.config = config
         self.pixel_embedding = PixelEmbedding(config)
         self.outer_tokens = OuterTokens(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -225,7 +230,7 @@ class TITN(TokenClassifier):
 
     def encode(self, images: Float[Tensor, "batch channel height width"], return_attention: bool = False) -> Encoding:
         """The outer tokens after every block, and both streams' attention if asked for."""
-        check_images(images, self.config.in_channels, self.config.image_size)
+        self.check_images(images)
         inner = self.pixel_embedding(images)
         outer = self.outer_tokens(inner)
         encoding = Encoding([], AttentionMaps([], []))
@@ -269,8 +274,8 @@ PRESETS = {
     "tnt_ti": replace(TNT, inner_width=12, inner_heads=2, outer_width=192, outer_heads=3),
     "tnt_s": TNT,
     "tnt_b": replace(TNT, inner_width=40, outer_width=640, outer_heads=10),
-    # Ours, for a laptop: smaller patches, few and narrow layers, pixels that see across patch borders, outer tokens from
-    # the image. Chosen for speed on two cores and not yet tuned.
+    # Ours, for a laptop: smaller patches, few and narrow layers, pixels that see across patch borders, outer tokens
+    # from the image. Chosen for speed on two cores and not yet tuned.
     "titn_nano": replace(
         PAPER,
         patch_size=4,

@@ -11,6 +11,7 @@ see the same pictures.
 import dataclasses
 import io
 import json
+import logging
 import math
 import os
 import signal
@@ -20,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,11 +33,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .augment import augment, cutmix, normalise
+from .classifier import Classifier, Preprocessing
 from .datasets import DataSplits, ImageSet, load_data, subset
 from .distillation import MixedLabels, Objective, ask_teacher, freeze
 from .errors import Interrupted, TITNError
 from .files import make_folder, write_atomically
-from .models import Preprocessing, count_macs, count_parameters, create_model, load_model, save_model
+from .models import count_macs, count_parameters, create_model, load_model, save_model
 from .recipes import Recipe, Run
 from .records import RECORD, Record, hardware, load_record, save_record, versions
 from .teachers import Teacher
@@ -117,16 +120,22 @@ def compare(
     return records
 
 
+def differences(there: Run, wanted: Run) -> list[str]:
+    """The settings in which two runs differ."""
+    a, b = (json.loads(json.dumps(dataclasses.asdict(run))) for run in (there, wanted))
+    names = [name for name in b if name != "recipe" and a[name] != b[name]]
+    return names + [name for name, value in b["recipe"].items() if a["recipe"][name] != value]
+
+
 def check_same(there: Run, wanted: Run, out: Path) -> None:
     """Raises TITNError if the run in a folder isn't the one that is wanted."""
-    a, b = (json.loads(json.dumps(dataclasses.asdict(run))) for run in (there, wanted))
-    if a != b:
-        differ = [name for name in b if name != "recipe" and a.get(name) != b[name]]
-        differ += [name for name, value in b["recipe"].items() if a["recipe"].get(name) != value]
-        raise TITNError(f"{out} holds another run ({', '.join(differ)} differ): choose another folder, or delete that one")
+    if names := differences(there, wanted):
+        raise TITNError(
+            f"{out} holds another run ({', '.join(names)} differ): choose another folder, or delete that one"
+        )
 
 
-# --- the machine -------------------------------------------------------------------------------------------------------
+# --- the machine
 
 
 def start_fabric(precision: str, device: str = "auto") -> Fabric:
@@ -137,6 +146,7 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise TITNError("no GPU that PyTorch can use is here: choose --device cpu, or install PyTorch for your GPU")
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each precision
     accelerator = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     fabric = Fabric(
@@ -150,11 +160,21 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
     return fabric
 
 
+def total(fabric: Fabric, values: Tensor) -> Tensor:
+    """The sum over all processes."""
+    return cast(Tensor, fabric.all_reduce(values, reduce_op="sum"))
+
+
+def leads() -> bool:
+    """Whether this process is the one that prints and writes for all."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def choose_precision(accelerator: str) -> str:
     """bfloat16 where the processor has instructions for it; else float16 on a GPU and float32 on a CPU."""
     if accelerator == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16-mixed" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "32-true"
 
 
@@ -169,7 +189,7 @@ def stop_requests(minutes: float | None) -> Iterator[Callable[[], str]]:
 
     def note(number: int, _: object) -> None:
         asked.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -184,7 +204,7 @@ def stop_requests(minutes: float | None) -> Iterator[Callable[[], str]]:
             signal.signal(number, handler)
 
 
-# --- one run -----------------------------------------------------------------------------------------------------------
+# --- one run
 
 
 @dataclass
@@ -205,7 +225,7 @@ class Training:
         TITNError: the batch, the teacher or the model doesn't fit the data.
     """
 
-    def __init__(self, run: Run, out: Path, data: DataSplits, teacher: nn.Module | None, fabric: Fabric):
+    def __init__(self, run: Run, out: Path, data: DataSplits, teacher: Classifier | None, fabric: Fabric):
         self.run, self.recipe, self.out, self.data, self.fabric = run, run.recipe, out, data, fabric
         recipe, processes = self.recipe, fabric.world_size
         self.train_set = subset(data.train, recipe.train_images, data.name)
@@ -226,7 +246,11 @@ class Training:
         self.share = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
         self.preprocessing = Preprocessing(data.name, data.classes, data.mean, data.std)
-        fits = {"num_classes": len(data.classes), "in_channels": data.in_channels, "image_size": data.image_size}
+        fits: dict[str, Any] = {
+            "num_classes": len(data.classes),
+            "in_channels": data.in_channels,
+            "image_size": data.image_size,
+        }
         torch.manual_seed(run.seed)
         self.network = create_model(run.model, **{**fits, **run.model_settings})
         self.teacher = self.admit(teacher, fits)
@@ -248,7 +272,7 @@ class Training:
             )
         self.place = Place()
 
-    def admit(self, teacher: nn.Module | None, fits: dict[str, object]) -> Teacher | None:
+    def admit(self, teacher: Classifier | None, fits: dict[str, Any]) -> Teacher | None:
         """The teacher, frozen and on the device, if it can teach on these pictures."""
         if teacher is None:
             return None
@@ -260,7 +284,8 @@ class Training:
                     f"the teacher was made for {name}={getattr(teacher.config, name)}, and {self.data.name} needs "
                     f"{name}={value}: train a teacher on {self.data.name}"
                 )
-        return freeze(self.fabric.to_device(teacher))
+        self.fabric.to_device(teacher)
+        return freeze(teacher)
 
     def finish(self, minutes: float | None, quiet: bool) -> Record:
         """Train to the end, measure, and leave weights and record behind."""
@@ -316,7 +341,9 @@ class Training:
         loss, logits = self.objective(images, labels, answer)
         self.fabric.backward(loss)
         if recipe.clip_norm:
-            self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)
+            self.fabric.clip_gradients(
+                self.objective, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
+            )
         self.lr = learning_rate(recipe, place.epoch * self.steps + place.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
@@ -331,7 +358,10 @@ class Training:
         """This process's share of the step's pictures, augmented and normalised, and their labels."""
         start = self.place.step * self.recipe.batch_size
         chosen = self.train_set[order[start : start + self.recipe.batch_size]]
-        images, labels = augment(chosen.images, self.recipe.augmentation, rng), MixedLabels(chosen.labels, chosen.labels)
+        images, labels = (
+            augment(chosen.images, self.recipe.augmentation, rng),
+            MixedLabels(chosen.labels, chosen.labels),
+        )
         if self.recipe.cutmix:
             images, labels = cutmix(images, chosen.labels, rng, self.recipe.cutmix)
         images = normalise(self.fabric.to_device(images[self.share]), self.data.mean, self.data.std)
@@ -341,7 +371,7 @@ class Training:
     def end_epoch(self) -> None:
         """Measure on the validation split and step over to the next epoch."""
         place = self.place
-        loss, top1 = (self.fabric.all_reduce(self.sums) / self.steps).tolist()
+        loss, top1 = (total(self.fabric, self.sums) / self.fabric.world_size / self.steps).tolist()
         if not math.isfinite(loss):
             raise TITNError(
                 f"training diverged in epoch {place.epoch + 1} (the loss is {loss}): choose a lower lr, a longer "
@@ -390,16 +420,16 @@ class Training:
         self.fabric.barrier()
         return record
 
-    def trained(self) -> nn.Module:
+    def trained(self) -> Classifier:
         """The network to measure and keep: the moving average where there is one."""
-        return self.network if self.ema is None else self.ema.module
+        return self.network if self.ema is None else cast(Classifier, self.ema.module)
 
     def agree(self, reason: str) -> str:
         """The first process decides for all."""
         if self.fabric.world_size == 1:
             return reason
         flag = torch.tensor(float(bool(reason)), device=self.fabric.device)
-        return (reason or "another process") if self.fabric.all_reduce(flag, reduce_op="sum") > 0 else ""
+        return (reason or "another process") if total(self.fabric, flag) > 0 else ""
 
     def show(self, bar: tqdm) -> None:
         text = f"epoch {min(self.place.epoch + 1, self.recipe.epochs)}/{self.recipe.epochs}"
@@ -461,9 +491,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """SGD decays all weights, as published; AdamW decays matrices and not biases, norms and token tables."""
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            [p for _, p in parameters], lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
-        )
+        return torch.optim.SGD([p for _, p in parameters], lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
     decayed = [p for name, p in parameters if p.ndim > 1 and name.endswith("weight")]
     others = [p for name, p in parameters if p.ndim <= 1 or not name.endswith("weight")]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -500,6 +528,6 @@ def evaluate(
     ranked = logits.topk(min(5, logits.shape[1]), dim=-1).indices == labels[:, None]
     sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum"), ranked[:, 0].sum(), ranked.sum()])
     if fabric:
-        sums = fabric.all_reduce(sums, reduce_op="sum")
+        sums = total(fabric, sums)
     loss, top1, top5 = (sums / len(part)).tolist()
     return {"loss": loss, "top1": 100 * top1, "top5": 100 * top5, "pictures": len(part)}

@@ -7,7 +7,7 @@ Shapes use one vocabulary throughout the library:
     query, key                    the token that looks, the token looked at
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .classifier import Classifier, Config
 from .errors import TITNError
 
 
@@ -28,7 +29,9 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, bias: bool = True):
         super().__init__()
         if width % heads:
-            raise TITNError(f"a width of {width} can't be shared by {heads} heads: choose a number that divides {width}")
+            raise TITNError(
+                f"a width of {width} can't be shared by {heads} heads: choose a number that divides {width}"
+            )
         self.heads = heads
         self.scale = (width // heads) ** -0.5
         self.query = nn.Linear(width, width, bias=bias)
@@ -132,10 +135,24 @@ class Heads(nn.Module):
         return TokenLogits(class_logits, self.distillation_head(tokens[:, -1]))
 
 
-class TokenClassifier(nn.Module):
+class TokenConfig(Config, Protocol):
+    """The settings that all students have besides."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def distillation_token(self) -> bool: ...
+
+
+class TokenClassifier(Classifier):
     """What TITN and ViT share: pictures → outer tokens (`encode`, theirs) → logits (`heads`)."""
 
     GRID_TABLES: tuple[str, ...] = ()  # learned tables with one row a patch, between the class and distillation rows
+    config: TokenConfig
     heads: Heads
     token_width: int  # of the outer stream
 
@@ -177,17 +194,6 @@ def check_patches(image_size: tuple[int, int], patch_size: int) -> None:
         raise TITNError(
             f"pictures of {height}×{width} can't be cut into patches of {patch_size}: choose an image_size that "
             f"{patch_size} divides, or another patch_size"
-        )
-
-
-def check_images(images: Tensor, in_channels: int, image_size: tuple[int, int]) -> None:
-    """Raises TITNError unless the images are "batch channel height width" of the size the model takes."""
-    wanted = (in_channels, *image_size)
-    if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
-        raise TITNError(
-            f"this model takes batches of {'×'.join(map(str, wanted))} pictures (channels × height × width) and got "
-            f"{'×'.join(map(str, images.shape))}: resize the pictures, or make a model for them with image_size=… "
-            "and in_channels=… (load_model(path, image_size=…) adapts trained weights to another size)"
         )
 
 

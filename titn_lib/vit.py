@@ -5,7 +5,7 @@ the textbook form. The counts differ by less than 0.06 %: 5,398,564 parameters h
 with 100 classes, 5,418,632 and 5,421,320 for `distilled_vit_paper`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_images, check_patches
+from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_patches
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,12 @@ class ViTConfig:
 class ViT(TokenClassifier):
     """Patches → Linear → layers → heads; see `TokenClassifier.forward` for what it returns."""
 
+    config: ViTConfig
     GRID_TABLES = ("positions",)
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.config: ViTConfig = config
+        self.config = config
         self.embed = nn.Linear(config.in_channels * config.patch_size**2, config.width)
         self.special = nn.Parameter(torch.empty(1 + config.distillation_token, config.width))
         self.positions = nn.Parameter(torch.empty(config.tokens, config.width))
@@ -73,7 +74,7 @@ class ViT(TokenClassifier):
 
     def encode(self, images: Float[Tensor, "batch channel height width"], return_attention: bool = False) -> Encoding:
         """The tokens after every block, and their attention if asked for."""
-        check_images(images, self.config.in_channels, self.config.image_size)
+        self.check_images(images)
         patches = rearrange(
             images,
             "batch channel (row y) (column x) -> batch (row column) (channel y x)",

@@ -1,0 +1,28 @@
+"""Shapes in the signatures are checked in every test: jaxtyping with beartype, before titn_lib is first imported."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+install_import_hook("titn_lib", "shape_check.check")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with the real MNIST and CIFAR, where they are."""
+    from titn_lib.datasets import data_folder
+
+    if not (data_folder() / "cifar-10-batches-py").exists():
+        pytest.skip("the real CIFAR and MNIST files are not here (TITN_DATA)")
+    return data_folder()

@@ -1,0 +1,192 @@
+"""Data: splits that never move, files that are missing or damaged, a reader's own pictures."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets as tv
+
+from titn_lib import TITNError
+from titn_lib.datasets import SOURCES, ImageSet, load_data, read_picture, split
+
+
+def fingerprints(part):
+    return {image.numpy().tobytes() for image in part.images}
+
+
+@pytest.fixture
+def no_internet(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+def test_digits_need_no_files_and_are_real(tmp_path, monkeypatch, no_internet):
+    monkeypatch.setenv("TITN_DATA", str(tmp_path))
+    data = load_data("digits")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [1293, 144, 360]
+    assert data.train.images.shape[1:] == (1, 16, 16)
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.images.max() > 240
+    assert data.classes == tuple("0123456789")
+
+
+def test_the_split_is_stratified_fixed_and_without_overlap():
+    data, again = load_data("digits"), load_data("digits")
+    parts = [data.train, data.validation, data.test]
+    assert all(
+        torch.equal(a.images, b.images) for a, b in zip(parts, [again.train, again.validation, again.test], strict=True)
+    )
+    for part in parts:
+        shares = part.labels.bincount() / len(part)
+        assert (shares - 0.1).abs().max() < 0.012
+    indices = ImageSet(torch.arange(100).reshape(100, 1, 1, 1).to(torch.uint8), torch.arange(100) % 10)
+    kept, aside = split(indices, 0.1, "x")
+    assert sorted([*kept.images.flatten().tolist(), *aside.images.flatten().tolist()]) == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "classes", "shape"),
+    [
+        ("mnist", [54_000, 6_000, 10_000], "0123456789", (1, 32, 32)),
+        ("cifar10", [45_000, 5_000, 10_000], ["airplane", "automobile"], (3, 32, 32)),
+        ("cifar100", [45_000, 5_000, 10_000], ["apple", "aquarium_fish"], (3, 32, 32)),
+    ],
+)
+def test_real_data(name, sizes, classes, shape, real_data):
+    data = load_data(name)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == sizes
+    assert list(data.classes[: len(classes)]) == list(classes)
+    assert data.train.images.shape[1:] == shape
+    each = len(data.classes)
+    if name != "mnist":
+        assert data.validation.labels.bincount().tolist() == [5_000 // each] * each
+        channels = data.train.images[:5000].float().div(255).mean(dim=(0, 2, 3))
+        assert (channels - torch.tensor(data.mean)).abs().max() < 0.03
+    assert not fingerprints(data.validation) & fingerprints(data.train) or name != "cifar10"
+
+
+def test_missing_files_say_what_to_do(tmp_path, monkeypatch, no_internet):
+    monkeypatch.setenv("TITN_DATA", str(tmp_path))
+    for name in set(SOURCES) - {"digits"}:
+        with pytest.raises(TITNError, match=r"can't be downloaded .*TITN_DATA"):
+            load_data(name)
+
+
+@pytest.fixture
+def small_cifar(tmp_path, monkeypatch):
+    """CIFAR-10's files as torchvision expects them, with ten pictures each."""
+    import hashlib
+    import pickle
+
+    home = tmp_path / "cifar-10-batches-py"
+    home.mkdir()
+    rng = np.random.default_rng(0)
+
+    def write(name, content):
+        (home / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((home / name).read_bytes()).hexdigest()]
+
+    def batch(count):
+        return {"data": rng.integers(0, 256, (count, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(count)]}
+
+    train = [write(name, batch(40)) for name, _ in tv.CIFAR10.train_list]
+    test = [write(name, batch(20)) for name, _ in tv.CIFAR10.test_list]
+    meta = write("batches.meta", {"label_names": list("abcdefghij")})
+    monkeypatch.setattr(tv.CIFAR10, "train_list", train)
+    monkeypatch.setattr(tv.CIFAR10, "test_list", test)
+    monkeypatch.setattr(tv.CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    monkeypatch.setenv("TITN_DATA", str(tmp_path))
+    return home
+
+
+def test_a_truncated_cifar_file_is_named(small_cifar, no_internet):
+    assert len(load_data("cifar10").test) == 20
+    file = small_cifar / "data_batch_3"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TITNError, match="data_batch_3 is damaged or cut short: delete it"):
+        load_data("cifar10")
+
+
+def test_a_truncated_mnist_file_is_named(tmp_path, monkeypatch, no_internet):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, _ in tv.MNIST.resources:
+        (raw / name.removesuffix(".gz")).write_bytes(b"\x00\x00\x08\x03" + b"\x00" * 40)
+    monkeypatch.setenv("TITN_DATA", str(tmp_path))
+    with pytest.raises(TITNError, match="train-images-idx3-ubyte is damaged"):
+        load_data("mnist")
+
+
+def test_an_unknown_name():
+    with pytest.raises(TITNError, match="did you mean 'cifar10'"):
+        load_data("cifar-10")
+    with pytest.raises(TITNError, match="there is no folder"):
+        load_data("no/such/folder")
+
+
+# --- a reader's own pictures
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        (tmp_path / kind).mkdir()
+        for i in range(12):
+            noise = rng.integers(0, 40, (20 + i, 30, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / kind / f"{i}.png")
+    return tmp_path
+
+
+def test_a_folder_of_pictures(pictures):
+    data = load_data(str(pictures))
+    assert data.classes == ("blue", "red")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [17, 2, 5]
+    red = data.train.images[data.train.labels == 1].float()
+    assert red[:, 0].mean() > red[:, 2].mean() + 100
+    assert data.mean != (0.0, 0.0, 0.0)
+
+
+def test_a_folder_with_its_own_split(pictures, tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    (root / "train").symlink_to(pictures)
+    (root / "test").symlink_to(pictures)
+    assert [len(load_data(str(root)).train), len(load_data(str(root)).test)] == [21, 24]
+    (pictures / "green").mkdir()
+    with pytest.raises(TITNError, match="green holds no picture"):
+        load_data(str(root))
+
+
+def test_an_empty_class_folder_and_a_corrupt_picture_are_named(pictures):
+    (pictures / "green").mkdir()
+    with pytest.raises(TITNError, match=r"the class folder .*green holds no picture"):
+        load_data(str(pictures))
+    whole = (pictures / "red" / "3.png").read_bytes()
+    for content in (b"", b"GIF89a nonsense", whole[: len(whole) // 2]):
+        (pictures / "green" / "x.png").write_bytes(content)
+        with pytest.raises(TITNError, match=r"x\.png is not a picture or is damaged"):
+            load_data(str(pictures))
+
+
+def test_a_folder_that_is_too_small(pictures):
+    for kind in ("red", "blue"):
+        for i in range(1, 12):
+            (pictures / kind / f"{i}.png").unlink()
+    with pytest.raises(TITNError, match="too few pictures to split"):
+        load_data(str(pictures))
+    with pytest.raises(TITNError, match="needs a subfolder of pictures for each class"):
+        load_data(str(pictures / "red"))
+
+
+def test_reading_one_picture(tmp_path):
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 255  # the middle is white
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert read_picture(tmp_path / "wide.png", 3, (10, 10)).float().mean() == 255
+    assert read_picture(tmp_path / "wide.png", 1, (8, 16)).shape == (1, 8, 16)
+    with pytest.raises(TITNError, match="there is no picture"):
+        read_picture(tmp_path / "none.png", 3, (8, 8))
+    with pytest.raises(TITNError, match="1 or 3 channels, not 2"):
+        read_picture(tmp_path / "wide.png", 2, (8, 8))

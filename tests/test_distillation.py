@@ -1,0 +1,183 @@
+"""Every loss against a hand-computed example, and the teacher's peace."""
+
+import math
+
+import pytest
+import torch
+
+from titn_lib import TITNError, create_model
+from titn_lib.augment import cutmix, cutmix_box
+from titn_lib.distillation import (
+    METHODS,
+    FeatureLoss,
+    MixedLabels,
+    Objective,
+    TeacherAnswer,
+    ask_teacher,
+    freeze,
+    hard_loss,
+    mixed_cross_entropy,
+    soft_loss,
+)
+from titn_lib.transformer import TokenLogits
+
+
+class Fixed(torch.nn.Module):
+    """Stands in for a student's heads: always the same two logits."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.values = both
+
+    def both(self, _):
+        return self.values
+
+
+def test_the_published_loss_by_hand_with_cutmix():
+    """Two pictures, three classes, a quarter of each replaced by the other."""
+    rows, columns, weight = cutmix_box(8, 8, weight=0.75, row=0.5, column=0.5)
+    assert (rows, columns, weight) == (slice(2, 6), slice(2, 6), 0.75)
+    labels = MixedLabels(torch.tensor([0, 2]), torch.tensor([2, 0]), weight)
+    student = create_model("titn_nano", num_classes=3, depth=1)
+    student.heads = Fixed(
+        TokenLogits(torch.log(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])),
+                    torch.log(torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])))
+    )  # fmt: skip
+    teacher = freeze(create_model("vgg7_bn", num_classes=3))
+    answer = TeacherAnswer(torch.tensor([[1.0, 9.0, 2.0], [0.0, 1.0, 5.0]]), [])  # says 1, then 2
+
+    class_part = -(0.75 * math.log(0.5) + 0.25 * math.log(0.2) + 0.75 * math.log(0.8) + 0.25 * math.log(0.1)) / 2
+    token_part = -(math.log(0.3) + math.log(0.6)) / 2
+    loss, _ = Objective(student, "hard", teacher)(torch.zeros(2, 3, 32, 32), labels, answer)
+    assert loss.item() == pytest.approx((class_part + token_part) / 2, abs=1e-6)
+
+
+def test_hard_loss_asks_only_for_the_teachers_class():
+    student = torch.randn(4, 5)
+    teacher = torch.randn(4, 5)
+    assert torch.equal(hard_loss(student, teacher), hard_loss(student, 100 * teacher))
+    expected = -torch.log_softmax(student, -1)[torch.arange(4), teacher.argmax(-1)].mean()
+    torch.testing.assert_close(hard_loss(student, teacher), expected)
+
+
+def test_soft_loss():
+    student, teacher = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    assert soft_loss(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+    temperature = 3.0
+    p, q = (logits / temperature for logits in (teacher, student))
+    p, q = p.exp() / p.exp().sum(-1, keepdim=True), q.exp() / q.exp().sum(-1, keepdim=True)
+    by_hand = temperature**2 * sum((p * (p / q).log()).sum(-1)) / 4
+    torch.testing.assert_close(soft_loss(student, teacher, temperature), by_hand)
+
+
+def test_mixed_labels():
+    logits, first, second = torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), torch.tensor([4, 4, 0, 0])
+    ce = torch.nn.functional.cross_entropy
+    expected = 0.3 * ce(logits, first) + 0.7 * ce(logits, second)
+    torch.testing.assert_close(mixed_cross_entropy(logits, MixedLabels(first, second, 0.3)), expected)
+    assert torch.equal(mixed_cross_entropy(logits, MixedLabels(first, second)), ce(logits, first))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["titn_nano", "vit_paper"])
+def test_gradients_reach_the_student_and_never_the_teacher(method, name):
+    teacher = create_model("vgg7_bn")
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    freeze(teacher)
+    objective = Objective(create_model(name, depth=3), method, teacher)
+    images = torch.randn(4, 3, 32, 32)
+    labels = torch.tensor([1, 2, 3, 4])
+    loss, logits = objective(images, MixedLabels(labels, labels), ask_teacher(teacher, images))
+    loss.backward()
+    assert logits.shape == (4, 10)
+    assert all(
+        p.grad is not None and p.grad.abs().max() > 0 for n, p in objective.named_parameters() if "key.bias" not in n
+    )
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_a_teacher_in_training_mode_is_refused():
+    teacher = create_model("vgg7_bn").train()
+    with pytest.raises(TITNError, match="the teacher is in training mode"):
+        ask_teacher(teacher, torch.zeros(2, 3, 32, 32))
+
+
+def test_the_answer_is_the_teachers_own():
+    teacher, images = freeze(create_model("vgg7_bn")), torch.randn(2, 3, 32, 32)
+    answer = ask_teacher(teacher, images)
+    assert torch.equal(answer.logits, teacher(images))
+    assert not answer.logits.requires_grad
+
+
+def test_feature_loss_pulls_features_together():
+    """Forty steps bring an untrained student's patch tokens measurably closer to the teacher's maps, and lift their
+    correlation on pictures it has not seen."""
+    teacher = freeze(create_model("vgg7_bn"))
+    student = create_model("titn_nano", depth=3)
+    images, unseen = (
+        torch.randn(64, 3, 32, 32).cumsum(-1).cumsum(-2) / 16,
+        torch.randn(32, 3, 32, 32).cumsum(-1).cumsum(-2) / 16,
+    )
+    loss = FeatureLoss(student, teacher)
+    optimizer = torch.optim.AdamW([*student.parameters(), *loss.parameters()], lr=2e-3)
+
+    def measure():
+        with torch.no_grad():
+            return loss(student.encode(unseen).blocks, ask_teacher(teacher, unseen).maps).item()
+
+    before = measure()
+    for _ in range(40):
+        value = loss(student.encode(images).blocks, ask_teacher(teacher, images).maps)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    after = measure()
+    assert before > 1.5  # two standardised vectors that know nothing of each other differ by about 2
+    assert after < 0.7 * before
+
+
+def test_feature_loss_is_zero_for_a_perfect_student():
+    teacher = freeze(create_model("vgg7_bn"))
+    student = create_model("titn_nano", depth=3, outer_width=256)
+    loss = FeatureLoss(student, teacher)
+    maps = ask_teacher(teacher, torch.randn(2, 3, 32, 32)).maps
+    for projection in loss.projections:
+        torch.nn.init.zeros_(projection.bias)
+        torch.nn.init.eye_(projection.weight)
+    blocks = []
+    for (_, stage), projection in zip(loss.pairs, loss.projections, strict=True):
+        pooled = torch.nn.functional.adaptive_avg_pool2d(maps[stage], (8, 8)).flatten(2).transpose(1, 2)
+        tokens = torch.zeros(2, 66, 256)
+        tokens[:, 1:65, : pooled.shape[-1]] = pooled
+        blocks.append(tokens)
+        assert projection.weight.shape[0] == pooled.shape[-1]
+    assert loss(blocks, maps).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("method", "says"), [("harsh", "did you mean 'hard'"), ("hard", "needs a teacher")])
+def test_impossible_objectives(method, says):
+    with pytest.raises(TITNError, match=says):
+        Objective(create_model("titn_nano"), method)
+
+
+def test_a_teacher_is_no_student():
+    teacher = freeze(create_model("vgg7_bn"))
+    with pytest.raises(TITNError, match="can't be a student"):
+        Objective(create_model("resnet18"), "soft", teacher)
+
+
+def test_cutmix_keeps_pixels_and_labels_together():
+    import numpy as np
+
+    images = torch.arange(8)[:, None, None, None].expand(8, 1, 32, 32).float()  # picture k is all k
+    labels = torch.arange(8)
+    clipped = 0
+    for seed in range(40):
+        mixed, both = cutmix(images, labels, np.random.default_rng(seed))
+        for picture, first, second in zip(mixed, both.first, both.second, strict=True):
+            share = (picture == first).float().mean().item() if first != second else 1.0
+            assert share == pytest.approx(both.weight if first != second else 1.0, abs=1e-6)
+        drawn = np.random.default_rng(seed).beta(1, 1)
+        clipped += abs(drawn - both.weight) > 0.1
+    assert clipped > 5  # boxes at the border: the drawn share would have been wrong

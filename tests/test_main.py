@@ -1,0 +1,221 @@
+"""The command line: what it prints, and that every problem is one sentence."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from titn_lib import TITNError, create_model, recipes, save_model
+from titn_lib.__main__ import main
+from titn_lib.classifier import Preprocessing
+from titn_lib.experiments import load_experiments
+from titn_lib.records import load_record
+
+SMALL = [
+    "--epochs",
+    "1",
+    "--train-images",
+    "128",
+    "--test-images",
+    "64",
+    "--batch-size",
+    "32",
+    "--device",
+    "cpu",
+    "--quiet",
+]
+
+
+@pytest.fixture
+def small_teacher(monkeypatch):
+    """A teacher that takes a second."""
+    quick = replace(recipes.teacher_recipe("digits", "smoke"), train_images=128, test_images=64)
+    monkeypatch.setattr(recipes, "teacher_recipe", lambda *_: quick)
+
+
+def fails(capsys, *arguments):
+    """Runs a command that must fail, and returns its one sentence."""
+    assert main([str(argument) for argument in arguments]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("titn: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    return err
+
+
+def test_distil_leaves_a_table_a_record_and_a_picture(tmp_path, capsys, small_teacher):
+    assert main(["distil", "--data", "digits", "--out", str(tmp_path), *SMALL]) == 0
+    out = capsys.readouterr().out
+    for row in ("teacher", "alone", "distilled"):
+        assert f"| {row}" in out
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "alone",
+        "curves.png",
+        "distilled",
+        "record.json",
+        "teacher",
+    ]
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size[0] > 1000
+    together = json.loads((tmp_path / "record.json").read_text())
+    record = load_record(tmp_path / "distilled")
+    assert together["distilled"]["test"] == record.test
+    assert f"{record.test['top1']:.2f} %" in out
+
+    assert main(["evaluate", str(tmp_path / "distilled" / "model.safetensors")]) == 0
+    assert "test        top-1" in capsys.readouterr().out
+
+
+def test_teacher(tmp_path, capsys):
+    assert main(["teacher", "--data", "digits", "--out", str(tmp_path), *SMALL]) == 0
+    assert "| teacher | vgg7_bn" in capsys.readouterr().out
+
+
+def test_predict_takes_any_picture(tmp_path, capsys):
+    model = create_model("titn_nano", num_classes=7)
+    about = Preprocessing("x", tuple("abcdefg"), (0.5,) * 3, (0.25,) * 3)
+    save_model(model, tmp_path / "m.safetensors", about)
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(np.zeros((9, 20, 4), np.uint8)).save(tmp_path / "clear.png")
+    pictures = [str(tmp_path / name) for name in ("grey.png", "clear.png")]
+    assert main(["predict", *pictures, "--weights", str(tmp_path / "m.safetensors")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[6]] == pictures
+    shares = [float(line.split("%")[0]) for line in lines[1:6]]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_data_and_experiments_list(capsys):
+    assert main(["data"]) == 0
+    assert "cifar100" in capsys.readouterr().out
+    assert main(["data", "digits"]) == 0
+    assert "digits: train 1,293, validation 144, test 360; 10 classes; 1×16×16" in capsys.readouterr().out
+
+
+def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("TITN_DATA", str(tmp_path / "nothing"))
+    out = ["--out", tmp_path / "out", "--device", "cpu"]
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"bad")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    (tmp_path / "pictures" / "dog").mkdir()
+    good = tmp_path / "good.safetensors"
+    save_model(create_model("titn_nano", depth=1), good)
+
+    assert "unknown data set 'digit': did you mean 'digits'" in fails(capsys, "distil", "--data", "digit", *out)
+    assert "unknown model 'titn_mini'" in fails(capsys, "distil", "--model", "titn_mini", *out)
+    assert "unknown budget 'big'" in fails(capsys, "distil", "--budget", "big", *out)
+    assert "unknown teacher 'vgg'" in fails(capsys, "distil", "--teacher", "vgg", *out)
+    assert "unknown augmentation 'flop'" in fails(capsys, "distil", "--augmentation", "flop", *out)
+    assert "set TITN_DATA" in fails(capsys, "distil", "--data", "cifar10", *out)
+    assert "cat holds no picture" in fails(capsys, "distil", "--data", tmp_path / "pictures", *out)
+    assert "a batch of 9999 is more than" in fails(
+        capsys, "distil", "--batch-size", 9999, "--distillation", "none", *out
+    )
+    assert "part of that path is a file" in fails(capsys, "distil", "--out", tmp_path / "file" / "x")
+    assert "is not a whole safetensors file" in fails(capsys, "evaluate", bad)
+    assert "there is no weights file" in fails(capsys, "evaluate", tmp_path / "none.safetensors")
+    assert "how its pictures were normalised" in fails(capsys, "evaluate", good)
+    assert "which classes it knows" in fails(capsys, "predict", tmp_path / "file", "--weights", good)
+    assert "there are no settings files" in fails(capsys, "experiments", "--folder", tmp_path)
+
+
+def test_a_picture_that_is_none(tmp_path, capsys):
+    about = Preprocessing("x", tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3)
+    save_model(create_model("titn_nano"), tmp_path / "m.safetensors", about)
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    weights = ["--weights", tmp_path / "m.safetensors"]
+    assert "bad.png is not a picture or is damaged" in fails(capsys, "predict", tmp_path / "bad.png", *weights)
+    assert "there is no picture" in fails(capsys, "predict", tmp_path / "none.png", *weights)
+
+
+# --- experiments
+
+TEACHER = """
+about = "A quick teacher."
+data = "digits"
+model = "vgg7_bn"
+budget = "laptop"
+recipe = { epochs = 1, train_images = 128, test_images = 64, batch_size = 32 }
+"""
+STUDENT = """
+about = "A quick student."
+data = "digits"
+model = "titn_nano"
+budget = "laptop"
+seeds = [0, 1]
+distillation = "hard"
+teacher = "teach"
+recipe = { epochs = 1, train_images = 128, test_images = 64, batch_size = 32 }
+model_settings = { depth = 1 }
+"""
+
+
+@pytest.fixture
+def settings(tmp_path):
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "1-teach.toml").write_text(TEACHER)
+    (folder / "2-learn.toml").write_text(STUDENT)
+    places = [
+        ("--folder", folder),
+        ("--runs", tmp_path / "runs"),
+        ("--results", tmp_path / "results"),
+        ("--device", "cpu"),
+    ]
+    return folder, [str(word) for pair in places for word in pair]
+
+
+def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, capsys):
+    folder, places = settings
+
+    def states(*arguments):
+        code = main(["experiments", *places, *arguments])
+        out = capsys.readouterr()
+        return (
+            code,
+            [line.split("laptop")[1].split(",")[0].strip() for line in out.out.splitlines() if " laptop " in line],
+            out,
+        )
+
+    assert states()[:2] == (0, ["pending", "pending", "pending"])
+    code, _, out = states("--minutes", "0.0001")
+    assert (code, "the same command goes on" in out.err) == (1, True)
+    assert states()[1] == ["under way", "pending", "pending"]
+    assert states("--run")[:2] == (0, ["done"] * 3)
+    record = load_record(tmp_path / "results" / "learn" / "seed1.json")
+    assert record.run.seed == 1
+    assert record.run.teacher == load_record(tmp_path / "results" / "teach" / "seed0.json").run
+    assert (tmp_path / "results" / "learn" / "seed1.safetensors").stat().st_size < 2**20
+
+    written = (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns
+    states("--run")
+    assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns == written
+    states("--redo", "teach")
+    assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns != written
+
+    (folder / "1-teach.toml").write_text(TEACHER.replace("epochs = 1", "epochs = 2"))
+    assert "by other settings" in states()[2].out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("model", "modle"), "unknown line 'modle'"),
+        (('"teach"', '"preach"'), "unknown teacher among the experiments before it 'preach'"),
+        (("seeds", "[[["), "is not a settings file"),
+        (("epochs", "epoch"), "unknown setting of a recipe 'epoch'"),
+    ],
+)
+def test_settings_files_that_make_no_sense(settings, change, says):
+    folder, _ = settings
+    (folder / "2-learn.toml").write_text(STUDENT.replace(*change))
+    with pytest.raises(TITNError, match=says) as problem:
+        load_experiments(folder)
+    assert "2-learn.toml" in str(problem.value)

@@ -1,0 +1,103 @@
+"""Models by name: sizes, settings, files."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from titn_lib import TITNError, count_parameters, create_model, list_models, load_model, save_model
+from titn_lib.classifier import Preprocessing
+from titn_lib.transformer import interpolate_table
+
+ABOUT = Preprocessing("digits", ("a", "b", "c"), (0.5,), (0.25,))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in list_models() if "224" not in name and name[:5] not in ("tnt_s", "tnt_b")]
+)
+def test_every_model_runs_and_survives_its_file(name, tmp_path):
+    model = create_model(name, num_classes=3, in_channels=1, image_size=(32, 32)).eval()
+    save_model(model, tmp_path / "m.safetensors", ABOUT)
+    again = load_model(tmp_path / "m.safetensors")
+    images = torch.randn(2, 1, 32, 32)
+    assert not again.training
+    assert torch.equal(again(images), model(images))
+    assert again.config == model.config
+    assert again.preprocessing == ABOUT
+
+
+def test_the_vits_have_the_documented_sizes():
+    """Ours are cleaner than the paper's: 5,397,604 and 5,421,320 there."""
+    assert count_parameters(create_model("vit_paper", num_classes=100)) == 5_398_564
+    assert count_parameters(create_model("distilled_vit_paper", num_classes=100)) == 5_418_632
+
+
+def test_an_unknown_name_suggests_the_closest():
+    with pytest.raises(TITNError, match="did you mean 'titn_paper'"):
+        create_model("titn_papr")
+
+
+def test_half_precision_files_are_half_as_large(tmp_path):
+    model = create_model("titn_nano")
+    save_model(model, tmp_path / "full.safetensors")
+    save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
+    sizes = [(tmp_path / name).stat().st_size for name in ("half.safetensors", "full.safetensors")]
+    assert sizes[0] == pytest.approx(sizes[1] / 2, rel=0.02)
+    assert load_model(tmp_path / "half.safetensors").heads.class_head[1].weight.dtype == torch.float32
+
+
+def test_positions_follow_another_size(tmp_path):
+    """A table that is a straight ramp over the grid stays one; class and distillation rows stay as they were."""
+    rows = torch.arange(8.0)[:, None].expand(8, 8).reshape(-1, 1)
+    table = torch.cat([torch.tensor([[-1.0]]), rows, torch.tensor([[-2.0]])])
+    longer = interpolate_table(table, (8, 8), (8, 16))
+    torch.testing.assert_close(longer[1:-1].reshape(8, 16), torch.arange(8.0)[:, None].expand(8, 16), atol=1e-5, rtol=0)
+    assert [longer[0].item(), longer[-1].item()] == [-1, -2]
+
+
+@pytest.mark.parametrize("name", ["titn_paper", "titn_nano", "distilled_vit_paper"])
+def test_weights_load_at_another_size(name, tmp_path):
+    model = create_model(name, depth=1)
+    save_model(model, tmp_path / "m.safetensors")
+    larger = load_model(tmp_path / "m.safetensors", image_size=(48, 64))
+    assert larger(torch.zeros(1, 3, 48, 64)).shape == (1, 10)
+    same = load_model(tmp_path / "m.safetensors", image_size=(32, 32))
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(same(images), model.eval()(images))
+    with pytest.raises(TITNError, match="can't be cut into patches"):
+        load_model(tmp_path / "m.safetensors", image_size=(47, 64))
+
+
+def test_files_that_are_no_models(tmp_path):
+    whole = tmp_path / "whole.safetensors"
+    save_model(create_model("titn_nano", depth=1), whole)
+
+    with pytest.raises(TITNError, match="there is no weights file"):
+        load_model(tmp_path / "none.safetensors")
+
+    for content in (b"", b"not weights", whole.read_bytes()[:-1000], whole.read_bytes()[:50]):
+        (tmp_path / "bad.safetensors").write_bytes(content)
+        with pytest.raises(TITNError, match=r"bad\.safetensors is not a whole safetensors file"):
+            load_model(tmp_path / "bad.safetensors")
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(TITNError, match="not the settings of a titn_lib model"):
+        load_model(tmp_path / "foreign.safetensors")
+
+    config = json.dumps({"name": "titn_nano", "image_size": [32, 32]})
+    save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"family": "titn", "config": config})
+    with pytest.raises(TITNError, match="don't fit the settings"):
+        load_model(tmp_path / "odd.safetensors")
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    """A full disk: /dev/full takes the place of the unfinished file."""
+    target = tmp_path / "m.safetensors"
+    save_model(create_model("titn_nano", depth=1), target)
+    before = target.read_bytes()
+    (tmp_path / "m.safetensors.part").symlink_to("/dev/full")
+    with pytest.raises(TITNError, match=r"cannot write .*m.safetensors: the disk is full"):
+        save_model(create_model("titn_nano", depth=2), target)
+    assert target.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]

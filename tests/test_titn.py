@@ -1,0 +1,267 @@
+"""TITN against its published size, a slow float64 reference of its equations, and timm's TNT."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from titn_lib import TITNError, count_macs, count_parameters, create_model
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "parameters", "macs"),
+    [
+        ("titn_paper", {"num_classes": 100}, 5_856_020, 110.7e6),
+        ("titn_paper", {"num_classes": 10}, 5_821_280, 110.7e6),
+        ("titn_paper", {"num_classes": 10, "in_channels": 1}, 5_821_184, None),
+        ("tnt_paper", {"num_classes": 100}, 5_832_496, 105.2e6),
+        ("tnt_paper", {"num_classes": 10}, 5_815_126, 105.2e6),
+    ],
+)
+def test_published_sizes(name, settings, parameters, macs):
+    model = create_model(name, **settings)
+    assert count_parameters(model) == parameters
+    if macs:
+        assert count_macs(model) == pytest.approx(macs, rel=0.01)
+
+
+def test_one_block_has_the_published_size():
+    assert count_parameters(create_model("titn_paper").blocks[0]) == 483_828
+
+
+# --- the reference: loops over pictures, patches, heads and tokens, in float64, from the equations alone
+
+
+def norm(weights, name, x):
+    mean = sum(x) / len(x)
+    variance = sum((v - mean) ** 2 for v in x) / len(x)
+    return (x - mean) / math.sqrt(variance + 1e-5) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def linear(weights, name, x):
+    return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
+
+
+def gelu(x):
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def reference_attention(weights, name, tokens, heads):
+    """Softmax(q·k / √d) v, one head, one query and one key at a time."""
+    normed = [norm(weights, f"{name}_norm", token) for token in tokens]
+    query, key, value = (
+        [linear(weights, f"{name}.{part}", token) for token in normed] for part in ("query", "key", "value")
+    )
+    width = len(tokens[0]) // heads
+    attention = torch.zeros(heads, len(tokens), len(tokens), dtype=torch.float64)
+    updates = []
+    for i in range(len(tokens)):
+        mixed = torch.zeros(heads * width, dtype=torch.float64)
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            scores = [math.exp(float(query[i][part] @ key[j][part]) / math.sqrt(width)) for j in range(len(tokens))]
+            for j in range(len(tokens)):
+                attention[head, i, j] = scores[j] / sum(scores)
+                mixed[part] += attention[head, i, j] * value[j][part]
+        updates.append(linear(weights, f"{name}.output", mixed))
+    return [token + update for token, update in zip(tokens, updates, strict=True)], attention
+
+
+def reference_layer(weights, name, tokens, heads):
+    tokens, attention = reference_attention(weights, f"{name}.attention", tokens, heads)
+    for i, token in enumerate(tokens):
+        hidden = gelu(linear(weights, f"{name}.mlp.0", norm(weights, f"{name}.mlp_norm", token)))
+        tokens[i] = token + linear(weights, f"{name}.mlp.2", hidden)
+    return tokens, attention
+
+
+def reference_titn(weights, image, depth, patch=8, pixel=2, inner_heads=4, outer_heads=8):
+    """One picture through the published TITN: class logits, distillation logits, both streams' attention."""
+    channels, height, width = image.shape
+    inner = []
+    for top in range(0, height, patch):
+        for left in range(0, width, patch):
+            tokens = []
+            for y in range(top, top + patch, pixel):
+                for x in range(left, left + patch, pixel):
+                    values = [
+                        image[c, y + p, x + q] for c in range(channels) for p in range(pixel) for q in range(pixel)
+                    ]
+                    position = weights["pixel_embedding.positions"][len(tokens)]
+                    tokens.append(linear(weights, "pixel_embedding.embed", torch.stack(values)) + position)
+            inner.append(tokens)
+    tables = [weights[f"outer_tokens.{name}"] for name in ("tokens", "positions", "distillation")]
+    outer = [sum(table[row] for table in tables) for row in range(len(inner) + 2)]
+    maps = []
+    for block in range(depth):
+        name = f"blocks.{block}"
+        inner_maps = []
+        for index, tokens in enumerate(inner):
+            inner[index], attention = reference_layer(weights, f"{name}.inner", tokens, inner_heads)
+            inner_maps.append(attention)
+            flat = torch.cat([norm(weights, f"{name}.projection.0", token) for token in inner[index]])
+            outer[1 + index] = outer[1 + index] + linear(weights, f"{name}.projection.2", flat)
+        outer, outer_map = reference_layer(weights, f"{name}.outer", outer, outer_heads)
+        maps.append((torch.stack(inner_maps), outer_map))
+    mean = sum(outer[:-1]) / (len(outer) - 1)
+    logits = [
+        linear(weights, f"heads.{head}.1", norm(weights, f"heads.{head}.0", token))
+        for head, token in (("class_head", mean), ("distillation_head", outer[-1]))
+    ]
+    return *logits, maps
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 24)])
+def test_titn_equals_the_equations(size):
+    depth = 2
+    model = create_model("titn_paper", num_classes=7, image_size=size, depth=depth).double()
+    for parameter in model.parameters():  # norms start as ones and zeros: give them something to get wrong
+        torch.nn.init.normal_(parameter, std=0.3)
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    both, attention = model.train()(images, return_attention=True)
+    mean = model.eval()(images)
+    weights = model.state_dict()
+    for i, image in enumerate(images):
+        class_logits, distillation_logits, maps = reference_titn(weights, image, depth)
+        torch.testing.assert_close(both.class_logits[i], class_logits, atol=1e-9, rtol=0)
+        torch.testing.assert_close(both.distillation_logits[i], distillation_logits, atol=1e-9, rtol=0)
+        torch.testing.assert_close(mean[i], (class_logits + distillation_logits) / 2, atol=1e-9, rtol=0)
+        for block, (inner, outer) in enumerate(maps):
+            torch.testing.assert_close(attention.inner[block][i], inner, atol=1e-9, rtol=0)
+            torch.testing.assert_close(attention.outer[block][i], outer, atol=1e-9, rtol=0)
+
+
+# --- TNT, a setting of the same class, against timm's
+
+
+def from_timm(theirs, grid_pixels):
+    """timm's TNT weights under our names."""
+    special = {"pixel_embed.proj.": "pixel_embedding.embed.", "norm1_proj.": "outer_tokens.projection.1.",
+               "proj.": "outer_tokens.projection.2.", "norm2_proj.": "outer_tokens.projection.3.",
+               "norm.": "heads.class_head.0.", "head.": "heads.class_head.1."}  # fmt: skip
+    legacy = any(name.endswith("0.proj.bias") for name in theirs)
+    place = {"norm_in.": "inner.attention_norm.", "attn_in.": "inner.attention.", "norm_mlp_in.": "inner.mlp_norm.",
+             "mlp_in.fc1.": "inner.mlp.0.", "mlp_in.fc2.": "inner.mlp.2.",
+             "norm1_proj.": "projection.0." if legacy else "projection.1.", "proj.": "projection.2.",
+             "norm2_proj.": "projection.3.", "norm_out.": "outer.attention_norm.", "attn_out.": "outer.attention.",
+             "norm_mlp.": "outer.mlp_norm.", "mlp.fc1.": "outer.mlp.0.", "mlp.fc2.": "outer.mlp.2."}  # fmt: skip
+    ours = {}
+    for name, value in theirs.items():
+        if name == "cls_token":
+            ours["outer_tokens.special"] = value[0]
+        elif name == "patch_pos":
+            ours["outer_tokens.positions"] = value[0]
+        elif name == "pixel_pos":
+            ours["pixel_embedding.positions"] = value[0].flatten(1).T
+        elif name.startswith("blocks."):
+            _, index, rest = name.split(".", 2)
+            old = next(prefix for prefix in place if rest.startswith(prefix))
+            new = f"blocks.{index}.{place[old]}{rest.removeprefix(old)}"
+            if ".attention.qk." in new:
+                for part, half in zip(("query", "key"), value.chunk(2), strict=True):
+                    ours[new.replace(".qk.", f".{part}.")] = half
+            else:
+                ours[
+                    new.replace(".attention.v.", ".attention.value.").replace("attention.proj.", "attention.output.")
+                ] = value
+        else:
+            old = next(prefix for prefix in special if name.startswith(prefix))
+            ours[special[old] + name.removeprefix(old)] = value
+    return ours
+
+
+@pytest.mark.parametrize(
+    ("preset", "their_name", "settings"),
+    [
+        ("tnt_s", "tnt_s_patch16_224", {}),
+        ("tnt_s", "tnt_s_legacy_patch16_224", {"pixel_embedding": "conv_across", "projection_norm": "pixel"}),
+        ("tnt_b", "tnt_b_patch16_224", {}),
+    ],
+)
+def test_tnt_equals_timm(preset, their_name, settings):
+    theirs = timm.create_model(their_name, pretrained=False).eval()
+    torch.manual_seed(1)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    ours = create_model(preset, **settings).eval()
+    ours.load_state_dict(from_timm(theirs.state_dict(), 16))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        assert (ours(images) - theirs(images)).abs().max() <= 1e-5
+    assert count_parameters(ours) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_the_tiny_tnt_has_its_published_size():
+    """6.1 M parameters and 1.4 G multiply-accumulates (Han et al. 2021, table 1)."""
+    model = create_model("tnt_ti")
+    assert count_parameters(model) == pytest.approx(6.1e6, rel=0.01)
+    assert count_macs(model) == pytest.approx(1.4e9, rel=0.01)
+
+
+# --- what the model promises
+
+
+@pytest.mark.parametrize("name", ["titn_paper", "titn_nano", "tnt_paper", "vit_paper", "distilled_vit_paper"])
+def test_logits_and_attention(name):
+    model = create_model(name, num_classes=5, in_channels=2, image_size=(16, 32), depth=2)
+    images = torch.randn(3, 2, 16, 32)
+    config = model.config
+    for training in (True, False):
+        logits, attention = model.train(training)(images, return_attention=True)
+        plain = model(images)
+        if training and config.distillation_token:
+            assert [tuple(part.shape) for part in logits] == [(3, 5), (3, 5)]
+            assert all(torch.equal(a, b) for a, b in zip(logits, plain, strict=True))
+        else:
+            assert logits.shape == (3, 5)
+            assert torch.equal(logits, plain)
+        assert len(attention.outer) == 2
+        assert attention.outer[0].shape[-2:] == (config.tokens, config.tokens)
+        for rows in [*attention.inner, *attention.outer]:
+            torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
+    if name.startswith("t"):
+        assert attention.inner[0].shape == (3, config.patches, config.inner_heads, config.pixels, config.pixels)
+
+
+def test_only_the_inner_stream_brings_the_picture():
+    """The published outer tokens start from tables: with the projections at zero, all pictures look alike."""
+    model = create_model("titn_paper", depth=2).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert (model(images)[0] - model(images)[1]).abs().max() > 1e-3
+    for block in model.blocks:
+        torch.nn.init.zeros_(block.projection[2].weight)
+    torch.testing.assert_close(model(images)[0], model(images)[1])
+
+
+def test_conv_embeddings_differ_at_patch_borders_only():
+    inside = create_model("titn_nano", pixel_embedding="conv", patch_size=16).pixel_embedding
+    across = create_model("titn_nano", pixel_embedding="conv_across", patch_size=16).pixel_embedding
+    across.load_state_dict(inside.state_dict())
+    images = torch.randn(1, 3, 32, 32)
+    a, b = (embed(images)[0, 0].reshape(8, 8, -1) for embed in (inside, across))  # the first patch, as a grid of pixels
+    torch.testing.assert_close(a[:6, :6], b[:6, :6])
+    assert (a[7] - b[7]).abs().max() > 1e-3
+    assert F.mse_loss(a[:, 7], b[:, 7]) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"image_size": (30, 32)}, "can't be cut into patches of 8"),
+        ({"pixel_size": 3}, "can't be cut into pixels of 3"),
+        ({"inner_heads": 5}, "can't be shared by 5 heads"),
+        ({"wings": 2}, "unknown setting of titn_paper 'wings'"),
+    ],
+)
+def test_impossible_settings(settings, says):
+    with pytest.raises(TITNError, match=says):
+        create_model("titn_paper", **settings)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32)])
+@pytest.mark.parametrize("name", ["titn_nano", "vit_paper", "vgg7_bn"])
+def test_pictures_that_do_not_fit(name, shape):
+    with pytest.raises(TITNError, match="this model takes batches of 3×32×32 pictures"):
+        create_model(name)(torch.zeros(shape))

@@ -1,0 +1,284 @@
+"""The training loop: it learns, stops and goes on without a trace, on one process or two."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from titn_lib import TITNError, create_model, load_model, training
+from titn_lib.classifier import Preprocessing
+from titn_lib.datasets import ImageSet, load_data
+from titn_lib.errors import Interrupted
+from titn_lib.recipes import Recipe, Run, plan_run
+from titn_lib.records import load_record
+from titn_lib.training import CHECKPOINT, WEIGHTS, compare, evaluate, learning_rate, predict, train
+
+QUICK = Recipe(epochs=2, batch_size=32, lr=1e-3, precision="32-true", train_images=256, test_images=64)
+STUDENT = Run("digits", "titn_nano", QUICK, model_settings={"depth": 1})
+TEACHER = Run("digits", "vgg7_bn", replace(QUICK, optimizer="sgd", lr=0.05))
+DISTILLED = replace(STUDENT, distillation="hard", teacher=TEACHER)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Teacher, student alone and distilled student, trained for a few seconds."""
+    out = tmp_path_factory.mktemp("finished")
+    return out, compare(DISTILLED, out, device="cpu", quiet=True)
+
+
+def test_three_runs_side_by_side(finished):
+    out, records = finished
+    assert list(records) == ["teacher", "alone", "distilled"]
+    assert records["alone"].run.teacher is None
+    assert records["distilled"].run.teacher == records["teacher"].run
+    for name, record in records.items():
+        assert [point["epoch"] for point in record.curve] == [1, 2]
+        assert record.test["pictures"] == 64
+        assert record == load_record(out / name)
+        assert not (out / name / CHECKPOINT).exists()
+        model = load_model(out / name / WEIGHTS)
+        again = evaluate(model, training.subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+        assert again["top1"] == record.test["top1"]
+    assert records["teacher"].test["top1"] > 30
+
+
+def test_what_is_finished_is_loaded_and_not_redone(finished, monkeypatch):
+    out, records = finished
+    monkeypatch.setattr(training, "load_data", None)
+    assert compare(DISTILLED, out, quiet=True) == records
+
+
+def test_another_run_in_the_same_folder_is_refused(finished):
+    out, _ = finished
+    other = replace(STUDENT, seed=1, recipe=replace(QUICK, lr=0.5))
+    with pytest.raises(TITNError, match=r"alone holds another run \(seed, lr differ\)"):
+        train(other, out / "alone")
+
+
+def test_the_same_run_gives_the_same_weights_and_another_seed_others(tmp_path, finished):
+    out, _ = finished
+    train(STUDENT, tmp_path / "again", device="cpu", quiet=True)
+    train(replace(STUDENT, seed=1), tmp_path / "other", device="cpu", quiet=True)
+    first, again, other = (load_file(f / WEIGHTS) for f in (out / "alone", tmp_path / "again", tmp_path / "other"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["heads.class_head.1.weight"], other["heads.class_head.1.weight"])
+
+
+def test_nothing_is_chosen_on_the_test_set(tmp_path, monkeypatch, finished):
+    """With every test label wrong, weights, curve and validation stay the same."""
+    out, records = finished
+    honest = load_data("digits")
+    wrong = replace(honest, test=ImageSet(honest.test.images, (honest.test.labels + 1) % 10))
+    monkeypatch.setattr(training, "load_data", lambda *_: wrong)
+    record = train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert record.test != records["alone"].test
+    assert (record.curve, record.validation) == (records["alone"].curve, records["alone"].validation)
+
+
+# --- stopping and going on
+
+EVERYTHING = replace(
+    DISTILLED,
+    distillation="hard+feature",
+    recipe=replace(
+        QUICK, epochs=4, ema_decay=0.9, cutmix=1.0, clip_norm=1.0, warmup_epochs=0.5, augmentation="crop_flip"
+    ),
+)
+CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+from titn_lib import training
+training.CHECKPOINT_SECONDS = 0.1
+from test_training import EVERYTHING
+training.train(EVERYTHING, {out!r}, teacher_folder={teacher!r}, device="cpu", quiet=True)
+"""
+
+
+def start(out, teacher):
+    code = CHILD.format(tests=str(Path(__file__).parent), out=str(out), teacher=str(teacher))
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_killed_at_three_random_moments_and_resumed_bit_for_bit(tmp_path, finished):
+    """SIGKILL leaves no time to tidy up; EMA, feature projections, CutMix and warm-up are all on their way."""
+    teacher = finished[0] / "teacher"
+    train(EVERYTHING, tmp_path / "whole", teacher_folder=teacher, device="cpu", quiet=True)
+    out, chance = tmp_path / "killed", random.Random()
+    kills, seen = 0, 0.0
+    deadline = time.monotonic() + 240
+    child = start(out, teacher)
+    while kills < 3 and child.poll() is None and time.monotonic() < deadline:
+        now = (out / CHECKPOINT).stat().st_mtime if (out / CHECKPOINT).exists() else 0.0
+        if now > seen:
+            time.sleep(chance.uniform(0, 0.25))
+            child.kill()
+            child.wait()
+            kills, seen = kills + 1, (out / CHECKPOINT).stat().st_mtime
+            child = start(out, teacher)
+        time.sleep(0.01)
+    assert child.wait(timeout=120) == 0
+    assert kills == 3
+    whole, resumed = (load_file(folder / WEIGHTS) for folder in (tmp_path / "whole", out))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert load_record(tmp_path / "whole").curve == load_record(out).curve
+
+
+def test_a_time_limit_leaves_a_checkpoint(tmp_path):
+    with pytest.raises(Interrupted, match="stopped by the time limit in epoch 1 of 2; the same command goes on from"):
+        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
+    train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [WEIGHTS, "record.json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_between_two_steps(tmp_path, monkeypatch, number):
+    step = training.Training.train_step
+
+    def interrupted(self, order):
+        step(self, order)
+        if self.place.step == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(training.Training, "train_step", interrupted)
+    with pytest.raises(Interrupted, match=f"stopped by {number.name}"):
+        train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert (tmp_path / CHECKPOINT).exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_two_processes_follow_one(tmp_path):
+    """Twenty steps with the same global batch; gloo, on the CPU."""
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys; from titn_lib.recipes import Recipe, Run; from titn_lib.training import train\n"
+        "recipe = Recipe(epochs=2, batch_size=32, optimizer='sgd', lr=0.05, precision='32-true', augmentation='shift',\n"
+        "                cutmix=1.0, train_images=320, test_images=50)\n"
+        "run = Run('digits', 'titn_nano', recipe, model_settings={'depth': 1})\n"
+        "train(run, sys.argv[1], device='cpu', quiet=True)\n"
+    )
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, script, tmp_path / "one"], check=True, env=environment)
+    subprocess.run([*two, script, tmp_path / "two"], check=True, env=environment, capture_output=True)
+    one, both = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
+    assert max((one[name] - both[name]).abs().max().item() for name in one) <= 1e-5
+    records = [load_record(tmp_path / name) for name in ("one", "two")]
+    assert [record.hardware["processes"] for record in records] == [1, 2]
+    assert records[0].test["top1"] == records[1].test["top1"]
+
+
+# --- what doesn't fit
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"batch_size": 300}, "a batch of 300 is more than the 256 training pictures of digits"),
+        ({"lr": 1e30, "optimizer": "sgd"}, "training diverged in epoch 1"),
+    ],
+)
+def test_recipes_that_do_not_work(tmp_path, change, says):
+    with pytest.raises(TITNError, match=says):
+        train(replace(STUDENT, recipe=replace(QUICK, **change)), tmp_path, device="cpu", quiet=True)
+
+
+def test_a_batch_that_does_not_fit_in_memory(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.Training, "train_step", full)
+    with pytest.raises(TITNError, match="a batch of 32 pictures doesn't fit in memory .*--batch-size"):
+        train(STUDENT, tmp_path, device="cpu", quiet=True)
+
+
+def test_teachers_that_do_not_fit(tmp_path, finished):
+    student = replace(STUDENT, distillation="hard", teacher=str(finished[0] / "alone" / WEIGHTS))
+    with pytest.raises(TITNError, match="holds a student, not a teacher"):
+        train(student, tmp_path, device="cpu", quiet=True)
+    training.save_model(create_model("vgg7_bn", num_classes=3), tmp_path / "t.safetensors")
+    with pytest.raises(TITNError, match="the teacher was made for num_classes=3, and digits needs num_classes=10"):
+        train(replace(student, teacher=str(tmp_path / "t.safetensors")), tmp_path, device="cpu", quiet=True)
+
+
+def test_a_damaged_checkpoint(tmp_path):
+    for content in (b"", b"nonsense"):
+        (tmp_path / CHECKPOINT).write_bytes(content)
+        with pytest.raises(TITNError, match=r"checkpoint .*checkpoint.pt is damaged: delete it"):
+            train(STUDENT, tmp_path, device="cpu", quiet=True)
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    (tmp_path / f"{CHECKPOINT}.part").symlink_to("/dev/full")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    with pytest.raises(TITNError, match=r"cannot write .*checkpoint.pt: the disk is full"):
+        train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TITNError, match="part of that path is a file"):
+        train(STUDENT, tmp_path / "file" / "out")
+
+
+# --- small parts
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine():
+    recipe = Recipe(epochs=10, lr=0.1, min_lr=0.001, warmup_epochs=2)
+    rates = [learning_rate(recipe, step, 10) for step in range(100)]
+    np.testing.assert_allclose(rates[:20], np.linspace(0.005, 0.1, 20))
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1), T_max=79, eta_min=0.001
+    )
+    for rate in rates[20:]:
+        assert rate == pytest.approx(theirs.get_last_lr()[0], rel=1e-6)
+        theirs.optimizer.step()
+        theirs.step()
+
+
+def test_evaluate_counts_by_hand():
+    class Echo(torch.nn.Module):
+        """Ranks class k first for a picture of grey level k, then k + 1, k + 2 …"""
+
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            k = (images[:, 0, 0, 0] * 255).round().long()
+            return torch.stack([-((torch.arange(10) - i) % 10).float() for i in k])
+
+    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 2, 2)
+    labels = (torch.arange(10) + torch.tensor([0, 0, 0, 1, 1, 4, 4, 5, 6, 9])) % 10  # the rank of the right answer
+    network, about = Echo(), Preprocessing("x", tuple("0123456789"), (0.0,), (1.0,))
+    result = evaluate(network, ImageSet(images, labels), about)
+    assert (result["top1"], result["top5"], result["pictures"]) == (pytest.approx(30), pytest.approx(70), 10)
+    expected = torch.nn.functional.cross_entropy(predict(network, images, about), labels).item()
+    assert result["loss"] == pytest.approx(expected)
+
+
+def test_a_recipe_from_the_budget():
+    run = plan_run(data="cifar100", model="titn_paper", budget="gpu")
+    assert (run.recipe.epochs, run.recipe.batch_size, run.recipe.lr, run.recipe.cutmix) == (600, 1024, 0.1, 1.0)
+    assert run.teacher.model == "vgg16_bn"
+    assert Run.from_dict(__import__("dataclasses").asdict(run)) == run
+    with pytest.raises(TITNError, match="unknown budget 'huge'"):
+        plan_run(budget="huge")
+    with pytest.raises(TITNError, match="did you mean 'epochs'"):
+        plan_run(epoch=3)
+    with pytest.raises(TITNError, match="batch_size must be 1 or more"):
+        plan_run(batch_size=0)

@@ -1,0 +1,237 @@
+"""The command line: the library's functions by name.
+
+titn distil --data cifar10 --budget laptop --out runs/cifar10
+titn teacher --data cifar10 --model resnet18
+titn evaluate runs/cifar10/distilled/model.safetensors
+titn predict cat.jpg --weights runs/cifar10/distilled/model.safetensors
+titn data
+titn experiments
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import TITNError
+from .files import REASONS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 if it did what was asked. A problem is one sentence on standard error, without a traceback."""
+    options = vars(make_parser().parse_args(arguments))
+    command: Callable[..., None] = options.pop("command")
+    try:
+        command(**options)
+    except TITNError as problem:
+        return complain(str(problem))
+    except OSError as problem:
+        reason = REASONS.get(problem.errno or 0, problem.strerror or str(problem))
+        return complain(f"{problem.filename}: {reason}" if problem.filename else reason)
+    except KeyboardInterrupt:
+        return complain("stopped; the same command goes on from the last checkpoint, where there is one")
+    return 0
+
+
+def complain(sentence: str) -> int:
+    print(f"titn: {sentence}", file=sys.stderr)
+    return 1
+
+
+# --- the commands: the heavy imports wait until one is called
+
+
+def distil(out: Path | None, device: str, minutes: float | None, quiet: bool, **options: object) -> None:
+    """Train a teacher, a student alone and a distilled student; print them side by side."""
+    from .figures import plot_curves, save_figure
+    from .files import write_atomically
+    from .recipes import plan_run
+    from .records import RECORD, pack, table
+    from .training import compare, leads
+
+    run = plan_run(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+    out = out or Path("runs") / f"{Path(run.data).name}-{run.model}-{options['budget']}-seed{run.seed}"
+    records = compare(run, out, device=device, minutes=minutes, quiet=quiet)
+    if leads():
+        write_atomically(out / RECORD, pack(records))
+        save_figure(plot_curves(records), out / "curves.png")
+        print(f"{table(records)}\n\nrecord: {out / RECORD}\ncurves: {out / 'curves.png'}")
+        for name in records:
+            print(f"weights: {out / name / 'model.safetensors'}")
+
+
+def teacher(
+    data: str, model: str, budget: str, seed: int, out: Path | None, device: str, minutes: float | None, quiet: bool,
+    **changes: object,
+) -> None:  # fmt: skip
+    """Train a teacher."""
+    from .recipes import Run, change, teacher_recipe
+    from .records import table
+    from .training import leads, train
+
+    given = {name: value for name, value in changes.items() if value is not None}
+    run = Run(data, model, change(teacher_recipe(data, budget), given), seed)
+    out = out or Path("runs") / f"{Path(data).name}-{model}-{budget}-seed{seed}"
+    record = train(run, out, device=device, minutes=minutes, quiet=quiet)
+    if leads():
+        print(f"{table({'teacher': record})}\n\nweights: {out / 'model.safetensors'}")
+
+
+def evaluate(weights: Path, data: str | None) -> None:
+    """Measure trained weights on the validation and test splits."""
+    from .datasets import load_data
+    from .models import load_model
+    from .training import evaluate as measure
+
+    model = load_model(weights)
+    if model.preprocessing is None:
+        raise TITNError(f"{weights} doesn't say how its pictures were normalised: save it with its preprocessing")
+    splits = load_data(data or model.preprocessing.data, model.config.image_size)
+    if splits.classes != model.preprocessing.classes:
+        raise TITNError(f"{weights} knows the classes of {model.preprocessing.data}, not those of {splits.name}")
+    for name in ("validation", "test"):
+        result = measure(model, getattr(splits, name), model.preprocessing)
+        print(
+            f"{name:10}  top-1 {result['top1']:6.2f} %  top-5 {result['top5']:6.2f} %  loss {result['loss']:.4f}  "
+            f"({result['pictures']:,} pictures)"
+        )
+
+
+def predict(pictures: list[Path], weights: Path) -> None:
+    """The five most likely classes of pictures, whatever their size."""
+    import torch
+
+    from .datasets import read_picture
+    from .models import load_model
+    from .training import predict as logits_of
+
+    model = load_model(weights)
+    about = model.preprocessing
+    if about is None:
+        raise TITNError(f"{weights} doesn't say which classes it knows: save it with its preprocessing")
+    read = [read_picture(path, model.config.in_channels, model.config.image_size) for path in pictures]
+    shares = logits_of(model, torch.stack(read), about).softmax(dim=-1)
+    for path, row in zip(pictures, shares, strict=True):
+        best = row.topk(min(5, len(row)))
+        print(path)
+        for share, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            print(f"  {100 * share:5.1f} %  {about.classes[label]}")
+
+
+def data(names: list[str]) -> None:
+    """Fetch data sets and say how they are split; without a name, list them."""
+    from .datasets import SOURCES, data_folder, load_data
+
+    if not names:
+        print(f"kept in {data_folder()} (set TITN_DATA to choose another folder)\n")
+        for name, source in SOURCES.items():
+            print(f"{name:14} {source.about}")
+        print("\nor the path of a folder with a subfolder of pictures for each class")
+    for name in names:
+        splits = load_data(name)
+        sizes = ", ".join(f"{part} {len(getattr(splits, part)):,}" for part in ("train", "validation", "test"))
+        height, width = splits.image_size
+        print(f"{name}: {sizes}; {len(splits.classes)} classes; {splits.in_channels}×{height}×{width}")
+
+
+def experiments(
+    folder: Path, runs: Path, results: Path, run: bool, minutes: float | None, budget: str | None, redo: list[str],
+    device: str,
+) -> None:  # fmt: skip
+    """List the runs in experiments/: done, under way, pending. With --run or --minutes, make the pending ones."""
+    import torch
+
+    from .errors import unknown
+    from .experiments import list_experiments, load_experiments, run_pending
+    from .experiments import redo as forget
+
+    found = load_experiments(folder)
+    for name in redo:
+        if name not in found:
+            raise unknown("experiment", name, found)
+        forget(found[name], runs, results)
+    if run or minutes is not None or redo:
+        on_gpu = torch.cuda.is_available() and device != "cpu"
+        chosen = {
+            name: experiment
+            for name, experiment in found.items()
+            if (name in redo if redo else experiment.budget == (budget or ("gpu" if on_gpu else "laptop")))
+        }
+        run_pending(chosen, runs, results, minutes, device)
+    print(list_experiments(found, runs, results))
+
+
+# --- the options
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="titn", description="Transformer-in-transformer networks with knowledge distillation."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[..., None]) -> argparse.ArgumentParser:
+        text = (command.__doc__ or "").strip()
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add("distil", distil)
+    add_run_options(sub, model="titn_nano")
+    sub.add_argument("--teacher", help="a teacher's name, or the path of its weights (default: the budget's)")
+    sub.add_argument("--distillation", help="none, hard, soft, feature, hard+feature or soft+feature (default: hard)")
+    add_recipe_options(sub)
+
+    sub = add("teacher", teacher)
+    add_run_options(sub, model="vgg7_bn")
+    add_recipe_options(sub)
+
+    sub = add("evaluate", evaluate)
+    sub.add_argument("weights", type=Path)
+    sub.add_argument("--data", help="a data set with the same classes (default: the one it was trained on)")
+
+    sub = add("predict", predict)
+    sub.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    sub.add_argument("--weights", type=Path, required=True)
+
+    sub = add("data", data)
+    sub.add_argument("names", nargs="*", metavar="NAME")
+
+    sub = add("experiments", experiments)
+    sub.add_argument("--run", action="store_true", help="make the pending runs in order, resuming what was cut off")
+    sub.add_argument("--minutes", type=float, help="the same, and stop with a checkpoint after so long")
+    sub.add_argument("--budget", help="which runs to make (default: gpu where there is one, else laptop)")
+    sub.add_argument("--redo", nargs="+", default=[], metavar="NAME", help="make these again from the start")
+    sub.add_argument("--folder", type=Path, default=Path("experiments"))
+    sub.add_argument("--runs", type=Path, default=Path("runs"))
+    sub.add_argument("--results", type=Path, default=Path("results"))
+    sub.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    return parser
+
+
+def add_run_options(parser: argparse.ArgumentParser, model: str) -> None:
+    parser.add_argument("--data", default="digits", help="a data set's name, or a folder of pictures by class")
+    parser.add_argument("--model", default=model, help="default: %(default)s")
+    parser.add_argument("--budget", default="laptop", help="smoke, laptop or gpu (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder for records and weights (default: one below runs/)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--minutes", type=float, help="stop with a checkpoint after so long; the same command goes on")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """An option for each setting of a recipe."""
+    from .recipes import Recipe
+
+    group = parser.add_argument_group(
+        "settings of the recipe", "by default the budget's; what they mean: recipes.Recipe"
+    )
+    for field in dataclasses.fields(Recipe):
+        kind = type(field.default)
+        group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar=kind.__name__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Runs to be made: settings files in experiments/, records in results/, and what lies between in runs/.
+
+A file is a few lines of TOML; its name gives its order and its name (`20-cifar10-titn_paper.toml`):
+
+    about = "The published model on CIFAR-10."
+    data = "cifar10"
+    model = "titn_paper"
+    budget = "gpu"                        # the recipe to start from, and the machine it is meant for
+    seeds = [0, 1, 2]
+    distillation = "hard"
+    teacher = "cifar10-vgg16_bn"          # another experiment (its first seed)
+
+    [recipe]                              # settings of the recipe to change
+    epochs = 300
+
+    [model_settings]                      # settings of the model to change
+"""
+
+import shutil
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import Interrupted, TITNError, unknown
+from .files import write_atomically
+from .models import TEACHERS, load_model, save_model
+from .recipes import BUDGETS, Run, change, student_recipe, teacher_recipe
+from .records import RECORD, Record, load_record
+from .training import CHECKPOINT, WEIGHTS, differences, train
+
+KNOWN = ("about", "data", "model", "budget", "seeds", "distillation", "teacher", "recipe", "model_settings")
+SHIPPED_BYTES = 16 * 2**20  # larger weights stay in runs/
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A settings file: one run for each seed.
+
+    Attributes:
+        teacher: the teacher's folder below runs/, such as "cifar10-vgg16_bn/seed0".
+    """
+
+    name: str
+    about: str
+    budget: str
+    runs: dict[int, Run]
+    teacher: str | None
+
+    def place(self, seed: int) -> str:
+        """The run's folder below runs/, and its record's name below results/."""
+        return f"{self.name}/seed{seed}"
+
+
+def load_experiments(folder: str | Path = "experiments") -> dict[str, Experiment]:
+    """All settings files of a folder, in their order.
+
+    Raises:
+        TITNError: there is no such folder, or a file that makes no sense.
+    """
+    files = sorted(Path(folder).glob("*.toml"))
+    if not files:
+        raise TITNError(f"there are no settings files in {folder}: call this from the checkout, or name the --folder")
+    found: dict[str, Experiment] = {}
+    for file in files:
+        name = file.stem.split("-", 1)[-1]
+        try:
+            found[name] = read_experiment(name, tomllib.loads(file.read_text()), found)
+        except (tomllib.TOMLDecodeError, KeyError, TypeError) as problem:
+            raise TITNError(f"{file} is not a settings file ({problem}): see experiments/README.md") from problem
+        except TITNError as problem:
+            raise TITNError(f"{file}: {problem}") from problem
+    return found
+
+
+def read_experiment(name: str, about: dict, earlier: dict[str, Experiment]) -> Experiment:
+    for key in about:
+        if key not in KNOWN:
+            raise unknown("line", key, KNOWN)
+    if about["budget"] not in BUDGETS:
+        raise unknown("budget", about["budget"], BUDGETS)
+    recipe = (teacher_recipe if about["model"] in TEACHERS else student_recipe)(about["data"], about["budget"])
+    teacher = None
+    if "teacher" in about:
+        if about["teacher"] not in earlier:
+            raise unknown("teacher among the experiments before it", about["teacher"], earlier)
+        teacher = earlier[about["teacher"]]
+    runs = {
+        seed: Run(
+            data=about["data"],
+            model=about["model"],
+            recipe=change(recipe, about.get("recipe", {})),
+            seed=seed,
+            distillation=about.get("distillation", "none"),
+            teacher=next(iter(teacher.runs.values())) if teacher else None,
+            model_settings=about.get("model_settings", {}),
+        )
+        for seed in about.get("seeds", [0])
+    }
+    teacher_place = teacher.place(next(iter(teacher.runs))) if teacher else None
+    return Experiment(name, about.get("about", ""), about["budget"], runs, teacher_place)
+
+
+def record_path(results: Path, experiment: Experiment, seed: int) -> Path:
+    return results / f"{experiment.place(seed)}.json"
+
+
+def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path, **options: Any) -> Record:
+    """Make one run, its teacher first where that isn't in `runs`; leave the record in `results`.
+
+    The weights go beside the record as float16, where they are small enough to keep (16 MiB).
+
+    Args:
+        options: `device`, `minutes` and `quiet`, as in `training.train`.
+    """
+    folder, target = runs / experiment.place(seed), record_path(results, experiment, seed)
+    record = train(
+        experiment.runs[seed],
+        folder,
+        teacher_folder=runs / experiment.teacher if experiment.teacher else None,
+        **options,
+    )
+    model = load_model(folder / WEIGHTS)
+    if 2 * sum(tensor.numel() for tensor in model.state_dict().values()) < SHIPPED_BYTES:
+        save_model(model, target.with_suffix(".safetensors"), model.preprocessing, torch.float16)
+    write_atomically(target, (folder / RECORD).read_bytes())
+    return record
+
+
+def run_pending(
+    experiments: dict[str, Experiment], runs: Path, results: Path, minutes: float | None, device: str = "auto"
+) -> None:
+    """Make the pending runs in order, until none is left or the time is up; what was cut off goes on the next time.
+
+    Raises:
+        Interrupted: the time is up, or Ctrl-C.
+    """
+    started = time.monotonic()
+    for experiment in experiments.values():
+        for seed in experiment.runs:
+            if not record_path(results, experiment, seed).exists():
+                left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+                if left is not None and left <= 0:
+                    raise Interrupted("stopped by the time limit between two runs; the same command goes on")
+                print(f"{experiment.name}, seed {seed}: {experiment.about}", flush=True)
+                run_experiment(experiment, seed, runs, results, minutes=left, device=device)
+
+
+def redo(experiment: Experiment, runs: Path, results: Path) -> None:
+    """Forget an experiment's runs and records, so that they are pending again."""
+    shutil.rmtree(runs / experiment.name, ignore_errors=True)
+    shutil.rmtree(results / experiment.name, ignore_errors=True)
+
+
+def list_experiments(experiments: dict[str, Experiment], runs: Path, results: Path) -> str:
+    """A line for each run: done with its figure, under way, or pending."""
+    width = max(map(len, experiments))
+    lines = []
+    for experiment in experiments.values():
+        for seed, run in experiment.runs.items():
+            path = record_path(results, experiment, seed)
+            if path.exists():
+                record = load_record(path)
+                state = f"done, test top-1 {record.test['top1']:.2f} %, {record.seconds / 60:.0f} min"
+                state += ", but by other settings than the file's now" if differences(record.run, run) else ""
+            else:
+                state = "under way" if (runs / experiment.place(seed) / CHECKPOINT).exists() else "pending"
+            lines.append(f"{experiment.name:{width}}  seed {seed}  {experiment.budget:6}  {state}")
+    return "\n".join(lines)
