@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+
 from titn_lib import TITNError, create_model, recipes, save_model
 from titn_lib.__main__ import main
 from titn_lib.classifier import Preprocessing

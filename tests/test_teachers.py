@@ -25,8 +25,8 @@ def test_stages_halve_the_picture(name, in_channels):
 
 @pytest.mark.parametrize(
     ("name", "original"),
-    [("vgg16_bn", models.vgg16_bn), ("vgg19_bn", models.vgg19_bn), ("resnet18", models.resnet18), ("resnet50", models.resnet50),
-     ("mobilenet_v3", models.mobilenet_v3_large), ("squeezenet", models.squeezenet1_1)],
+    [("vgg16_bn", models.vgg16_bn), ("vgg19_bn", models.vgg19_bn), ("resnet18", models.resnet18),
+     ("resnet50", models.resnet50), ("mobilenet_v3", models.mobilenet_v3_large), ("squeezenet", models.squeezenet1_1)],
 )  # fmt: skip
 def test_layers_are_torchvisions(name, original):
     """Every convolution but the stem has torchvision's shape, in torchvision's order."""

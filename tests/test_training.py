@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from titn_lib import TITNError, create_model, load_model, training
 from titn_lib.classifier import Preprocessing
 from titn_lib.datasets import ImageSet, load_data
@@ -74,7 +75,7 @@ def test_the_same_run_gives_the_same_weights_and_another_seed_others(tmp_path, f
 
 def test_nothing_is_chosen_on_the_test_set(tmp_path, monkeypatch, finished):
     """With every test label wrong, weights, curve and validation stay the same."""
-    out, records = finished
+    _, records = finished
     honest = load_data("digits")
     wrong = replace(honest, test=ImageSet(honest.test.images, (honest.test.labels + 1) % 10))
     monkeypatch.setattr(training, "load_data", lambda *_: wrong)
@@ -160,8 +161,8 @@ def test_two_processes_follow_one(tmp_path):
     script = tmp_path / "go.py"
     script.write_text(
         "import sys; from titn_lib.recipes import Recipe, Run; from titn_lib.training import train\n"
-        "recipe = Recipe(epochs=2, batch_size=32, optimizer='sgd', lr=0.05, precision='32-true', augmentation='shift',\n"
-        "                cutmix=1.0, train_images=320, test_images=50)\n"
+        "recipe = Recipe(epochs=2, batch_size=32, optimizer='sgd', lr=0.05, precision='32-true',\n"
+        "                augmentation='shift', cutmix=1.0, train_images=320, test_images=50)\n"
         "run = Run('digits', 'titn_nano', recipe, model_settings={'depth': 1})\n"
         "train(run, sys.argv[1], device='cpu', quiet=True)\n"
     )
@@ -196,7 +197,7 @@ def test_a_batch_that_does_not_fit_in_memory(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training.Training, "train_step", full)
-    with pytest.raises(TITNError, match="a batch of 32 pictures doesn't fit in memory .*--batch-size"):
+    with pytest.raises(TITNError, match=r"a batch of 32 pictures doesn't fit in memory .*--batch-size"):
         train(STUDENT, tmp_path, device="cpu", quiet=True)
 
 
@@ -212,7 +213,7 @@ def test_teachers_that_do_not_fit(tmp_path, finished):
 def test_a_damaged_checkpoint(tmp_path):
     for content in (b"", b"nonsense"):
         (tmp_path / CHECKPOINT).write_bytes(content)
-        with pytest.raises(TITNError, match=r"checkpoint .*checkpoint.pt is damaged: delete it"):
+        with pytest.raises(TITNError, match=r"checkpoint .*checkpoint\.pt is damaged: delete it"):
             train(STUDENT, tmp_path, device="cpu", quiet=True)
 
 

@@ -9,11 +9,14 @@ import seaborn as sns
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch, Rectangle
 from torch import Tensor
 
 from .files import write_atomically
 from .records import Record
+from .titn import TITNConfig
 from .transformer import AttentionMaps
 
 # seaborn's colour-blind palette; large enough for a projector.
@@ -75,6 +78,20 @@ def as_pixels(image: UInt8[Tensor, "channel height width"]) -> np.ndarray:
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 
 
+def show(axis: Axes, image: UInt8[Tensor, "channel height width"], alpha: float = 1.0) -> None:
+    """A picture without axes, every element a square."""
+    axis.imshow(as_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest", alpha=alpha)
+    axis.set(xticks=[], yticks=[])
+
+
+def draw_grid(axis: Axes, size: tuple[int, int], rows: int, columns: int, width: float = 0.6) -> None:
+    """White lines between so many rows and columns of a picture."""
+    for position in np.arange(1, rows) * size[0] / rows - 0.5:
+        axis.axhline(position, color="white", linewidth=width, alpha=0.8)
+    for position in np.arange(1, columns) * size[1] / columns - 0.5:
+        axis.axvline(position, color="white", linewidth=width, alpha=0.8)
+
+
 def show_pictures(
     images: UInt8[Tensor, "picture channel height width"], titles: list[str], columns: int = 8, title: str = ""
 ) -> Figure:
@@ -86,10 +103,78 @@ def show_pictures(
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, text in zip(axes.flat, images, titles, strict=False):
-        axis.imshow(as_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        show(axis, image)
         axis.set_title(text, fontsize=10)
     if title:
         figure.suptitle(title)
+    return figure
+
+
+def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig, patch: int = 5) -> Figure:
+    """How a picture becomes tokens twice over: its patches (the outer stream), and one patch's pixels (the inner).
+
+    Args:
+        config: of a model that takes this picture.
+        patch: the number of the patch whose pixels are shown.
+    """
+    sns.set_theme(style="white", context="notebook")
+    colours = sns.color_palette("colorblind")
+    (rows, columns), side = config.grid, config.patch_size
+    row, column = divmod(patch, columns)
+    pieces = rearrange(image, "c (row y) (column x) -> (row column) c y x", row=rows, column=columns)
+    pixels = side // config.pixel_size
+
+    figure = plt.figure(figsize=(13, 4.4))
+    whole = figure.add_axes((0.0, 0.08, 0.27, 0.78))
+    inside = figure.add_axes((0.34, 0.30, 0.17, 0.56))
+    show(whole, image)
+    draw_grid(whole, config.image_size, rows, columns, 1.2)
+    corner = (column * side - 0.5, row * side - 0.5)
+    whole.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colours[1], linewidth=3))
+    whole.set_title(f"a picture, {rows * columns} patches")
+    show(inside, pieces[patch])
+    draw_grid(inside, (side, side), pixels, pixels, 2)
+    for spine in inside.spines.values():
+        spine.set(edgecolor=colours[1], linewidth=3)
+    inside.set_title(f"a patch, {config.pixels} pixels")
+    for y in (0, 1):
+        start = (corner[0] + side, corner[1] + (1 - y) * side)
+        places = {"coordsA": "data", "coordsB": "axes fraction", "axesA": whole, "axesB": inside}
+        figure.add_artist(ConnectionPatch(start, (0, y), **places, color=colours[1], linewidth=1))
+
+    def draw_row(bottom: float, height: float, tokens: list[np.ndarray | str], title: str, note: str) -> None:
+        axis = figure.add_axes((0.545, bottom, 0.455, height - 0.18))
+        axis.set(xlim=(0, max(config.tokens, config.pixels)), ylim=(-0.8, 1))
+        axis.axis("off")
+        figure.text(0.545, bottom + height, title, fontsize=12, weight="bold", va="top")
+        figure.text(0.545, bottom + height - 0.085, note, fontsize=10, va="top")
+        for i, token in enumerate(tokens):
+            if isinstance(token, str):
+                colour = colours[2] if token == "class" else colours[4]
+                axis.add_patch(Rectangle((i + 0.08, 0.08), 0.84, 0.84, facecolor=colour, edgecolor="none"))
+                axis.text(i + 0.5, -0.4, token, fontsize=9, ha="center", va="center")
+            else:
+                box = (i + 0.08, i + 0.92, 0.08, 0.92)
+                axis.imshow(token, extent=box, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
+                if title.startswith("outer") and i == patch + 1:
+                    axis.add_patch(
+                        Rectangle((i + 0.08, 0.08), 0.84, 0.84, fill=False, edgecolor=colours[1], linewidth=3)
+                    )
+
+        axis.set_aspect("equal", anchor="NW")
+
+    inner = rearrange(pieces[patch], "c (row y) (column x) -> (row column) c y x", row=pixels, column=pixels)
+    special = ["distill"] if config.distillation_token else []
+    draw_row(
+        0.50, 0.40, [as_pixels(pixel) for pixel in inner],
+        f"inner stream: {config.pixels} pixel tokens of {config.inner_width} numbers, in every patch",
+        "they look at each other, then report to their patch token …",
+    )  # fmt: skip
+    draw_row(
+        0.05, 0.40, ["class", *(as_pixels(piece) for piece in pieces), *special],
+        f"outer stream: {config.tokens} tokens of {config.outer_width} numbers",
+        f"… and the patches look at each other, with class and distillation token; {config.depth} blocks of both",
+    )  # fmt: skip
     return figure
 
 
@@ -119,12 +204,12 @@ def plot_attention(
     sns.set_theme(style="white", context="notebook")
     rows, columns = grid
     patches, size = rows * columns, (image.shape[1], image.shape[2])
-    outer = maps.outer[block][0].float().mean(0)
+    outer = maps.outer[block][0].detach().float().cpu().mean(0)
     panels = [("class token → patches", outer[0, 1 : 1 + patches].reshape(grid))]
     if len(outer) > 1 + patches:
         panels.append(("distillation token → patches", outer[-1, 1 : 1 + patches].reshape(grid)))
     if maps.inner:
-        received = maps.inner[block][0].float().mean(1).mean(1)  # patch, key
+        received = maps.inner[block][0].detach().float().cpu().mean(1).mean(1)  # patch, key
         side = round(received.shape[-1] ** 0.5)
         within = rearrange(received, "(row column) (y x) -> (row y) (column x)", row=rows, y=side)
         panels.append(("pixels, inside each patch", within))
@@ -132,18 +217,14 @@ def plot_attention(
         1, 1 + len(panels), figsize=(3.3 * (1 + len(panels)), 3.6), layout="constrained", squeeze=False
     )
     axes[0, 0].set_title("picture and patches")
-    for axis, panel in zip(axes[0], [None, *panels], strict=True):
-        axis.imshow(as_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        for position in np.arange(1, rows) * size[0] / rows - 0.5:
-            axis.axhline(position, color="white", linewidth=0.6, alpha=0.7)
-        for position in np.arange(1, columns) * size[1] / columns - 0.5:
-            axis.axvline(position, color="white", linewidth=0.6, alpha=0.7)
-        axis.set(xticks=[], yticks=[])
-        if panel:
-            name, values = panel
-            overlay = axis.imshow(enlarge(values, size), cmap=MAP, alpha=0.8, interpolation="nearest", vmin=0)
-            axis.set_title(name)
-            figure.colorbar(overlay, ax=axis, shrink=0.75, label="attention" if values is panels[-1][1] else None)
+    show(axes[0, 0], image)
+    draw_grid(axes[0, 0], size, rows, columns)
+    for axis, (name, values) in zip(axes[0, 1:], panels, strict=True):
+        drawn = axis.imshow(enlarge(values, size).numpy(), cmap=MAP, interpolation="nearest", vmin=0)
+        show(axis, image, alpha=0.25)
+        draw_grid(axis, size, rows, columns)
+        axis.set_title(name)
+        figure.colorbar(drawn, ax=axis, shrink=0.75, label="attention" if values is panels[-1][1] else None)
     if title:
         figure.suptitle(title)
     return figure

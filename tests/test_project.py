@@ -1,0 +1,108 @@
+"""The project around the library: environments, notebooks, README."""
+
+import json
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from titn_lib import TITNError, count_macs, count_parameters, create_model, list_models
+from titn_lib.experiments import load_experiments
+from titn_lib.records import load_record
+from titn_lib.teachers import TeacherConfig
+from titn_lib.titn import TITNConfig
+
+TOP = Path(__file__).parent.parent
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
+README = (TOP / "README.md").read_text()
+NOTEBOOKS = sorted((TOP / "notebooks").rglob("*.ipynb"))
+
+
+def requirements():
+    groups = PROJECT["dependency-groups"]
+    return {*PROJECT["project"]["dependencies"], *groups["lab"], *groups["test"]}
+
+
+def test_conda_and_pip_agree():
+    lines = yaml.safe_load((TOP / "environment.yml").read_text())["dependencies"]
+    conda = [line for line in lines if isinstance(line, str)]
+    pip = next(line["pip"] for line in lines if isinstance(line, dict))
+    named = {re.sub("^pytorch>", "torch>", line) for line in conda} | set(pip)
+    assert named == requirements() | {f"python{PROJECT['project']['requires-python']}", "pip", "-e ."}
+
+
+def test_constraints_cover_every_requirement():
+    pinned = dict(line.split("==") for line in (TOP / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert {re.split("[>=]", line)[0] for line in requirements()} <= set(pinned)
+    for line in requirements():
+        name, floor = line.split(">=")
+        assert [int(n) for n in re.findall(r"\d+", pinned[name])] >= [int(n) for n in floor.split(".")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_were_run_from_top_to_bottom(path):
+    """nbval compares nothing where outputs were stripped: so they must be there."""
+    book = json.loads(path.read_text())
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    compared = [cell for cell in code if "nbval-ignore-output" not in cell["metadata"].get("tags", [])]
+    assert sum(bool(cell["outputs"]) for cell in compared) >= 3
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not any(output["output_type"] == "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
+    assert "widgets" not in book["metadata"]
+    assert "".join(code[0]["source"]).startswith("from titn_lib.notebook import setup")
+
+
+def test_the_readme_names_what_is_there():
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (TOP / link).exists(), link
+    for line in re.findall(r"^\| `.*", README, re.M):
+        names = re.findall(r"`(\w+)`", line.split("|")[1])
+        assert set(names) <= set(list_models()), line
+    layout = re.search(r"    titn_lib/\n(.*?)    data/", README, re.S)[1]
+    assert set(re.findall(r"^      (\w+)\.py", layout, re.M)) | {"__init__", "errors", "files"} == {
+        file.stem for file in (TOP / "titn_lib").glob("*.py")
+    }
+
+
+@pytest.mark.parametrize("name", ["titn_paper", "titn_paper_224", "titn_nano", "tnt_paper"])
+def test_the_readme_counts_right(name):
+    line = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+    model = create_model(name, num_classes=100)
+    macs = count_macs(model)
+    assert f"{count_parameters(model):,}" in line
+    assert (f"{macs / 1e6:.1f} M" if macs < 1e9 else f"{macs / 1e9:.1f} G") in line
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", README, re.S)[1], {})
+    assert (tmp_path / "mine.safetensors").exists()
+
+
+def test_every_figure_of_the_results_table_has_a_record():
+    table = re.search(r"<!-- results -->(.*?)<!-- /results -->", README, re.S)[1]
+    measured = [cell.strip() for line in table.splitlines()[3:] for cell in line.split("|")[3:-1]]
+    experiments = load_experiments(TOP / "experiments")
+    records = [load_record(path) for name in experiments for path in sorted((TOP / "results" / name).glob("*.json"))]
+    known = {f"{record.test['top1']:.2f} %" for record in records} | {"pending", "–", ""}
+    assert set(measured) <= known
+
+
+def test_settings_are_documented():
+    for config in (TITNConfig,):
+        for field in fields(config):
+            if field.name not in {field.name for field in fields(TeacherConfig)} | {"depth", "mlp_ratio"}:
+                assert field.name.split("_")[0] in (config.__doc__ or ""), field.name
+
+
+def test_experiments_refer_to_each_other():
+    experiments = load_experiments(TOP / "experiments")
+    assert experiments["cifar10-titn_paper-hard-gpu"].runs[0].teacher == experiments["cifar10-vgg16_bn-gpu"].runs[0]
+    with pytest.raises(TITNError, match="there are no settings files"):
+        load_experiments(TOP / "titn_lib")
