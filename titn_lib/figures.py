@@ -139,8 +139,8 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
     inside.set_title(f"a patch, {config.pixels} pixels")
     for y in (0, 1):
         start = (corner[0] + side, corner[1] + (1 - y) * side)
-        places = {"coordsA": "data", "coordsB": "axes fraction", "axesA": whole, "axesB": inside}
-        figure.add_artist(ConnectionPatch(start, (0, y), **places, color=colours[1], linewidth=1))
+        line = ConnectionPatch(start, (0, y), "data", "axes fraction", axesA=whole, axesB=inside, color=colours[1])
+        figure.add_artist(line)
 
     def draw_row(bottom: float, height: float, tokens: list[np.ndarray | str], title: str, note: str) -> None:
         axis = figure.add_axes((0.545, bottom, 0.455, height - 0.18))
