@@ -51,7 +51,9 @@ def distil(out: Path | None, device: str, minutes: float | None, quiet: bool, **
     from .training import compare, leads
 
     run = plan_run(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
-    out = out or Path("runs") / f"{Path(run.data).name}-{run.model}-{options['budget']}-seed{run.seed}"
+    out = (
+        out or Path("runs") / f"{Path(run.data).name}-{run.model}-{run.distillation}-{options['budget']}-seed{run.seed}"
+    )
     records = compare(run, out, device=device, minutes=minutes, quiet=quiet)
     if leads():
         write_atomically(out / RECORD, pack(records))
@@ -180,6 +182,9 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("distil", distil)
     add_run_options(sub, model="titn_nano")
     sub.add_argument("--teacher", help="a teacher's name, or the path of its weights (default: the budget's)")
+    sub.add_argument(
+        "--image-size", type=picture_size, metavar="SIZE", help="64 or 48x64 (height × width), for all networks"
+    )
     sub.add_argument("--distillation", help="none, hard, soft, feature, hard+feature or soft+feature (default: hard)")
     add_recipe_options(sub)
 
@@ -219,6 +224,12 @@ def add_run_options(parser: argparse.ArgumentParser, model: str) -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--minutes", type=float, help="stop with a checkpoint after so long; the same command goes on")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """ "64" or "48x64" as height and width."""
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:

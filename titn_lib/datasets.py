@@ -209,7 +209,7 @@ def read_mnist(kind: type[tv.MNIST]) -> Callable[[Path], tuple[ImageSet, ImageSe
             parts.append(ImageSet(s.data[:, None].contiguous(), s.targets))
         if [len(part) for part in parts] != [60_000, 10_000]:
             raise damaged(raw / names[0])
-        return parts[0], parts[1], tuple(parts_name.split(" - ")[-1] for parts_name in s.classes)
+        return parts[0], parts[1], tuple(name.split(" - ")[0] for name in s.classes)
 
     return read
 

@@ -36,17 +36,19 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def plot_curves(records: dict[str, Record]) -> Figure:
-    """Training loss and validation accuracy by epoch, a line for each run; its test accuracy stands in the legend."""
+    """Training loss and validation accuracy by epoch, a line for each run."""
     sns.set_theme(**STYLE)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for (name, record), marker in zip(records.items(), "os^Dvp*hX" * len(records), strict=False):
         epochs = [point["epoch"] for point in record.curve]
         style = {"marker": marker, "markersize": 4, "markevery": max(1, len(epochs) // 12)}
         left.plot(epochs, [point["train_loss"] for point in record.curve], **style)
-        label = f"{name}: {record.run.model}, test {record.test['top1']:.2f} %"
+        label = f"{name} ({record.run.model})"
         right.plot(epochs, [point["validation_top1"] for point in record.curve], label=label, **style)
-    left.set(xlabel="epoch", ylabel="training loss (each run's own)", ylim=(0, None), title="What each run minimises")
-    right.set(xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(None, 100.5), title="On the validation split")
+    left.set(xlabel="epoch", ylabel="training loss (each run's own)", ylim=(0, None), title="Training loss")
+    right.set(
+        xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(None, 100.5), title="Accuracy on the validation pictures"
+    )
     right.legend(loc="lower right", fontsize="small")
     return figure
 
@@ -78,18 +80,18 @@ def as_pixels(image: UInt8[Tensor, "channel height width"]) -> np.ndarray:
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 
 
-def show(axis: Axes, image: UInt8[Tensor, "channel height width"], alpha: float = 1.0) -> None:
+def show(axis: Axes, image: UInt8[Tensor, "channel height width"]) -> None:
     """A picture without axes, every element a square."""
-    axis.imshow(as_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest", alpha=alpha)
+    axis.imshow(as_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
 
 
 def draw_grid(axis: Axes, size: tuple[int, int], rows: int, columns: int, width: float = 0.6) -> None:
     """White lines between so many rows and columns of a picture."""
     for position in np.arange(1, rows) * size[0] / rows - 0.5:
-        axis.axhline(position, color="white", linewidth=width, alpha=0.8)
+        axis.axhline(position, color="white", linewidth=width)
     for position in np.arange(1, columns) * size[1] / columns - 0.5:
-        axis.axvline(position, color="white", linewidth=width, alpha=0.8)
+        axis.axvline(position, color="white", linewidth=width)
 
 
 def show_pictures(
@@ -136,7 +138,7 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
     draw_grid(inside, (side, side), pixels, pixels, 2)
     for spine in inside.spines.values():
         spine.set(edgecolor=colours[1], linewidth=3)
-    inside.set_title(f"a patch, {config.pixels} pixels")
+    inside.set_title(f"a patch, {config.pixels} “pixels” of {config.pixel_size}×{config.pixel_size} points")
     for y in (0, 1):
         start = (corner[0] + side, corner[1] + (1 - y) * side)
         line = ConnectionPatch(start, (0, y), "data", "axes fraction", axesA=whole, axesB=inside, color=colours[1])
@@ -152,7 +154,14 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
             if isinstance(token, str):
                 colour = colours[2] if token == "class" else colours[4]
                 axis.add_patch(Rectangle((i + 0.08, 0.08), 0.84, 0.84, facecolor=colour, edgecolor="none"))
-                axis.text(i + 0.5, -0.4, token, fontsize=9, ha="center", va="center")
+                axis.text(
+                    i + (0.08 if token == "class" else 0.92),
+                    -0.4,
+                    token,
+                    fontsize=9,
+                    ha="left" if token == "class" else "right",
+                    va="center",
+                )
             else:
                 box = (i + 0.08, i + 0.92, 0.08, 0.92)
                 axis.imshow(token, extent=box, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
@@ -164,7 +173,7 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
         axis.set_aspect("equal", anchor="NW")
 
     inner = rearrange(pieces[patch], "c (row y) (column x) -> (row column) c y x", row=pixels, column=pixels)
-    special = ["distill"] if config.distillation_token else []
+    special = ["distillation"] if config.distillation_token else []
     draw_row(
         0.50, 0.40, [as_pixels(pixel) for pixel in inner],
         f"inner stream: {config.pixels} pixel tokens of {config.inner_width} numbers, in every patch",
@@ -221,10 +230,10 @@ def plot_attention(
     draw_grid(axes[0, 0], size, rows, columns)
     for axis, (name, values) in zip(axes[0, 1:], panels, strict=True):
         drawn = axis.imshow(enlarge(values, size).numpy(), cmap=MAP, interpolation="nearest", vmin=0)
-        show(axis, image, alpha=0.25)
+        axis.set(xticks=[], yticks=[])
         draw_grid(axis, size, rows, columns)
         axis.set_title(name)
-        figure.colorbar(drawn, ax=axis, shrink=0.75, label="attention" if values is panels[-1][1] else None)
+        figure.colorbar(drawn, ax=axis, shrink=0.75, label="attention")
     if title:
         figure.suptitle(title)
     return figure

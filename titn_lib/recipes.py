@@ -193,12 +193,14 @@ def plan_run(
     seed: int = 0,
     distillation: str = "hard",
     teacher: str | None = None,
+    image_size: tuple[int, int] | None = None,
     **changes: object,
 ) -> Run:
     """A student's run, its teacher's inside.
 
     Args:
         teacher: a teacher's name, or the path of its weights; by default the budget's (`teacher_for`).
+        image_size: height and width of the pictures, for teacher and student; by default the data set's own.
         changes: settings of the student's `Recipe` to change, such as `epochs=5`.
 
     Raises:
@@ -208,12 +210,13 @@ def plan_run(
     if distillation != "none":
         name = teacher or teacher_for(budget)
         if name in TEACHERS:
-            taught = Run(data, name, teacher_recipe(data, budget), seed)
+            taught = Run(data, name, teacher_recipe(data, budget), seed, image_size=image_size)
         elif name.endswith(".safetensors"):
             taught = name
         else:
             raise unknown("teacher", name, TEACHERS)
-    return Run(data, model, change(student_recipe(data, budget), changes), seed, distillation, taught)
+    recipe = change(student_recipe(data, budget), changes)
+    return Run(data, model, recipe, seed, distillation, taught, image_size)
 
 
 def change(recipe: Recipe, changes: dict[str, object]) -> Recipe:
