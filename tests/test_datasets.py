@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision import datasets as tv
 
 from titn_lib import TITNError
-from titn_lib.datasets import SOURCES, ImageSet, load_data, read_picture, split
+from titn_lib.datasets import SOURCES, ImageSet, load_data, read_picture, split, subset
 
 
 def fingerprints(part):
@@ -30,6 +30,15 @@ def test_digits_need_no_files_and_are_real(tmp_path, monkeypatch, no_internet):
     assert data.train.images.dtype == torch.uint8
     assert data.train.images.max() > 240
     assert data.classes == tuple("0123456789")
+
+
+def test_a_subset_is_fair_or_refused():
+    train = load_data("digits").train
+    assert subset(train, 100, "digits").labels.bincount().min() >= 9
+    assert len(subset(train, 0, "digits")) == len(train)
+    for count in (5, 1290):
+        with pytest.raises(TITNError, match="choose train_images and test_images between 10 and 1283"):
+            subset(train, count, "digits")
 
 
 def test_the_split_is_stratified_fixed_and_without_overlap():
@@ -112,11 +121,15 @@ def test_a_truncated_cifar_file_is_named(small_cifar, no_internet):
 def test_a_truncated_mnist_file_is_named(tmp_path, monkeypatch, no_internet):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name, _ in tv.MNIST.resources:
-        (raw / name.removesuffix(".gz")).write_bytes(b"\x00\x00\x08\x03" + b"\x00" * 40)
+    sizes = {"train-images-idx3-ubyte": 47_040_016, "train-labels-idx1-ubyte": 60_008,
+             "t10k-images-idx3-ubyte": 7_840_016, "t10k-labels-idx1-ubyte": 10_008}  # fmt: skip
     monkeypatch.setenv("TITN_DATA", str(tmp_path))
-    with pytest.raises(TITNError, match="train-images-idx3-ubyte is damaged"):
-        load_data("mnist")
+    for short in sizes:
+        for name, size in sizes.items():
+            with open(raw / name, "wb") as file:
+                file.truncate(size - (name == short))
+        with pytest.raises(TITNError, match=f"{short} is damaged"):
+            load_data("mnist")
 
 
 def test_an_unknown_name():
@@ -178,6 +191,11 @@ def test_a_folder_that_is_too_small(pictures):
         load_data(str(pictures))
     with pytest.raises(TITNError, match="needs a subfolder of pictures for each class"):
         load_data(str(pictures / "red"))
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
+    Image.fromarray(np.full((8, 8), 0x8000, np.uint16)).save(tmp_path / "deep.png")
+    assert read_picture(tmp_path / "deep.png", 1, (8, 8)).unique().tolist() == [127]
 
 
 def test_reading_one_picture(tmp_path):

@@ -111,8 +111,8 @@ def test_the_answer_is_the_teachers_own():
 
 
 def test_feature_loss_pulls_features_together():
-    """Forty steps bring an untrained student's patch tokens measurably closer to the teacher's maps, and lift their
-    correlation on pictures it has not seen."""
+    """First the projections alone learn what an untrained student's tokens can tell. Then they are frozen, and the
+    student moves its own tokens closer to the teacher's maps, on pictures it has not seen."""
     teacher = freeze(create_model("vgg7_bn"))
     student = create_model("titn_nano", depth=3)
     images, unseen = (
@@ -120,21 +120,24 @@ def test_feature_loss_pulls_features_together():
         torch.randn(32, 3, 32, 32).cumsum(-1).cumsum(-2) / 16,
     )
     loss = FeatureLoss(student, teacher)
-    optimizer = torch.optim.AdamW([*student.parameters(), *loss.parameters()], lr=2e-3)
+
+    def learn(parameters, steps):
+        optimizer = torch.optim.AdamW(parameters, lr=2e-3)
+        for _ in range(steps):
+            value = loss(student.encode(images).blocks, ask_teacher(teacher, images).maps)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
 
     def measure():
         with torch.no_grad():
             return loss(student.encode(unseen).blocks, ask_teacher(teacher, unseen).maps).item()
 
+    assert measure() > 1.5  # two standardised vectors that know nothing of each other differ by about 2
+    learn(loss.parameters(), 60)
     before = measure()
-    for _ in range(40):
-        value = loss(student.encode(images).blocks, ask_teacher(teacher, images).maps)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-    after = measure()
-    assert before > 1.5  # two standardised vectors that know nothing of each other differ by about 2
-    assert after < 0.7 * before
+    learn(student.parameters(), 60)
+    assert measure() < 0.85 * before
 
 
 def test_feature_loss_is_zero_for_a_perfect_student():
@@ -159,6 +162,14 @@ def test_feature_loss_is_zero_for_a_perfect_student():
 def test_impossible_objectives(method, says):
     with pytest.raises(TITNError, match=says):
         Objective(create_model("titn_nano"), method)
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_a_forgotten_answer_is_noticed(method):
+    teacher, labels = freeze(create_model("vgg7_bn")), torch.tensor([1])
+    objective = Objective(create_model("titn_nano", depth=3), method, teacher)
+    with pytest.raises(TITNError, match="needs the teacher's answer"):
+        objective(torch.zeros(1, 3, 32, 32), MixedLabels(labels, labels))
 
 
 def test_a_teacher_is_no_student():

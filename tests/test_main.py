@@ -1,6 +1,7 @@
 """The command line: what it prints, and that every problem is one sentence."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -54,12 +55,12 @@ def test_distil_leaves_a_table_a_record_and_a_picture(tmp_path, capsys, small_te
         "alone",
         "curves.png",
         "distilled",
-        "record.json",
+        "records.json",
         "teacher",
     ]
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size[0] > 1000
-    together = json.loads((tmp_path / "record.json").read_text())
+    together = json.loads((tmp_path / "records.json").read_text())
     record = load_record(tmp_path / "distilled")
     assert together["distilled"]["test"] == record.test
     assert f"{record.test['top1']:.2f} %" in out
@@ -106,13 +107,20 @@ def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("x")
     (tmp_path / "pictures" / "cat").mkdir(parents=True)
     (tmp_path / "pictures" / "dog").mkdir()
+    (tmp_path / "cifar").mkdir()
     good = tmp_path / "good.safetensors"
     save_model(create_model("titn_nano", depth=1), good)
 
     assert "unknown data set 'digit': did you mean 'digits'" in fails(capsys, "distil", "--data", "digit", *out)
-    assert "unknown model 'titn_mini'" in fails(capsys, "distil", "--model", "titn_mini", *out)
+    assert "unknown student 'titn_mini'" in fails(capsys, "distil", "--model", "titn_mini", *out)
     assert "unknown budget 'big'" in fails(capsys, "distil", "--budget", "big", *out)
     assert "unknown teacher 'vgg'" in fails(capsys, "distil", "--teacher", "vgg", *out)
+    assert "unknown teacher 'titn_nano'" in fails(capsys, "teacher", "--model", "titn_nano", *out)
+    assert "there is no weights file" in fails(capsys, "distil", "--teacher", tmp_path / "t.safetensors", *out)
+    assert "is a student, not a teacher" in fails(capsys, "distil", "--teacher", good, *out)
+    assert "a seed can't be negative" in fails(capsys, "distil", "--seed", -1, *out)
+    assert "can't take 4×4" in fails(capsys, "distil", "--image-size", 4, *out)
+    assert "is a folder" in fails(capsys, "evaluate", tmp_path)
     assert "unknown augmentation 'flop'" in fails(capsys, "distil", "--augmentation", "flop", *out)
     assert "set TITN_DATA" in fails(capsys, "distil", "--data", "cifar10", *out)
     assert "cat holds no picture" in fails(capsys, "distil", "--data", tmp_path / "pictures", *out)
@@ -134,6 +142,22 @@ def test_a_picture_that_is_none(tmp_path, capsys):
     weights = ["--weights", tmp_path / "m.safetensors"]
     assert "bad.png is not a picture or is damaged" in fails(capsys, "predict", tmp_path / "bad.png", *weights)
     assert "there is no picture" in fails(capsys, "predict", tmp_path / "none.png", *weights)
+
+
+def test_a_full_disk_and_a_damaged_checkpoint(tmp_path, capsys):
+    for part in ("alone", "alone/model.safetensors"):
+        (tmp_path / part).parent.mkdir(exist_ok=True, parents=True)
+    out = ["--out", tmp_path, "--distillation", "none", *SMALL]
+    (tmp_path / "alone" / "model.safetensors.part").symlink_to("/dev/full")
+    assert "the disk is full: free some space" in fails(capsys, "distil", *out)
+    assert [file.name for file in (tmp_path / "alone").iterdir()] == []
+    (tmp_path / "alone" / "checkpoint.pt").write_bytes(b"cut short")
+    assert "checkpoint.pt is damaged: delete it" in fails(capsys, "distil", *out)
+
+
+def test_a_missing_package_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "titn_lib.figures", None)
+    assert "the package titn_lib.figures is missing" in fails(capsys, "distil")
 
 
 # --- experiments
@@ -198,7 +222,9 @@ def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, caps
     written = (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns
     states("--run")
     assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns == written
-    states("--redo", "teach")
+    assert states("--redo", "teach", "--minutes", "0.0001")[0] == 1  # cut off
+    assert states()[1][0] == "under way"
+    assert states("--redo", "teach")[0] == 0  # goes on
     assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns != written
 
     (folder / "1-teach.toml").write_text(TEACHER.replace("epochs = 1", "epochs = 2"))
@@ -212,6 +238,7 @@ def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, caps
         (('"teach"', '"preach"'), "unknown teacher among the experiments before it 'preach'"),
         (("seeds", "[[["), "is not a settings file"),
         (("epochs", "epoch"), "unknown setting of a recipe 'epoch'"),
+        (("[0, 1]", "[]"), "there are no seeds"),
     ],
 )
 def test_settings_files_that_make_no_sense(settings, change, says):

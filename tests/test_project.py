@@ -6,10 +6,13 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import torch
 import yaml
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model, list_models
+from titn_lib.augment import normalise
 from titn_lib.experiments import load_experiments
 from titn_lib.records import load_record
 from titn_lib.teachers import TeacherConfig
@@ -106,3 +109,9 @@ def test_experiments_refer_to_each_other():
     assert experiments["cifar10-titn_paper-hard-gpu"].runs[0].teacher == experiments["cifar10-vgg16_bn-gpu"].runs[0]
     with pytest.raises(TITNError, match="there are no settings files"):
         load_experiments(TOP / "titn_lib")
+
+
+def test_shapes_are_checked_here():
+    """The checker that conftest installs is awake."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        normalise(torch.zeros(2, 3, dtype=torch.uint8), (0.5,), (0.5,))

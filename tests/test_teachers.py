@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import models
 
-from titn_lib import create_model
+from titn_lib import TITNError, create_model
 from titn_lib.models import TEACHERS
 
 SIDES = {"vgg16_bn": [32, 16, 8, 4, 2], "vgg19_bn": [32, 16, 8, 4, 2]}
@@ -21,6 +21,11 @@ def test_stages_halve_the_picture(name, in_channels):
     assert logits.shape == (2, 7)
     torch.testing.assert_close(logits, teacher.head(maps[-1]))
     assert (logits[0] - logits[1]).abs().max() > 0
+
+
+def test_pictures_that_are_too_small():
+    with pytest.raises(TITNError, match="vgg16_bn halves its pictures 4 times and can't take 8×8"):
+        create_model("vgg16_bn", image_size=(8, 8))
 
 
 @pytest.mark.parametrize(

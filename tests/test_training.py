@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,43 @@ def test_nothing_is_chosen_on_the_test_set(tmp_path, monkeypatch, finished):
     assert (record.curve, record.validation) == (records["alone"].curve, records["alone"].validation)
 
 
+def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, monkeypatch, finished):
+    asked, learned = [], []
+    ask, step = training.ask_teacher, training.Training.train_step
+
+    def spy(teacher, images):
+        assert not teacher.training
+        answer = ask(teacher, images)
+        asked.append((images.clone(), answer.logits.clone()))
+        return answer
+
+    forward = training.Objective.forward
+
+    def note(self, images, labels, answer):
+        learned.append((images.clone(), answer.logits.clone()))
+        return forward(self, images, labels, answer)
+
+    def watched(self, order):
+        if self.place.step == 0 and self.place.epoch == 0:
+            self.before = {name: value.clone() for name, value in self.teacher.state_dict().items()}
+        step(self, order)
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        assert not trained & {id(p) for p in self.teacher.parameters()}
+        assert all(torch.equal(value, self.before[name]) for name, value in self.teacher.state_dict().items())
+
+    monkeypatch.setattr(training, "ask_teacher", spy)
+    monkeypatch.setattr(training.Objective, "forward", note)
+    monkeypatch.setattr(training.Training, "train_step", watched)
+    run = replace(DISTILLED, recipe=replace(QUICK, epochs=1, augmentation="crop_flip", cutmix=1.0))
+    train(run, tmp_path, teacher_folder=finished[0] / "teacher", device="cpu", quiet=True)
+    assert len(asked) == len(learned) == 8
+    for (seen, said), (shown, heard) in zip(asked, learned, strict=True):
+        assert torch.equal(seen, shown)
+        assert torch.equal(said, heard)
+    alone, distilled = (load_file(finished[0] / name / WEIGHTS) for name in ("alone", "distilled"))
+    assert not torch.equal(alone["heads.class_head.1.weight"], distilled["heads.class_head.1.weight"])
+
+
 # --- stopping and going on
 
 EVERYTHING = replace(
@@ -99,13 +137,18 @@ sys.path.insert(0, {tests!r})
 from titn_lib import training
 training.CHECKPOINT_SECONDS = 0.1
 from test_training import EVERYTHING
+resume = training.Training.resume
+def note(self):
+    resume(self)
+    print(self.place.epoch * self.steps + self.place.step, flush=True)
+training.Training.resume = note
 training.train(EVERYTHING, {out!r}, teacher_folder={teacher!r}, device="cpu", quiet=True)
 """
 
 
 def start(out, teacher):
     code = CHILD.format(tests=str(Path(__file__).parent), out=str(out), teacher=str(teacher))
-    return subprocess.Popen([sys.executable, "-c", code])
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
 def test_killed_at_three_random_moments_and_resumed_bit_for_bit(tmp_path, finished):
@@ -113,7 +156,7 @@ def test_killed_at_three_random_moments_and_resumed_bit_for_bit(tmp_path, finish
     teacher = finished[0] / "teacher"
     train(EVERYTHING, tmp_path / "whole", teacher_folder=teacher, device="cpu", quiet=True)
     out, chance = tmp_path / "killed", random.Random()
-    kills, seen = 0, 0.0
+    kills, seen, began = 0, 0.0, []
     deadline = time.monotonic() + 240
     child = start(out, teacher)
     while kills < 3 and child.poll() is None and time.monotonic() < deadline:
@@ -121,12 +164,15 @@ def test_killed_at_three_random_moments_and_resumed_bit_for_bit(tmp_path, finish
         if now > seen:
             time.sleep(chance.uniform(0, 0.25))
             child.kill()
-            child.wait()
+            began.append(int(child.communicate()[0]))
             kills, seen = kills + 1, (out / CHECKPOINT).stat().st_mtime
             child = start(out, teacher)
         time.sleep(0.01)
-    assert child.wait(timeout=120) == 0
+    began.append(int(child.communicate(timeout=120)[0]))
+    assert child.returncode == 0
     assert kills == 3
+    assert began[0] == 0
+    assert all(earlier < later for earlier, later in pairwise(began)), "every sitting goes on where the last one was"
     whole, resumed = (load_file(folder / WEIGHTS) for folder in (tmp_path / "whole", out))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert load_record(tmp_path / "whole").curve == load_record(out).curve
@@ -138,6 +184,36 @@ def test_a_time_limit_leaves_a_checkpoint(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
     train(STUDENT, tmp_path, device="cpu", quiet=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == [WEIGHTS, "record.json"]
+
+
+@pytest.mark.parametrize("run", [STUDENT, TEACHER], ids=["adamw", "sgd, batch normalisation"])
+def test_stopped_after_every_single_step(tmp_path, run):
+    run = replace(run, recipe=replace(run.recipe, train_images=96, cutmix=1.0, augmentation="shift"))
+    train(run, tmp_path / "whole", device="cpu", quiet=True)
+    sittings = 0
+    while sittings < 10:
+        sittings += 1
+        try:
+            train(run, tmp_path / "stopped", device="cpu", quiet=True, minutes=0)
+            break
+        except Interrupted:
+            continue
+    assert sittings == 7  # two epochs of three steps, and the one that finds nothing left to do
+    whole, stopped = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_ctrl_c_while_the_end_is_measured_does_not_get_lost(tmp_path, monkeypatch):
+    measure = training.evaluate
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    once = replace(STUDENT, recipe=replace(QUICK, epochs=1))
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        train(once, tmp_path, device="cpu", quiet=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -203,7 +279,7 @@ def test_a_batch_that_does_not_fit_in_memory(tmp_path, monkeypatch):
 
 def test_teachers_that_do_not_fit(tmp_path, finished):
     student = replace(STUDENT, distillation="hard", teacher=str(finished[0] / "alone" / WEIGHTS))
-    with pytest.raises(TITNError, match="holds a student, not a teacher"):
+    with pytest.raises(TITNError, match="titn_nano is a student, not a teacher"):
         train(student, tmp_path, device="cpu", quiet=True)
     training.save_model(create_model("vgg7_bn", num_classes=3), tmp_path / "t.safetensors")
     with pytest.raises(TITNError, match="the teacher was made for num_classes=3, and digits needs num_classes=10"):
@@ -211,10 +287,19 @@ def test_teachers_that_do_not_fit(tmp_path, finished):
 
 
 def test_a_damaged_checkpoint(tmp_path):
-    for content in (b"", b"nonsense"):
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    for content in (b"", b"nonsense", whole[: len(whole) // 2]):
         (tmp_path / CHECKPOINT).write_bytes(content)
         with pytest.raises(TITNError, match=r"checkpoint .*checkpoint\.pt is damaged: delete it"):
             train(STUDENT, tmp_path, device="cpu", quiet=True)
+    (tmp_path / CHECKPOINT).write_bytes(whole)
+    state = torch.load(tmp_path / CHECKPOINT)
+    state["objective"].popitem()
+    torch.save(state, tmp_path / CHECKPOINT)
+    with pytest.raises(TITNError, match=r"checkpoint .*checkpoint\.pt doesn't fit this run"):
+        train(STUDENT, tmp_path, device="cpu", quiet=True)
 
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, monkeypatch):
@@ -233,6 +318,13 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TITNError, match="part of that path is a file"):
         train(STUDENT, tmp_path / "file" / "out")
+
+
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    """Root may write anywhere, so the system's answer is put in its mouth."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(TITNError, match="no permission: choose another folder"):
+        train(STUDENT, tmp_path / "out")
 
 
 # --- small parts
@@ -281,5 +373,37 @@ def test_a_recipe_from_the_budget():
         plan_run(budget="huge")
     with pytest.raises(TITNError, match="did you mean 'epochs'"):
         plan_run(epoch=3)
-    with pytest.raises(TITNError, match="batch_size must be 1 or more"):
-        plan_run(batch_size=0)
+    with pytest.raises(TITNError, match="unknown student 'vgg7_bn'"):
+        plan_run(model="vgg7_bn")
+    for changes, says in [
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"lr": -1.0}, "lr can't be negative"),
+        ({"ema_decay": 1.5}, "ema_decay must be below 1"),
+        ({"seed": -1}, "a seed can't be negative"),
+        ({"image_size": (0, 8)}, "image_size must be 1 or more"),
+    ]:
+        with pytest.raises(TITNError, match=says):
+            plan_run(**changes)
+
+
+def test_a_number_that_is_a_text():
+    recipe = Recipe()
+    object.__setattr__(recipe, "lr", "fast")  # the tests' type checker would stop it at the door
+    with pytest.raises(TITNError, match="lr must be a number"):
+        recipe.__post_init__()
+
+
+def test_a_smaller_batch_is_smaller_for_the_teacher_too():
+    run = plan_run(batch_size=8)
+    assert (run.recipe.batch_size, run.teacher.recipe.batch_size) == (8, 8)
+
+
+def test_a_preset_for_large_pictures_gets_large_pictures():
+    assert plan_run(data="cifar10", model="titn_paper_224").teacher.image_size == (224, 224)
+    assert plan_run(data="cifar10").image_size is None
+
+
+def test_a_folder_is_the_same_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert plan_run("pictures") == plan_run("pictures/") == plan_run(str(tmp_path / "pictures"))

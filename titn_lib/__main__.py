@@ -10,6 +10,7 @@ titn experiments
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,16 @@ from .files import REASONS
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 if it did what was asked. A problem is one sentence on standard error, without a traceback."""
-    options = vars(make_parser().parse_args(arguments))
-    command: Callable[..., None] = options.pop("command")
     try:
+        options = vars(make_parser().parse_args(arguments))
+        command: Callable[..., None] = options.pop("command")
         command(**options)
     except TITNError as problem:
         return complain(str(problem))
+    except ModuleNotFoundError as problem:
+        return complain(f"the package {problem.name} is missing: install it (pip install {problem.name})")
+    except BrokenPipeError:  # whoever read the output has had enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  so that Python's own last flush has somewhere to go
     except OSError as problem:
         reason = REASONS.get(problem.errno or 0, problem.strerror or str(problem))
         return complain(f"{problem.filename}: {reason}" if problem.filename else reason)
@@ -47,7 +52,7 @@ def distil(out: Path | None, device: str, minutes: float | None, quiet: bool, **
     from .figures import plot_curves, save_figure
     from .files import write_atomically
     from .recipes import plan_run
-    from .records import RECORD, pack, table
+    from .records import pack, table
     from .training import compare, leads
 
     run = plan_run(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
@@ -56,24 +61,28 @@ def distil(out: Path | None, device: str, minutes: float | None, quiet: bool, **
     )
     records = compare(run, out, device=device, minutes=minutes, quiet=quiet)
     if leads():
-        write_atomically(out / RECORD, pack(records))
+        write_atomically(out / "records.json", pack(records))
         save_figure(plot_curves(records), out / "curves.png")
-        print(f"{table(records)}\n\nrecord: {out / RECORD}\ncurves: {out / 'curves.png'}")
+        print(f"{table(records)}\n\nrecords: {out / 'records.json'}\ncurves: {out / 'curves.png'}")
         for name in records:
             print(f"weights: {out / name / 'model.safetensors'}")
 
 
 def teacher(
     data: str, model: str, budget: str, seed: int, out: Path | None, device: str, minutes: float | None, quiet: bool,
-    **changes: object,
+    image_size: tuple[int, int] | None, **changes: object,
 ) -> None:  # fmt: skip
     """Train a teacher."""
-    from .recipes import Run, change, teacher_recipe
+    from .errors import unknown
+    from .models import TEACHERS
+    from .recipes import Run, change, name_data, teacher_recipe
     from .records import table
     from .training import leads, train
 
     given = {name: value for name, value in changes.items() if value is not None}
-    run = Run(data, model, change(teacher_recipe(data, budget), given), seed)
+    if model not in TEACHERS:
+        raise unknown("teacher", model, TEACHERS)
+    run = Run(name_data(data), model, change(teacher_recipe(data, budget), given), seed, image_size=image_size)
     out = out or Path("runs") / f"{Path(data).name}-{model}-{budget}-seed{seed}"
     record = train(run, out, device=device, minutes=minutes, quiet=quiet)
     if leads():
@@ -145,13 +154,16 @@ def experiments(
     import torch
 
     from .errors import unknown
-    from .experiments import list_experiments, load_experiments, run_pending
-    from .experiments import redo as forget
+    from .experiments import forget, list_experiments, load_experiments, run_pending
+    from .training import leads
 
     found = load_experiments(folder)
     for name in redo:
         if name not in found:
             raise unknown("experiment", name, found)
+    if redo and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise TITNError("--redo works with one process: call it with --minutes 0.01 first, then torchrun without it")
+    for name in redo:
         forget(found[name], runs, results)
     if run or minutes is not None or redo:
         on_gpu = torch.cuda.is_available() and device != "cpu"
@@ -161,7 +173,8 @@ def experiments(
             if (name in redo if redo else experiment.budget == (budget or ("gpu" if on_gpu else "laptop")))
         }
         run_pending(chosen, runs, results, minutes, device)
-    print(list_experiments(found, runs, results))
+    if leads():
+        print(list_experiments(found, runs, results))
 
 
 # --- the options
@@ -182,9 +195,6 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("distil", distil)
     add_run_options(sub, model="titn_nano")
     sub.add_argument("--teacher", help="a teacher's name, or the path of its weights (default: the budget's)")
-    sub.add_argument(
-        "--image-size", type=picture_size, metavar="SIZE", help="64 or 48x64 (height × width), for all networks"
-    )
     sub.add_argument("--distillation", help="none, hard, soft, feature, hard+feature or soft+feature (default: hard)")
     add_recipe_options(sub)
 
@@ -206,8 +216,12 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("experiments", experiments)
     sub.add_argument("--run", action="store_true", help="make the pending runs in order, resuming what was cut off")
     sub.add_argument("--minutes", type=float, help="the same, and stop with a checkpoint after so long")
-    sub.add_argument("--budget", help="which runs to make (default: gpu where there is one, else laptop)")
-    sub.add_argument("--redo", nargs="+", default=[], metavar="NAME", help="make these again from the start")
+    sub.add_argument(
+        "--budget",
+        choices=["smoke", "laptop", "gpu"],
+        help="which runs to make (default: gpu where there is one, else laptop)",
+    )
+    sub.add_argument("--redo", nargs="+", default=[], metavar="NAME", help="make these again, if they were finished")
     sub.add_argument("--folder", type=Path, default=Path("experiments"))
     sub.add_argument("--runs", type=Path, default=Path("runs"))
     sub.add_argument("--results", type=Path, default=Path("results"))
@@ -218,6 +232,7 @@ def make_parser() -> argparse.ArgumentParser:
 def add_run_options(parser: argparse.ArgumentParser, model: str) -> None:
     parser.add_argument("--data", default="digits", help="a data set's name, or a folder of pictures by class")
     parser.add_argument("--model", default=model, help="default: %(default)s")
+    parser.add_argument("--image-size", type=picture_size, metavar="SIZE", help="64, or 48x64 (height × width)")
     parser.add_argument("--budget", default="laptop", help="smoke, laptop or gpu (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for records and weights (default: one below runs/)")

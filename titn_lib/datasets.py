@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -22,7 +22,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import functional as TF
 
 from .errors import TITNError, unknown
-from .files import make_folder
+from .files import REASONS, cannot_write, make_folder
 
 SPLIT_SEED = 0  # every run, whatever its own seed, sees the same split
 VALIDATION = 0.1  # of what is not the test set
@@ -142,14 +142,22 @@ def split(images: ImageSet, fraction: float, name: str) -> tuple[ImageSet, Image
         fewest = int(images.labels.bincount().min())
         raise TITNError(
             f"{name} has too few pictures to split ({len(images)} in all, {fewest} in the smallest class): "
-            "give every class ten or more"
+            "give every class 13 or more"
         ) from problem
     return images[np.sort(kept)], images[np.sort(aside)]
 
 
 def subset(images: ImageSet, count: int, name: str) -> ImageSet:
     """So many pictures with the same share of each class, always the same ones; all of them for 0."""
-    return split(images, count / len(images), name)[1] if 0 < count < len(images) else images
+    if not 0 < count < len(images):
+        return images
+    classes = int(images.labels.max()) + 1
+    if not classes <= count <= len(images) - classes:
+        raise TITNError(
+            f"{count} pictures of {len(images)} can't be chosen fairly among {classes} classes of {name}: choose "
+            f"train_images and test_images between {classes} and {len(images) - classes}, or 0 for all"
+        )
+    return split(images, count / len(images), name)[1]
 
 
 def resize(images: ImageSet, size: tuple[int, int]) -> ImageSet:
@@ -197,19 +205,15 @@ def read_cifar(kind: type[tv.CIFAR10]) -> Callable[[Path], tuple[ImageSet, Image
 def read_mnist(kind: type[tv.MNIST]) -> Callable[[Path], tuple[ImageSet, ImageSet | None, tuple[str, ...]]]:
     def read(folder: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
         raw = folder / kind.__name__ / "raw"
-        names = [file.removesuffix(".gz") for file, _ in kind.resources]
-        obtain(folder, kind, all((raw / name).exists() for name in names))
-        parts = []
-        for train in (True, False):
-            try:
-                s = kind(str(folder), train=train)
-            except (ValueError, RuntimeError, AssertionError, TypeError, IndexError) as problem:
-                kinds = names[:2] if train else names[2:]
-                raise damaged(raw / (kinds[0] if "label" not in str(problem) else kinds[1])) from problem
-            parts.append(ImageSet(s.data[:, None].contiguous(), s.targets))
-        if [len(part) for part in parts] != [60_000, 10_000]:
-            raise damaged(raw / names[0])
-        return parts[0], parts[1], tuple(name.split(" - ")[0] for name in s.classes)
+        files = [raw / file.removesuffix(".gz") for file, _ in kind.resources]
+        obtain(folder, kind, all(file.exists() for file in files))
+        for file in files:  # a header of 16 or 8 bytes, then a byte for each picture element or label
+            pictures = 60_000 if file.name.startswith("train") else 10_000
+            if file.stat().st_size != (16 + 28 * 28 * pictures if "images" in file.name else 8 + pictures):
+                raise damaged(file)
+        sets = [kind(str(folder), train=train) for train in (True, False)]
+        parts = [ImageSet(s.data[:, None].contiguous(), s.targets) for s in sets]
+        return parts[0], parts[1], tuple(name.split(" - ")[0] for name in sets[0].classes)
 
     return read
 
@@ -223,6 +227,8 @@ def obtain(folder: Path, kind: type[tv.CIFAR10] | type[tv.MNIST], complete: bool
     try:
         kind(str(folder), download=True)
     except (RuntimeError, OSError) as problem:
+        if isinstance(problem, OSError) and problem.errno in REASONS:
+            raise cannot_write(home, problem) from problem
         raise TITNError(
             f"{kind.__name__} is not in {folder} and can't be downloaded ({problem}): connect to the internet, or put "
             f"its files into {home}, or set TITN_DATA to the folder that holds {home.relative_to(folder)}; "
@@ -265,7 +271,7 @@ def read_folder(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, ImageSet
 
 
 def read_classes(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, tuple[str, ...]]:
-    classes = tuple(sorted(sub.name for sub in folder.iterdir() if sub.is_dir()))
+    classes = tuple(sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and sub.name[0] != "."))
     if len(classes) < 2:
         raise TITNError(f"{folder} needs a subfolder of pictures for each class, two or more, and has {len(classes)}")
     images, labels = [], []
@@ -294,10 +300,15 @@ def read_picture(
         raise TITNError(f"picture files have 1 or 3 channels, not {in_channels}: give such a model tensors instead")
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture).convert(modes[in_channels])
+            upright: Image.Image = ImageOps.exif_transpose(picture)
+            if upright.mode[0] in "IF":  # 16 bits a point: Pillow would cut off what is above 255
+                upright = Image.fromarray(np.uint8(np.asarray(upright).clip(0, 65535) / 257))
+            upright = upright.convert(modes[in_channels])
             fitted = ImageOps.fit(upright, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
     except FileNotFoundError as problem:
         raise TITNError(f"there is no picture {path}: check the path") from problem
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+    except PermissionError as problem:
+        raise TITNError(f"no permission to read {path}: change its permissions") from problem
+    except Exception as problem:  # Pillow raises many kinds for damaged files
         raise TITNError(f"{path} is not a picture or is damaged: remove it or save it again") from problem
     return torch.from_numpy(np.array(fitted).reshape(*image_size, in_channels)).permute(2, 0, 1).contiguous()

@@ -161,6 +161,7 @@ class Objective(nn.Module):
         if method != "none" and not isinstance(network, TokenClassifier):
             raise TITNError(f"a teacher can't be a student of {method!r} distillation: choose a TITN, TNT or ViT")
         self.network = network
+        self.method = method
         self.token_method = method.split("+")[0]
         self.temperature = temperature
         self.feature_weight = feature_weight
@@ -175,7 +176,13 @@ class Objective(nn.Module):
         labels: MixedLabels,
         answer: TeacherAnswer | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]:
-        """Returns the loss, and the network's logits (the mean of both heads)."""
+        """Returns the loss, and the network's logits (the mean of both heads).
+
+        Raises:
+            TITNError: the method needs a teacher's answer and there is none.
+        """
+        if answer is None and self.method != "none":
+            raise TITNError(f"{self.method!r} distillation needs the teacher's answer: pass it (ask_teacher)")
         if isinstance(self.network, TokenClassifier):
             encoding = self.network.encode(images)
             both = self.network.heads.both(encoding.blocks[-1])
@@ -193,8 +200,8 @@ class Objective(nn.Module):
         self, logits: Float[Tensor, "batch classes"], labels: MixedLabels, answer: TeacherAnswer | None
     ) -> Float[Tensor, ""]:
         """What the distillation head learns: the teacher's class, its probabilities, or the labels."""
-        if self.token_method == "hard" and answer is not None:
+        if answer is None or self.token_method in ("none", "feature"):
+            return mixed_cross_entropy(logits, labels, self.label_smoothing)
+        if self.token_method == "hard":
             return hard_loss(logits, answer.logits.float())
-        if self.token_method == "soft" and answer is not None:
-            return soft_loss(logits, answer.logits.float(), self.temperature)
-        return mixed_cross_entropy(logits, labels, self.label_smoothing)
+        return soft_loss(logits, answer.logits.float(), self.temperature)

@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
-from .errors import Interrupted, TITNError, unknown
+from .errors import TITNError, unknown
 from .files import write_atomically
 from .models import TEACHERS, load_model, save_model
 from .recipes import BUDGETS, Run, change, student_recipe, teacher_recipe
 from .records import RECORD, Record, load_record
-from .training import CHECKPOINT, WEIGHTS, differences, train
+from .training import CHECKPOINT, WEIGHTS, differences, leads, train
 
 KNOWN = ("about", "data", "model", "budget", "seeds", "distillation", "teacher", "recipe", "model_settings")
 SHIPPED_BYTES = 16 * 2**20  # larger weights stay in runs/
@@ -69,7 +69,7 @@ def load_experiments(folder: str | Path = "experiments") -> dict[str, Experiment
         name = file.stem.split("-", 1)[-1]
         try:
             found[name] = read_experiment(name, tomllib.loads(file.read_text()), found)
-        except (tomllib.TOMLDecodeError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError) as problem:
             raise TITNError(f"{file} is not a settings file ({problem}): see experiments/README.md") from problem
         except TITNError as problem:
             raise TITNError(f"{file}: {problem}") from problem
@@ -80,6 +80,9 @@ def read_experiment(name: str, about: dict, earlier: dict[str, Experiment]) -> E
     for key in about:
         if key not in KNOWN:
             raise unknown("line", key, KNOWN)
+    seeds = about.get("seeds", [0])
+    if not seeds:
+        raise TITNError("there are no seeds: leave the line out, or name one or more")
     if about["budget"] not in BUDGETS:
         raise unknown("budget", about["budget"], BUDGETS)
     recipe = (teacher_recipe if about["model"] in TEACHERS else student_recipe)(about["data"], about["budget"])
@@ -98,7 +101,7 @@ def read_experiment(name: str, about: dict, earlier: dict[str, Experiment]) -> E
             teacher=next(iter(teacher.runs.values())) if teacher else None,
             model_settings=about.get("model_settings", {}),
         )
-        for seed in about.get("seeds", [0])
+        for seed in seeds
     }
     teacher_place = teacher.place(next(iter(teacher.runs))) if teacher else None
     return Experiment(name, about.get("about", ""), about["budget"], runs, teacher_place)
@@ -123,6 +126,8 @@ def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path,
         teacher_folder=runs / experiment.teacher if experiment.teacher else None,
         **options,
     )
+    if not leads():
+        return record
     model = load_model(folder / WEIGHTS)
     if 2 * sum(tensor.numel() for tensor in model.state_dict().values()) < SHIPPED_BYTES:
         save_model(model, target.with_suffix(".safetensors"), model.preprocessing, torch.float16)
@@ -143,14 +148,15 @@ def run_pending(
         for seed in experiment.runs:
             if not record_path(results, experiment, seed).exists():
                 left = None if minutes is None else minutes - (time.monotonic() - started) / 60
-                if left is not None and left <= 0:
-                    raise Interrupted("stopped by the time limit between two runs; the same command goes on")
-                print(f"{experiment.name}, seed {seed}: {experiment.about}", flush=True)
+                if leads():
+                    print(f"{experiment.name}, seed {seed}: {experiment.about}", flush=True)
                 run_experiment(experiment, seed, runs, results, minutes=left, device=device)
 
 
-def redo(experiment: Experiment, runs: Path, results: Path) -> None:
-    """Forget an experiment's runs and records, so that they are pending again."""
+def forget(experiment: Experiment, runs: Path, results: Path) -> None:
+    """Make a finished experiment pending again. One that is under way is left to go on."""
+    if not leads() or not all(record_path(results, experiment, seed).exists() for seed in experiment.runs):
+        return
     shutil.rmtree(runs / experiment.name, ignore_errors=True)
     shutil.rmtree(results / experiment.name, ignore_errors=True)
 

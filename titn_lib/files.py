@@ -11,8 +11,8 @@ REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
     errno.EDQUOT: "your disk quota is used up: free some space or choose another folder",
     errno.EFBIG: "the file would be larger than this system allows: choose another folder",
-    errno.EACCES: "no permission to write there: choose another folder or change its permissions",
-    errno.EPERM: "no permission to write there: choose another folder or change its permissions",
+    errno.EACCES: "no permission: choose another folder or change its permissions",
+    errno.EPERM: "no permission: choose another folder or change its permissions",
     errno.EROFS: "that disk is read-only: choose another folder",
     errno.ENOTDIR: "part of that path is a file, not a folder: choose another folder",
     errno.EEXIST: "part of that path is a file, not a folder: choose another folder",
@@ -56,7 +56,20 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except OSError as problem:
+        sync_folder(path.parent)
+    except BaseException as problem:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        raise cannot_write(path, problem) from problem
+        if isinstance(problem, OSError):
+            raise cannot_write(path, problem) from problem
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a renaming survive a power cut, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

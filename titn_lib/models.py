@@ -144,6 +144,8 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     Raises:
         TITNError: it is missing or damaged.
     """
+    if path.is_dir():
+        raise TITNError(f"{path} is a folder: name the weights file in it, such as {path / 'model.safetensors'}")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -151,5 +153,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise TITNError(
             f"there is no weights file {path}: check the path, or train one with `titn distil`"
         ) from problem
+    except PermissionError as problem:
+        raise TITNError(f"no permission to read {path}: change its permissions") from problem
     except (SafetensorError, OSError) as problem:
         raise TITNError(f"{path} is not a whole safetensors file ({problem}): train or copy it again") from problem

@@ -6,9 +6,11 @@ Three budgets: `smoke` (the published pipeline on a sliver of the data, to see i
 
 import dataclasses
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from .augment import PIPELINES
+from .datasets import SOURCES
 from .distillation import METHODS
 from .errors import TITNError, unknown
 from .models import STUDENTS, TEACHERS
@@ -61,9 +63,15 @@ class Recipe:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise TITNError(f"{name} must be 1 or more and is {getattr(self, name)}")
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, int | float) and value < 0:
+        for setting in dataclasses.fields(self):
+            name, value = setting.name, getattr(self, setting.name)
+            if isinstance(value, str) != isinstance(setting.default, str):
+                raise TITNError(f"{name} must be a {'text' if isinstance(setting.default, str) else 'number'}")
+            if not isinstance(value, str) and value < 0:
                 raise TITNError(f"{name} can't be negative and is {value}")
+        for name in ("ema_decay", "label_smoothing"):
+            if getattr(self, name) >= 1:
+                raise TITNError(f"{name} must be below 1 and is {getattr(self, name)}")
         for name, choices in {
             "optimizer": ("sgd", "adamw"),
             "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
@@ -102,6 +110,10 @@ class Run:
             raise unknown("distillation", self.distillation, METHODS)
         if self.model not in {**STUDENTS, **TEACHERS}:
             raise unknown("model", self.model, {**STUDENTS, **TEACHERS})
+        if self.seed < 0:
+            raise TITNError(f"a seed can't be negative and is {self.seed}")
+        if self.image_size and min(self.image_size) < 1:
+            raise TITNError(f"image_size must be 1 or more both ways and is {self.image_size}")
 
     @classmethod
     def from_dict(cls, about: dict) -> "Run":
@@ -206,17 +218,30 @@ def plan_run(
     Raises:
         TITNError: an unknown name or setting.
     """
+    if model not in STUDENTS:
+        raise unknown("student", model, STUDENTS)
+    if image_size is None and STUDENTS[model].image_size != (32, 32):
+        image_size = STUDENTS[model].image_size
+    data = name_data(data)
+    recipe = change(student_recipe(data, budget), changes)
     taught: Run | str | None = None
     if distillation != "none":
         name = teacher or teacher_for(budget)
         if name in TEACHERS:
-            taught = Run(data, name, teacher_recipe(data, budget), seed, image_size=image_size)
+            # A batch that was made smaller, to fit the memory or the data, is made smaller for both.
+            its = teacher_recipe(data, budget)
+            its = replace(its, batch_size=min(its.batch_size, recipe.batch_size))
+            taught = Run(data, name, its, seed, image_size=image_size)
         elif name.endswith(".safetensors"):
             taught = name
         else:
             raise unknown("teacher", name, TEACHERS)
-    recipe = change(student_recipe(data, budget), changes)
     return Run(data, model, recipe, seed, distillation, taught, image_size)
+
+
+def name_data(data: str) -> str:
+    """A data set's name as it is; a folder by its whole path, so that it is the same from anywhere."""
+    return str(Path(data).resolve()) if data not in SOURCES and Path(data).is_dir() else data
 
 
 def change(recipe: Recipe, changes: dict[str, object]) -> Recipe:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .classifier import Classifier
-from .errors import unknown
+from .errors import TITNError, unknown
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Teacher(Classifier):
             raise unknown("teacher", config.name, BUILDERS)
         self.config = config
         layers, width, starts = BUILDERS[config.name](config.in_channels)
+        if min(config.image_size) < (smallest := 2 ** len(starts)):
+            raise TITNError(
+                f"{config.name} halves its pictures {len(starts)} times and can't take {config.image_size[0]}×"
+                f"{config.image_size[1]}: choose an image_size of {smallest} or more, or another teacher"
+            )
         edges = [0, *starts, len(layers)]
         self.stages = nn.ModuleList(nn.Sequential(*layers[a:b]) for a, b in pairwise(edges))
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, config.num_classes))

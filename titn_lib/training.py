@@ -3,9 +3,10 @@
 Lightning Fabric carries it: devices, processes (`torchrun`) and mixed precision, while the loop stays here, in sight.
 (Hugging Face Accelerate does the same; Fabric needs fewer packages and leaves the data to us.)
 
-A run can be stopped anywhere and started again: every random draw belongs to (seed, epoch, step), so a checkpoint needs
-to say only where the run is. Each process prepares the whole batch and trains on its share of it: one process and many
-see the same pictures.
+A run can be stopped anywhere and started again: every random draw belongs to (seed, epoch, step), so a checkpoint
+needs to say only where the run is. Each process prepares the whole batch and trains on its share of it: one process and
+many see the same pictures. (Batch normalisation, which teachers have, measures the whole batch on several GPUs; on
+several CPU processes it measures each share, so that such a run differs from one on a single process.)
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ from .teachers import Teacher
 
 WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
+TIME_LIMIT = "the time limit"
 
 
 def train(
@@ -84,7 +86,8 @@ def train(
         teacher = load_model(run.teacher)
     left = None if minutes is None else minutes - (time.monotonic() - started) / 60
     fabric = start_fabric(run.recipe.precision, device)
-    data = load_data(run.data, run.image_size)
+    with fabric.rank_zero_first():  # one process downloads
+        data = load_data(run.data, run.image_size)
     try:
         return Training(run, out, data, teacher, fabric).finish(left, quiet)
     except RuntimeError as problem:
@@ -108,16 +111,16 @@ def compare(
     parts: dict[str, Run] = {}
     if isinstance(run.teacher, Run):
         parts["teacher"] = run.teacher
-    parts["alone"] = dataclasses.replace(run, distillation="none", teacher=None)
     if run.distillation != "none":
-        parts["distilled"] = run
+        parts["distilled"] = run  # before the one alone: what doesn't fit between teacher and student shows at once
+    parts["alone"] = dataclasses.replace(run, distillation="none", teacher=None)
     records = {}
     for name, part in parts.items():
         left = None if minutes is None else minutes - (time.monotonic() - started) / 60
         records[name] = train(
             part, out / name, teacher_folder=out / "teacher", device=device, minutes=left, quiet=quiet
         )
-    return records
+    return {name: records[name] for name in ("teacher", "alone", "distilled") if name in records}
 
 
 def differences(there: Run, wanted: Run) -> list[str]:
@@ -198,7 +201,7 @@ def stop_requests(minutes: float | None) -> Iterator[Callable[[], str]]:
         except ValueError:  # not the main thread: signals go elsewhere
             continue
     try:
-        yield lambda: asked[0] if asked else ("the time limit" if time.monotonic() > deadline else "")
+        yield lambda: asked[0] if asked else (TIME_LIMIT if time.monotonic() > deadline else "")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -245,7 +248,7 @@ class Training:
         share = recipe.batch_size // processes
         self.share = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
-        self.preprocessing = Preprocessing(data.name, data.classes, data.mean, data.std)
+        self.preprocessing = Preprocessing(run.data, data.classes, data.mean, data.std)
         fits: dict[str, Any] = {
             "num_classes": len(data.classes),
             "in_channels": data.in_channels,
@@ -277,13 +280,19 @@ class Training:
         if teacher is None:
             return None
         if not isinstance(teacher, Teacher):
-            raise TITNError(f"{self.run.teacher} holds a student, not a teacher: give the weights of a teacher")
+            raise TITNError(f"{teacher.config.name} is a student, not a teacher: choose a teacher, or its weights")
         for name, value in fits.items():
             if getattr(teacher.config, name) != value:
                 raise TITNError(
                     f"the teacher was made for {name}={getattr(teacher.config, name)}, and {self.data.name} needs "
                     f"{name}={value}: train a teacher on {self.data.name}"
                 )
+        about = teacher.preprocessing
+        if about and (about.classes, about.mean, about.std) != (self.data.classes, self.data.mean, self.data.std):
+            raise TITNError(
+                f"the teacher learned {about.data}, with other classes or another normalisation than {self.data.name}: "
+                f"train a teacher on {self.data.name}"
+            )
         self.fabric.to_device(teacher)
         return freeze(teacher)
 
@@ -326,7 +335,10 @@ class Training:
                 self.end_epoch()
                 self.place.seconds = seconds_before + time.monotonic() - sitting
                 self.show(bar)
-        return self.conclude()
+            record = self.conclude()
+            if (reason := self.agree(stop())) and reason != TIME_LIMIT:
+                raise Interrupted(f"stopped by {reason} when {self.run.model} had just finished, in {self.out}")
+        return record
 
     def train_step(self, order: np.ndarray) -> None:
         """One step of the optimizer, on one batch over all processes."""
@@ -344,9 +356,8 @@ class Training:
             self.fabric.clip_gradients(
                 self.objective, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
             )
-        self.lr = learning_rate(recipe, place.epoch * self.steps + place.step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = learning_rate(recipe, place.epoch * self.steps + place.step, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
@@ -381,7 +392,7 @@ class Training:
         place.curve.append(
             {
                 "epoch": place.epoch + 1,
-                "lr": self.lr,
+                "lr": self.optimizer.param_groups[0]["lr"],
                 "train_loss": loss,
                 "train_top1": top1,
                 "validation_loss": measured["loss"],
@@ -468,13 +479,20 @@ class Training:
         except Exception as problem:  # torch.load raises many kinds for a damaged file
             raise TITNError(f"the checkpoint {path} is damaged: delete it to start this run afresh") from problem
         check_same(there, self.run, self.out)
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.place = Place(**state["place"])
-        self.sums = state["sums"].to(self.fabric.device)
+        try:
+            self.objective.load_state_dict(state["objective"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            if state["precision"]:
+                self.fabric.strategy.precision.load_state_dict(state["precision"])
+            self.place = Place(**state["place"])
+            self.sums = state["sums"].to(self.fabric.device)
+        except (KeyError, RuntimeError, TypeError, ValueError) as problem:
+            raise TITNError(
+                f"the checkpoint {path} doesn't fit this run (another version of titn_lib, or damaged): delete it to "
+                "start afresh"
+            ) from problem
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
