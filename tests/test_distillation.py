@@ -93,6 +93,7 @@ def test_gradients_reach_the_student_and_never_the_teacher(method, name):
     assert all(
         p.grad is not None and p.grad.abs().max() > 0 for n, p in objective.named_parameters() if "key.bias" not in n
     )
+    assert not any(p.requires_grad for p in teacher.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
 

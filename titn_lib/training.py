@@ -301,9 +301,9 @@ class Training:
         self.resume()
         saved = sitting = time.monotonic()
         seconds_before = self.place.seconds
-        batch, total = self.recipe.batch_size, self.recipe.epochs * self.steps
+        batch = self.recipe.batch_size
         bar = tqdm(
-            total=total * batch,
+            total=self.recipe.epochs * self.steps * batch,
             initial=(self.place.epoch * self.steps + self.place.step) * batch,
             unit=" images",
             unit_scale=True,
