@@ -26,11 +26,12 @@ FAMILIES: dict[str, tuple[type[Classifier], type]] = {
 }
 STUDENTS: dict[str, Configs] = {**titn.PRESETS, **vit.PRESETS}
 TEACHERS: dict[str, Configs] = {**teachers.PRESETS}
+MODELS = {**STUDENTS, **TEACHERS}
 
 
 def list_models() -> list[str]:
     """The names that `create_model` knows: students first, then teachers."""
-    return [*STUDENTS, *TEACHERS]
+    return list(MODELS)
 
 
 def create_model(name: str, **settings: object) -> Classifier:
@@ -44,18 +45,13 @@ def create_model(name: str, **settings: object) -> Classifier:
     Raises:
         TITNError: an unknown name or setting, or sizes that don't fit each other.
     """
-    presets = {**STUDENTS, **TEACHERS}
-    if name not in presets:
-        raise unknown("model", name, presets)
-    return build(presets[name], settings)
-
-
-def build(config: Configs, settings: dict[str, object]) -> Classifier:
-    """The model that a configuration describes, with some of its settings changed."""
-    known = [field.name for field in fields(config)]
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    config = MODELS[name]
+    known = [field.name for field in fields(config) if field.name != "name"]
     for setting in settings:
-        if setting not in known or setting == "name":
-            raise unknown(f"setting of {config.name}", setting, [name for name in known if name != "name"])
+        if setting not in known:
+            raise unknown(f"setting of {name}", setting, known)
     config = replace(config, **settings)  # type: ignore[arg-type]
     model_class = next(model for model, config_class in FAMILIES.values() if isinstance(config, config_class))
     return model_class(config)

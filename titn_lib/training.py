@@ -356,8 +356,9 @@ class Training:
             self.fabric.clip_gradients(
                 self.objective, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
             )
+        lr = learning_rate(recipe, place.epoch * self.steps + place.step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, place.epoch * self.steps + place.step, self.steps)
+            group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
@@ -369,10 +370,8 @@ class Training:
         """This process's share of the step's pictures, augmented and normalised, and their labels."""
         start = self.place.step * self.recipe.batch_size
         chosen = self.train_set[order[start : start + self.recipe.batch_size]]
-        images, labels = (
-            augment(chosen.images, self.recipe.augmentation, rng),
-            MixedLabels(chosen.labels, chosen.labels),
-        )
+        images = augment(chosen.images, self.recipe.augmentation, rng)
+        labels = MixedLabels(chosen.labels, chosen.labels)
         if self.recipe.cutmix:
             images, labels = cutmix(images, chosen.labels, rng, self.recipe.cutmix)
         images = normalise(self.fabric.to_device(images[self.share]), self.data.mean, self.data.std)
@@ -436,7 +435,7 @@ class Training:
         return self.network if self.ema is None else cast(Classifier, self.ema.module)
 
     def agree(self, reason: str) -> str:
-        """The first process decides for all."""
+        """If one process must stop, all do."""
         if self.fabric.world_size == 1:
             return reason
         flag = torch.tensor(float(bool(reason)), device=self.fabric.device)
