@@ -1,46 +1,194 @@
-"""Augmentation: each operation against torchvision or a plain loop, with the same draws."""
+"""Augmentation: each operation against torchvision on every picture, with the same draws."""
 
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import v2
+from torchvision.transforms import AutoAugmentPolicy, v2
 from torchvision.transforms.v2 import functional as TF
 
 from titn_lib import TITNError
-from titn_lib.augment import PIPELINES, augment, cutmix_box, normalise, one_by_one, random_crop, random_flip
+from titn_lib import augment as library
+from titn_lib.augment import PIPELINES, augment, cutmix_box, normalise, random_crop, random_flip
+
+BATCH = 64
+RNG = np.random.default_rng(0)
 
 
-@pytest.fixture
-def images():
-    return torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+@pytest.fixture(params=[3, 1], ids=["colour", "grey"])
+def images(request):
+    """Noise, ramps, and pictures of one value: equalising and stretching treat them differently."""
+    pictures = torch.randint(0, 256, (BATCH, request.param, 32, 32), dtype=torch.uint8)
+    pictures[:8] = torch.arange(32, dtype=torch.uint8) * 3 + 40
+    pictures[8:12] = torch.arange(12, 16, dtype=torch.uint8).view(4, 1, 1, 1) * 9
+    pictures[12:32] //= 3
+    return pictures
+
+
+def assert_each_equals(results, images, expected):
+    """Every picture's result is what `expected(picture, index)` makes of it, to the last bit."""
+    assert results.dtype == torch.uint8
+    for i, (image, result) in enumerate(zip(images, results, strict=True)):
+        assert torch.equal(result, expected(image, i)), i
+
+
+FACTORS = np.concatenate([RNG.uniform(0.1, 1.9, BATCH - 4), [0.1, 1.0, 1.9, 0.7]])
+BITS = RNG.integers(4, 9, BATCH).astype(float)
+THRESHOLDS = np.linspace(255, 0, BATCH)
+
+
+@pytest.mark.parametrize(
+    ("ours", "draws", "theirs"),
+    [
+        (library.brightness, FACTORS, TF.adjust_brightness),
+        (library.saturation, FACTORS, TF.adjust_saturation),
+        (library.contrast, FACTORS, TF.adjust_contrast),
+        (library.sharpness, FACTORS, TF.adjust_sharpness),
+        (library.posterize, BITS, lambda image, bits: TF.posterize(image, int(bits))),
+        (library.solarize, THRESHOLDS, TF.solarize),
+        (library.invert, FACTORS, lambda image, _: TF.invert(image)),
+        (library.autocontrast, FACTORS, lambda image, _: TF.autocontrast(image)),
+        (library.equalize, FACTORS, lambda image, _: TF.equalize(image)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_values_change_as_torchvisions(images, ours, draws, theirs):
+    assert_each_equals(ours(images, draws), images, lambda image, i: theirs(image, float(draws[i])))
+
+
+def test_turns_shifts_and_shears_are_torchvisions(images):
+    angle, scale = RNG.uniform(-180, 180, BATCH), RNG.uniform(0.5, 2, BATCH)
+    shift, shear = (RNG.integers(-9, 10, (2, BATCH)).astype(float), RNG.uniform(-30, 30, (2, BATCH)))
+    corner = RNG.random(BATCH) < 0.5
+    results = library.affine(images, angle, (shift[0], shift[1]), scale, (shear[0], shear[1]), corner)
+    assert_each_equals(
+        results,
+        images,
+        lambda image, i: TF.affine(
+            image, angle[i], [int(shift[0, i]), int(shift[1, i])], scale[i], [*shear[:, i]],
+            center=[0, 0] if corner[i] else None,
+        ),
+    )  # fmt: skip
+
+
+def test_pictures_that_are_not_square_turn_as_torchvisions():
+    images, angle = torch.randint(0, 256, (BATCH, 3, 24, 40), dtype=torch.uint8), RNG.uniform(-40, 40, BATCH)
+    assert_each_equals(library.affine(images, -angle), images, lambda image, i: TF.rotate(image, angle[i]))
+
+
+@pytest.mark.parametrize("operation", [*library.MOVES, *library.COLOURS])
+def test_autoaugments_operations_are_torchvisions(images, operation):
+    """Name and strength mean what they mean in torchvision's AutoAugment, both signs, all ten strengths."""
+    names = {"translate_x": "TranslateX", "translate_y": "TranslateY", "shear_x": "ShearX", "shear_y": "ShearY"}
+    theirs = names.get(operation, {"autocontrast": "AutoContrast"}.get(operation, operation.capitalize()))
+    transform = v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
+    spread, signed = transform._AUGMENTATION_SPACE[theirs]
+    spread = spread(10, 32, 32)
+    level, sign = np.arange(BATCH) % 10, np.where(signed & (np.arange(BATCH) % 3 == 0), -1.0, 1.0)
+    values = library.strengths(operation, (32, 32))[level] * sign
+    results = library.apply(images, np.full(BATCH, operation), values)
+    magnitude = [0.0 if spread is None else float(spread[k]) * s for k, s in zip(level, sign, strict=True)]
+    assert_each_equals(
+        results,
+        images,
+        lambda image, i: transform._apply_image_or_video_transform(
+            image, theirs, magnitude[i], transform.interpolation, transform._fill
+        ),
+    )
+
+
+def test_the_policy_is_torchvisions():
+    theirs = v2.AutoAugment(AutoAugmentPolicy.CIFAR10)._policies
+    ours = [tuple((line[i].replace("_", ""), float(line[i + 1]), int(line[i + 2])) for i in (0, 3))
+            for line in library.CIFAR10_POLICY]  # fmt: skip
+    assert ours == [tuple((name.lower(), chance, level or 0) for name, chance, level in pair) for pair in theirs]
+
+
+def test_autoaugment_follows_its_chances():
+    """How often a picture comes out unchanged, against torchvision's, over many draws."""
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    ours = library.auto_augment(image.expand(6000, -1, -1, -1), np.random.default_rng(0))
+    torch.manual_seed(0)
+    transform = v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
+    theirs = torch.stack([transform(image) for _ in range(3000)])
+    kept = [(many == image).flatten(1).all(dim=1).float().mean().item() for many in (ours, theirs)]
+    assert kept[0] == pytest.approx(kept[1], abs=0.035)  # four standard deviations
+    means = [many.float().mean().item() for many in (ours, theirs)]
+    assert means[0] == pytest.approx(means[1], abs=3)
+
+
+def test_apply_gives_each_picture_its_own(images):
+    names = np.array(["", "invert", "rotate", "equalize"])[np.arange(BATCH) % 4]
+    results = library.apply(images, names, np.full(BATCH, 30.0))
+    expected = [lambda x: x, TF.invert, lambda x: TF.rotate(x, 30.0), TF.equalize]
+    assert_each_equals(results, images, lambda image, i: expected[i % 4](image))
 
 
 def test_crop_equals_torchvisions(images):
     cropped = random_crop(fill=128)(images, np.random.default_rng(5))
-    tops, lefts = np.random.default_rng(5).integers(0, 9, size=(2, 16))
-    for image, result, top, left in zip(images, cropped, tops, lefts, strict=True):
-        assert torch.equal(result, TF.crop(TF.pad(image, [4], fill=128), int(top), int(left), 32, 32))
-    assert len({(int(t), int(left)) for t, left in zip(tops, lefts, strict=True)}) > 8
+    tops, lefts = np.random.default_rng(5).integers(0, 9, size=(2, BATCH))
+    assert_each_equals(
+        cropped, images,
+        lambda image, i: TF.crop(TF.pad(image, [4], fill=128), int(tops[i]), int(lefts[i]), 32, 32),
+    )  # fmt: skip
+    assert len(set(tops)) == len(set(lefts)) == 9
 
 
 def test_flip_mirrors_about_half(images):
+    draws = np.random.default_rng(1).random(BATCH) < 0.5
     flipped = random_flip(images, np.random.default_rng(1))
-    mirrored = [torch.equal(result, TF.horizontal_flip(image)) for image, result in zip(images, flipped, strict=True)]
-    same = [torch.equal(result, image) for image, result in zip(images, flipped, strict=True)]
-    assert all(a != b for a, b in zip(mirrored, same, strict=True))
-    assert 3 < sum(mirrored) < 13
+    assert_each_equals(flipped, images, lambda image, i: TF.horizontal_flip(image) if draws[i] else image)
+    assert BATCH / 4 < draws.sum() < 3 * BATCH / 4
 
 
-def test_one_by_one_draws_for_each_picture_and_leaves_torch_alone(images):
-    operation = one_by_one(lambda v2: v2.RandomRotation(30))
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    turned = operation(images[:1].expand(16, -1, -1, -1), np.random.default_rng(0))
-    assert torch.equal(torch.rand(3), expected)
-    assert len({image.numpy().tobytes() for image in turned}) == 16
-    torch.manual_seed(int(np.random.default_rng(0).integers(2**63, size=16)[2]))
-    assert torch.equal(turned[2], v2.RandomRotation(30)(images[0]))
+def test_erasing_equals_torchvisions(images):
+    top, left = RNG.integers(0, 20, (2, BATCH))
+    height, width = RNG.integers(0, 12, (2, BATCH))
+    assert_each_equals(
+        library.erase(images, top, left, height, width), images,
+        lambda image, i: TF.erase(image, top[i], left[i], height[i], width[i], torch.zeros(1, dtype=torch.uint8)),
+    )  # fmt: skip
+
+
+def test_random_erasing_blackens_a_quarter_of_the_pictures():
+    white = torch.full((4000, 1, 32, 32), 255, dtype=torch.uint8)
+    black = (library.random_erasing(white, np.random.default_rng(0)) == 0).float().mean(dim=(1, 2, 3))
+    assert (black > 0).float().mean() == pytest.approx(0.25, abs=0.03)
+    assert black[black > 0].min() > 0.01
+    assert black.max() < 0.36
+
+
+def test_jitter_has_both_orders(images):
+    rng = np.random.default_rng(2)
+    bright, contrasted = (rng.uniform(0.8, 1.2, BATCH) for _ in range(2))
+    first = rng.random(BATCH) < 0.5
+
+    def expected(image, i):
+        if first[i]:
+            return TF.adjust_contrast(TF.adjust_brightness(image, bright[i]), contrasted[i])
+        return TF.adjust_brightness(TF.adjust_contrast(image, contrasted[i]), bright[i])
+
+    assert_each_equals(library.random_jitter(images, np.random.default_rng(2)), images, expected)
+
+
+def test_mixup_mixes_pictures_and_labels_alike():
+    values = torch.arange(0, 250, 10, dtype=torch.uint8)
+    images, labels = values.view(-1, 1, 1, 1).expand(-1, 3, 8, 8), values.long()
+    mixed, both = library.mixup(images, labels, np.random.default_rng(3))
+    expected = both.weight * both.first + (1 - both.weight) * both.second
+    assert 0.05 < both.weight < 0.95
+    torch.testing.assert_close(mixed[:, 0, 0, 0].double(), expected.double(), atol=0.51, rtol=0)
+
+
+def test_mix_tosses_a_coin_only_where_both_are_wanted():
+    images, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
+
+    def pasted(seed, *alphas):
+        mixed, both = library.mix(images, labels, np.random.default_rng(seed), *alphas)
+        return bool(((mixed == images) | (mixed == images[both.second])).all())
+
+    assert all(pasted(seed, 1.0, 0.0) for seed in range(8))
+    assert not any(pasted(seed, 0.0, 1.0) for seed in range(8))
+    assert {pasted(seed, 1.0, 1.0) for seed in range(8)} == {True, False}
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -61,7 +209,8 @@ def test_an_unknown_pipeline(images):
         augment(images, "crop_flop", np.random.default_rng(0))
 
 
-def test_normalise_equals_torchvisions(images):
+def test_normalise_equals_torchvisions():
+    images = torch.randint(0, 256, (4, 3, 9, 7), dtype=torch.uint8)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     expected = TF.normalize(images.float() / 255, list(mean), list(std))
     torch.testing.assert_close(normalise(images, mean, std), expected)

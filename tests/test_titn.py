@@ -51,9 +51,7 @@ def gelu(x):
 def reference_attention(weights, name, tokens, heads):
     """Softmax(q·k / √d) v, one head, one query and one key at a time."""
     normed = [norm(weights, f"{name}_norm", token) for token in tokens]
-    query, key, value = (
-        [linear(weights, f"{name}.{part}", token) for token in normed] for part in ("query", "key", "value")
-    )
+    query, key, value = zip(*(linear(weights, f"{name}.qkv", token).chunk(3) for token in normed), strict=True)
     width = len(tokens[0]) // heads
     attention = torch.zeros(heads, len(tokens), len(tokens), dtype=torch.float64)
     updates = []
@@ -159,13 +157,10 @@ def from_timm(theirs, grid_pixels):
             _, index, rest = name.split(".", 2)
             old = next(prefix for prefix in place if rest.startswith(prefix))
             new = f"blocks.{index}.{place[old]}{rest.removeprefix(old)}"
-            if ".attention.qk." in new:
-                for part, half in zip(("query", "key"), value.chunk(2), strict=True):
-                    ours[new.replace(".qk.", f".{part}.")] = half
-            else:
-                ours[
-                    new.replace(".attention.v.", ".attention.value.").replace("attention.proj.", "attention.output.")
-                ] = value
+            if ".attention.v." not in new:
+                ours[new.replace(".qk.", ".qkv.").replace("attention.proj.", "attention.output.")] = (
+                    torch.cat([value, theirs[name.replace(".qk.", ".v.")]]) if ".qk." in new else value
+                )
         else:
             old = next(prefix for prefix in special if name.startswith(prefix))
             ours[special[old] + name.removeprefix(old)] = value
@@ -219,10 +214,10 @@ def test_logits_and_attention(name):
         plain = model(images)
         if training and config.distillation_token:
             assert [tuple(part.shape) for part in logits] == [(3, 5), (3, 5)]
-            assert all(torch.equal(a, b) for a, b in zip(logits, plain, strict=True))
+            torch.testing.assert_close(logits, plain)
         else:
             assert logits.shape == (3, 5)
-            assert torch.equal(logits, plain)
+            torch.testing.assert_close(logits, plain)
         assert len(attention.outer) == 2
         assert attention.outer[0].shape[-2:] == (config.tokens, config.tokens)
         for rows in [*attention.inner, *attention.outer]:

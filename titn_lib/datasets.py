@@ -45,6 +45,9 @@ class ImageSet:
     def __getitem__(self, which: Tensor | np.ndarray | slice) -> "ImageSet":
         return ImageSet(self.images[which], self.labels[which])
 
+    def to(self, device: torch.device) -> "ImageSet":
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class DataSplits:

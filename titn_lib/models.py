@@ -64,12 +64,11 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_macs(model: Classifier) -> int:
     """Multiply-accumulate operations for one picture, by torch's own counter (matrix products and convolutions)."""
-    device = next(model.parameters()).device
-    images = torch.zeros(1, model.config.in_channels, *model.config.image_size, device=device)
-    was_training = model.training
+    with torch.device("meta"):  # shapes without numbers: nothing is computed
+        twin = type(model)(model.config).eval()
+        images = torch.empty(1, model.config.in_channels, *model.config.image_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(images)
-    model.train(was_training)
+        twin(images)
     return counter.get_total_flops() // 2
 
 

@@ -34,7 +34,7 @@ class Recipe:
         ema_decay: evaluate an exponential moving average of the weights with this decay a step; 0 for none.
         label_smoothing: share of each label spread over all classes.
         augmentation: a pipeline of `augment.PIPELINES`.
-        cutmix: α of CutMix's Beta(α, α), on every batch; 0 for none.
+        cutmix, mixup: α of their Beta(α, α); 0 for none. Every batch has one of the two that aren't 0, by a coin.
         temperature: of soft distillation.
         feature_weight: of feature distillation.
         precision: "32-true", "bf16-mixed", "16-mixed", or "auto": the fastest the machine is made for.
@@ -54,6 +54,7 @@ class Recipe:
     label_smoothing: float = 0.0
     augmentation: str = "none"
     cutmix: float = 0.0
+    mixup: float = 0.0
     temperature: float = 4.0
     feature_weight: float = 2.5
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
@@ -166,7 +167,7 @@ def student_recipe(data: str, budget: str) -> Recipe:
     if data == "digits":
         return replace(ours, epochs=32, lr=4e-3, augmentation="shift")
     if data in GREY:
-        return replace(ours, epochs=4, augmentation="shift")
+        return replace(ours, epochs=4, lr=3e-3, augmentation="shift")
     return replace(ours, epochs=14, augmentation="crop_flip")
 
 

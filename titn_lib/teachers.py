@@ -18,6 +18,7 @@ torchvision is imported where a network is built: it takes longer to import than
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -54,6 +55,7 @@ class Teacher(Classifier):
         edges = [0, *starts, len(layers)]
         self.stages = nn.ModuleList(nn.Sequential(*layers[a:b]) for a, b in pairwise(edges))
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, config.num_classes))
+        self.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on a CPU and on a GPU
 
     def encode(self, images: Float[Tensor, "batch channel height width"]) -> list[Tensor]:
         """The feature map of every stage, finest first, each "batch channel height width"."""

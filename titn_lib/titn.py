@@ -197,17 +197,18 @@ class Block(nn.Module):
         self,
         inner: Float[Tensor, "batch patch pixel inner_width"],
         outer: Float[Tensor, "batch token outer_width"],
+        return_attention: bool = False,
     ) -> tuple[
         Float[Tensor, "batch patch pixel inner_width"],
         Float[Tensor, "batch token outer_width"],
-        Float[Tensor, "batch patch inner_head pixel pixel"],
-        Float[Tensor, "batch outer_head token token"],
+        Float[Tensor, "batch patch inner_head pixel pixel"] | None,
+        Float[Tensor, "batch outer_head token token"] | None,
     ]:
-        inner, inner_attention = self.inner(inner)
+        inner, inner_attention = self.inner(inner, return_attention)
         news = self.projection(inner)
         # Class and distillation tokens get no pixels: pad with a zero row before, and after where there is one.
         outer = outer + F.pad(news, (0, 0, 1, outer.shape[1] - news.shape[1] - 1))
-        outer, outer_attention = self.outer(outer)
+        outer, outer_attention = self.outer(outer, return_attention)
         return inner, outer, inner_attention, outer_attention
 
 
@@ -235,7 +236,7 @@ class TITN(TokenClassifier):
         outer = self.outer_tokens(inner)
         encoding = Encoding([], AttentionMaps([], []))
         for block in self.blocks:
-            inner, outer, inner_attention, outer_attention = block(inner, outer)
+            inner, outer, inner_attention, outer_attention = block(inner, outer, return_attention)
             encoding.blocks.append(outer)
             if return_attention:
                 encoding.attention.inner.append(inner_attention)

@@ -33,7 +33,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from .augment import augment, cutmix, normalise
+from . import kernels
+from .augment import augment, mix, normalise
 from .classifier import Classifier, Preprocessing
 from .datasets import DataSplits, ImageSet, load_data, subset
 from .distillation import MixedLabels, Objective, ask_teacher, freeze
@@ -47,6 +48,8 @@ from .teachers import Teacher
 WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
 TIME_LIMIT = "the time limit"
+WORTH_COMPILING = 100_000  # pictures to learn from: two minutes for the smallest student
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -231,7 +234,7 @@ class Training:
     def __init__(self, run: Run, out: Path, data: DataSplits, teacher: Classifier | None, fabric: Fabric):
         self.run, self.recipe, self.out, self.data, self.fabric = run, run.recipe, out, data, fabric
         recipe, processes = self.recipe, fabric.world_size
-        self.train_set = subset(data.train, recipe.train_images, data.name)
+        self.train_set = subset(data.train, recipe.train_images, data.name).to(fabric.device)  # bytes: it fits
         self.validation_set = subset(data.validation, recipe.test_images, data.name)
         self.test_set = subset(data.test, recipe.test_images, data.name)
         if recipe.batch_size > len(self.train_set):
@@ -257,6 +260,7 @@ class Training:
         torch.manual_seed(run.seed)
         self.network = create_model(run.model, **{**fits, **run.model_settings})
         self.teacher = self.admit(teacher, fits)
+        self.compiled = compile_blocks(self.network, recipe.epochs * self.steps * recipe.batch_size, fabric.device)
         objective = Objective(
             self.network,
             run.distillation,
@@ -267,7 +271,9 @@ class Training:
         )
         if processes > 1 and fabric.device.type == "cuda":
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-        self.objective, self.optimizer = fabric.setup(objective, make_optimizer(objective, recipe))
+        self.objective, self.optimizer = fabric.setup(
+            objective, make_optimizer(objective, recipe, fused=fabric.strategy.precision.precision != "16-mixed")
+        )
         self.ema = None
         if recipe.ema_decay:
             self.ema = AveragedModel(
@@ -369,14 +375,13 @@ class Training:
     def batch(self, order: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, MixedLabels]:
         """This process's share of the step's pictures, augmented and normalised, and their labels."""
         start = self.place.step * self.recipe.batch_size
-        chosen = self.train_set[order[start : start + self.recipe.batch_size]]
+        chosen = self.train_set[torch.from_numpy(order[start : start + self.recipe.batch_size])]
         images = augment(chosen.images, self.recipe.augmentation, rng)
         labels = MixedLabels(chosen.labels, chosen.labels)
-        if self.recipe.cutmix:
-            images, labels = cutmix(images, chosen.labels, rng, self.recipe.cutmix)
-        images = normalise(self.fabric.to_device(images[self.share]), self.data.mean, self.data.std)
-        first, second = (self.fabric.to_device(part[self.share]) for part in labels[:2])
-        return images, MixedLabels(first, second, labels.weight)
+        if self.recipe.cutmix or self.recipe.mixup:
+            images, labels = mix(images, chosen.labels, rng, self.recipe.cutmix, self.recipe.mixup)
+        first, second = (part[self.share] for part in labels[:2])
+        return normalise(images[self.share], self.data.mean, self.data.std), MixedLabels(first, second, labels.weight)
 
     def end_epoch(self) -> None:
         """Measure on the validation split and step over to the next epoch."""
@@ -419,7 +424,10 @@ class Training:
             test=test,
             seconds=round(self.place.seconds, 1),
             images_per_second=round(learned / max(self.place.training_seconds, 1e-9), 1),
-            hardware=hardware(self.fabric.strategy.precision.precision, self.fabric.world_size, self.fabric.device),
+            hardware={
+                **hardware(self.fabric.strategy.precision.precision, self.fabric.world_size, self.fabric.device),
+                "compiled": self.compiled,
+            },
             versions=versions(),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -504,15 +512,39 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * min(along, 1.0))) / 2
 
 
-def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD decays all weights, as published; AdamW decays matrices and not biases, norms and token tables."""
+def compile_blocks(network: nn.Module, pictures: int, device: torch.device) -> bool:
+    """Let torch.compile fuse what lies between matrix products, if the run is long enough to pay for it.
+
+    One block is compiled and the code serves all: that takes some fifteen seconds, the whole network several times as
+    long, and is as fast. Without a compiler (or for a teacher, whose convolutions have nothing to fuse) all stays as
+    it is.
+    """
+    blocks = getattr(network, "blocks", None)
+    if blocks is None or pictures < WORTH_COMPILING:
+        return False
+    if device.type == "cpu" and not kernels.find_compiler():
+        log.warning("training runs without torch.compile, a little slower: there is no C++ compiler (g++ or clang++)")
+        return False
+    for block in blocks:
+        block.compile(dynamic=False)
+    return True
+
+
+def make_optimizer(module: nn.Module, recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
+    """SGD decays all weights, as published; AdamW decays matrices and not biases, norms and token tables.
+
+    Args:
+        fused: one kernel for all weights (PyTorch's can't work with float16's gradient scaling and clipping).
+    """
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD([p for _, p in parameters], lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(
+            [p for _, p in parameters], lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, fused=fused
+        )
     decayed = [p for name, p in parameters if p.ndim > 1 and name.endswith("weight")]
     others = [p for name, p in parameters if p.ndim <= 1 or not name.endswith("weight")]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
 
 
 @torch.no_grad()
@@ -523,7 +555,8 @@ def predict(
     was_training, device = network.training, next(network.parameters()).device
     network.eval()
     mean, std = preprocessing.mean, preprocessing.std
-    parts = [network(normalise(part.to(device), mean, std)).float() for part in images.split(batch_size)]
+    with torch.compiler.set_stance("force_eager"):  # a few batches, of another size: not worth compiling again
+        parts = [network(normalise(part.to(device), mean, std)).float() for part in images.split(batch_size)]
     network.train(was_training)
     return torch.cat(parts)
 

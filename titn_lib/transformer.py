@@ -7,7 +7,7 @@ Shapes use one vocabulary throughout the library:
     query, key                    the token that looks, the token looked at
 """
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import kernels
 from .classifier import Classifier, Config
 from .errors import TITNError
 
@@ -22,8 +23,8 @@ from .errors import TITNError
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, eq. 1): softmax(Q Kᵀ / √head_width) V.
 
-    The product is written out: heads of 3 numbers among 16 tokens are too small for a fused kernel to pay, and the
-    attention is there for those who ask.
+    Short sequences go through `kernels.attention` where the machine can. PyTorch's own fused attention is made for
+    longer ones: here, written-out products are faster.
     """
 
     def __init__(self, width: int, heads: int, bias: bool = True):
@@ -34,22 +35,22 @@ class Attention(nn.Module):
             )
         self.heads = heads
         self.scale = (width // heads) ** -0.5
-        self.query = nn.Linear(width, width, bias=bias)
-        self.key = nn.Linear(width, width, bias=bias)
-        self.value = nn.Linear(width, width, bias=bias)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)  # queries, keys, values
         self.output = nn.Linear(width, width)
 
     def forward(
-        self, tokens: Float[Tensor, "*batch token width"]
-    ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"]]:
-        """Returns the update of every token, and the attention (rows are queries and sum to 1)."""
-        query, key, value = (
-            rearrange(projection(tokens), "... token (head width) -> ... head token width", head=self.heads)
-            for projection in (self.query, self.key, self.value)
+        self, tokens: Float[Tensor, "*batch token width"], return_attention: bool = False
+    ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"] | None]:
+        """Returns the update of every token and, if asked for, the attention (rows are queries and sum to 1)."""
+        qkv = self.qkv(tokens)
+        if not return_attention and kernels.suits_attention(qkv, self.heads):
+            return self.output(kernels.attention(qkv, self.heads)), None
+        query, key, value = rearrange(
+            qkv, "... token (three head width) -> three ... head token width", three=3, head=self.heads
         )
         attention = (query * self.scale @ key.transpose(-2, -1)).softmax(dim=-1)
         update = rearrange(attention.to(value.dtype) @ value, "... head token width -> ... token (head width)")
-        return self.output(update), attention
+        return self.output(update), attention if return_attention else None
 
 
 class MLP(nn.Sequential):
@@ -58,10 +59,14 @@ class MLP(nn.Sequential):
     def __init__(self, width: int, ratio: float = 4):
         hidden = int(width * ratio)
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.hidden = hidden
 
 
 class Layer(nn.Module):
-    """A pre-norm transformer layer: x += Attention(LN(x)); x += MLP(LN(x))."""
+    """A pre-norm transformer layer: x += Attention(LN(x)); x += MLP(LN(x)).
+
+    Few and narrow tokens go through `kernels.layer` in one piece where the machine can.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4, bias: bool = True):
         super().__init__()
@@ -71,11 +76,22 @@ class Layer(nn.Module):
         self.mlp = MLP(width, mlp_ratio)
 
     def forward(
-        self, tokens: Float[Tensor, "*batch token width"]
-    ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"]]:
-        update, attention = self.attention(self.attention_norm(tokens))
+        self, tokens: Float[Tensor, "*batch token width"], return_attention: bool = False
+    ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"] | None]:
+        """Returns the tokens and, if asked for, the attention."""
+        heads, hidden = self.attention.heads, self.mlp.hidden
+        if not return_attention and kernels.suits_layer(tokens, heads, hidden):
+            return kernels.layer(tokens, self.flat_parameters(), heads, hidden), None
+        update, attention = self.attention(self.attention_norm(tokens), return_attention)
         tokens = tokens + update
         return tokens + self.mlp(self.mlp_norm(tokens)), attention
+
+    def flat_parameters(self) -> Float[Tensor, " numbers"]:
+        """All that the layer learns, module by module; a bias that it lacks is zero."""
+        qkv, output = self.attention.qkv, self.attention.output
+        modules: list[Any] = [self.attention_norm, qkv, output, self.mlp_norm, self.mlp[0], self.mlp[2]]
+        pairs = [(m.weight, m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias) for m in modules]
+        return torch.cat([tensor.flatten() for pair in pairs for tensor in pair])
 
 
 class AttentionMaps(NamedTuple):

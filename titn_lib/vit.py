@@ -85,7 +85,7 @@ class ViT(TokenClassifier):
         tokens = torch.cat([special[:, :1], patches, special[:, 1:]], dim=1) + self.positions
         encoding = Encoding([], AttentionMaps([], []))
         for block in self.blocks:
-            tokens, attention = block(tokens)
+            tokens, attention = block(tokens, return_attention)
             encoding.blocks.append(tokens)
             if return_attention:
                 encoding.attention.outer.append(attention)

@@ -1,0 +1,71 @@
+"""Does speed cost accuracy? The same runs, plain and fast, three seeds each.
+
+    uv run python benchmarks/accuracy.py --out benchmarks/accuracy-cpu.json   # ten minutes on two cores
+
+Plain is float32, without kernels.cpp and torch.compile; fast is bfloat16 with both. Beside them
+stands how far seeds are apart.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from titn_lib import kernels, training
+from titn_lib.recipes import plan_run
+from titn_lib.records import hardware, versions
+
+RUNS = {
+    "digits": plan_run("digits", distillation="none", epochs=16),
+    "cifar10": plan_run("cifar10", distillation="none", epochs=6, train_images=6000, test_images=2000),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the record here (JSON)")
+    options = parser.parse_args()
+    available, results = kernels.available, {}
+    for name, run in RUNS.items():
+        for mode in ("plain", "fast"):
+            kernels.available = available if mode == "fast" else lambda *sizes: False
+            training.WORTH_COMPILING = 0 if mode == "fast" else float("inf")
+            precision = "bf16-mixed" if mode == "fast" else "32-true"
+            torch._dynamo.reset()
+            records = []
+            for seed in range(options.seeds):
+                with tempfile.TemporaryDirectory() as folder:
+                    wanted = replace(run, seed=seed, recipe=replace(run.recipe, precision=precision))
+                    records.append(training.train(wanted, folder, device="cpu", quiet=True))
+            top1 = [record.test["top1"] for record in records]
+            results[f"{name} {mode}"] = {
+                "test_top1": top1,
+                "train_loss": [record.curve[-1]["train_loss"] for record in records],
+                "images_per_second": [record.images_per_second for record in records],
+                "pictures": records[0].test["pictures"],
+            }
+            losses = ", ".join(f"{record.curve[-1]['train_loss']:.3f}" for record in records)
+            print(
+                f"{name:8} {mode:6} top-1 {', '.join(f'{x:.2f}' for x in top1)} %: mean {statistics.mean(top1):.2f}, "
+                f"standard deviation {statistics.stdev(top1):.2f}; training loss {losses}; "
+                f"{statistics.median(record.images_per_second for record in records):,.0f} images/s",
+                flush=True,
+            )
+    if options.out:
+        about = {
+            "runs": results,
+            "hardware": hardware("", 1, torch.device("cpu")),
+            "versions": versions(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        options.out.write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What feeds the training: batched augmentation beside torchvision's, and a whole step with teacher and augmentation.
+
+    uv run python benchmarks/pipeline.py --out benchmarks/pipeline-cpu.json
+
+Augmentation: crop, flip, AutoAugment, CutMix and normalisation of CIFAR-sized pictures, ours on whole batches in the
+training process, torchvision's picture by picture in a DataLoader with two workers, in turn. The whole step is the
+library's own (`training.Training`): on a GPU `titn_paper`, batch 1024, with a VGG16-BN; on a CPU `titn_nano`, batch
+128, with our small VGG.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.transforms import AutoAugmentPolicy, v2
+
+from titn_lib import create_model
+from titn_lib.augment import augment, cutmix, normalise
+from titn_lib.datasets import DataSplits, ImageSet
+from titn_lib.recipes import Run, published_recipe, student_recipe
+from titn_lib.records import hardware, versions
+from titn_lib.training import Training, start_fabric
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+class OneByOne(Dataset):
+    """torchvision's way: the same operations, for each picture."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor):
+        self.images, self.labels = images, labels
+        self.transform = v2.Compose([
+            v2.RandomCrop(32, padding=4, fill=128), v2.RandomHorizontalFlip(),
+            v2.AutoAugment(AutoAugmentPolicy.CIFAR10), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD),
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+def theirs(images: torch.Tensor, labels: torch.Tensor, batch: int) -> float:
+    """Images per second from a DataLoader of two workers, warm, with CutMix."""
+    mix = v2.CutMix(num_classes=10)
+    loader = DataLoader(
+        OneByOne(images, labels), batch, num_workers=2, drop_last=True,
+        collate_fn=lambda pairs: mix(*default_collate(pairs)), persistent_workers=True,
+    )  # fmt: skip
+    batches = iter(loader)
+    next(batches)
+    began = time.perf_counter()
+    done = sum(len(pictures) for pictures, _ in batches)
+    return done / (time.perf_counter() - began)
+
+
+def ours(images: torch.Tensor, labels: torch.Tensor, batch: int) -> float:
+    """Images per second."""
+    began = time.perf_counter()
+    for start in range(0, len(images), batch):
+        rng = np.random.default_rng(start)
+        part = augment(images[start : start + batch], "paper_cifar", rng)
+        normalise(cutmix(part, labels[start : start + batch], rng)[0], MEAN, STD)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return len(images) / (time.perf_counter() - began)
+
+
+def whole(images: torch.Tensor, labels: torch.Tensor, gpu: bool, teacher: bool, seconds: float) -> float:
+    """Images per second of the library's training step on a subset that repeats."""
+    split = ImageSet(images, labels)
+    data = DataSplits("noise", tuple("0123456789"), MEAN, STD, split, split[:64], split[:64])
+    recipe = published_recipe("cifar10") if gpu else student_recipe("cifar10", "laptop")
+    name = "vgg16_bn" if gpu else "vgg7_bn"
+    run = Run(
+        "cifar10", "titn_paper" if gpu else "titn_nano", recipe, distillation="hard" if teacher else "none",
+        teacher=Run("cifar10", name, recipe) if teacher else None,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        network = create_model(name) if teacher else None
+        training = Training(run, Path(folder), data, network, start_fabric("auto"))
+        training.resume()
+        training.objective.train()
+        order = np.arange(len(images))
+        synchronise = torch.cuda.synchronize if gpu else lambda: None
+        for _ in range(3):
+            training.train_step(order)
+        synchronise()
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            training.train_step(order)
+            done += recipe.batch_size
+            training.place.step = (training.place.step + 1) % training.steps
+            synchronise()
+        return done / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pictures", type=int, default=8192)
+    parser.add_argument("--out", type=Path, help="write the record here (JSON)")
+    options = parser.parse_args()
+    gpu = torch.cuda.is_available()
+    torch.manual_seed(0)
+    labels = torch.randint(10, (options.pictures,))
+    images = torch.randint(0, 256, (options.pictures, 3, 32, 32), dtype=torch.uint8)
+    measures: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        measures.setdefault(name, []).append(value)
+
+    for _ in range(options.rounds):
+        for batch in (128, 1024):
+            note(f"augmentation, batch {batch}, torchvision, two workers", theirs(images, labels, batch))
+            note(f"augmentation, batch {batch}, ours, CPU", ours(images, labels, batch))
+            if gpu:
+                note(f"augmentation, batch {batch}, ours, GPU", ours(images.cuda(), labels.cuda(), batch))
+    for teacher in (False, True):
+        note(f"training step {'with teacher' if teacher else 'alone'}", whole(images, labels, gpu, teacher, 10))
+    medians = {name: round(statistics.median(values), 1) for name, values in measures.items()}
+    for name, value in medians.items():
+        print(f"{name:60} {value:12,.0f} images/s   (from {min(measures[name]):,.0f} to {max(measures[name]):,.0f})")
+    if options.out:
+        record = {
+            "medians": medians,
+            "rounds": {name: [round(value, 1) for value in values] for name, values in measures.items()},
+            "hardware": hardware("auto", 1, torch.device("cuda" if gpu else "cpu")),
+            "versions": versions(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Images per second: titn_paper beside two other transformer-in-transformers, at the same sizes, in one run.
+
+    uv run --group bench python benchmarks/speed.py --out benchmarks/speed-cpu.json     # some fifteen minutes
+    uv run --group bench python benchmarks/speed.py --rounds 1 --only ours --jobs training
+
+The peers are timm's `TNT` and lucidrains' `transformer-in-transformer`, both with the published TITN's geometry.
+They have no distillation token: 17 outer tokens a picture and not 18. Every contestant runs in turn, round after
+round, and a ratio compares neighbours in time: this matters on a machine that others use, too. Beside them the
+machine's ceilings are measured: a large matrix product, and a copy in memory.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from titn_lib import create_model
+from titn_lib.records import hardware, versions
+
+HERE = Path(__file__).parent
+CLASSES = 100
+GFLOP = 0.664  # of one picture in a training step: 110.7 M multiply-accumulates, forward and twice that backward
+torch._dynamo.config.recompile_limit = 100  # one for every contestant
+MODES = ("float32", "bfloat16", "float32 compiled", "bfloat16 compiled")
+
+
+def ours() -> nn.Module:
+    return create_model("titn_paper", num_classes=CLASSES)
+
+
+def timm_tnt() -> nn.Module:
+    from timm.models.tnt import TNT
+
+    return TNT(
+        img_size=32, patch_size=8, first_stride=2, num_classes=CLASSES, embed_dim=192, inner_dim=12, depth=12,
+        num_heads_inner=4, num_heads_outer=8, qkv_bias=True,
+    )  # fmt: skip
+
+
+def lucidrains_tnt() -> nn.Module:
+    import transformer_in_transformer.tnt as package
+
+    # As published (0.1.2) it can't be trained: it adds in place to a view of a parameter.
+    repeat = package.repeat
+    package.repeat = lambda *args, **sizes: repeat(*args, **sizes).clone()
+    model = package.TNT(
+        image_size=32, patch_size=8, pixel_size=2, patch_dim=192, pixel_dim=12, depth=12, num_classes=CLASSES,
+        heads=8, dim_head=24,
+    )  # fmt: skip
+    for layer in model.layers:  # it takes one size of heads for both streams: give the inner one the paper's
+        layer[0].fn = package.Attention(dim=12, heads=4, dim_head=3)
+    return model
+
+
+MODELS = {"ours": ours, "timm": timm_tnt, "lucidrains": lucidrains_tnt}
+
+
+class Contestant:
+    """A model in a mode, and the job it does."""
+
+    def __init__(self, model: str, mode: str, job: str, batch: int, device: torch.device):
+        torch.manual_seed(0)
+        self.model, self.mode, self.job, self.batch, self.device = model, mode, job, batch, device
+        self.network = MODELS[model]().to(device).train(job == "training")
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9, fused="compiled" in mode)
+        self.images = torch.randn(batch, 3, 32, 32, device=device)
+        self.labels = torch.randint(CLASSES, (batch,), device=device)
+        self.run = self.network
+        if "compiled" in mode:
+            self.run = torch.compile(self.network, dynamic=False, options=compiler_options(job, device))
+        began = time.perf_counter()
+        self.work()
+        self.first_seconds = time.perf_counter() - began
+
+    def forward(self) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled="bfloat16" in self.mode):
+            output = self.run(self.images)
+        return (output[0] + output[1]) / 2 if isinstance(output, tuple) else output
+
+    def work(self) -> None:
+        if self.job == "training":
+            F.cross_entropy(self.forward().float(), self.labels).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        else:
+            with torch.inference_mode():
+                self.forward()
+
+    def rate(self, seconds: float) -> float:
+        """Images per second, over at least so long."""
+        return rate(self.work, self.batch, seconds, self.device)
+
+
+def compiler_options(job: str, device: torch.device) -> dict[str, object]:
+    """The same for every contestant: CUDA graphs on a GPU, prepared weights and the fewest checks for inference."""
+    options: dict[str, object] = {"triton.cudagraphs": device.type == "cuda"}
+    if job == "inference":
+        options |= {"freezing": True, "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    return options
+
+
+def rate(work: Callable[[], object], amount: float, seconds: float, device: torch.device) -> float:
+    work()
+    synchronise(device)
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        work()
+        synchronise(device)
+        done += 1
+    return done * amount / (time.perf_counter() - began)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def ceilings(device: torch.device) -> dict[str, Callable[[float], float]]:
+    """Measures of the machine, each a function of how long to measure."""
+    size = 8192 if device.type == "cuda" else 2048
+    measures = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        measures[f"matrix product {str(dtype).removeprefix('torch.')}, GFLOP/s"] = lambda s, a=a, b=b: rate(
+            lambda: a @ b, 2 * size**3 / 1e9, s, device
+        )
+    here, there = (torch.empty(2**28, dtype=torch.uint8, device=device) for _ in range(2))
+    measures["copy, GB/s read and written"] = lambda s: rate(lambda: there.copy_(here), 2 * 2**28 / 1e9, s, device)
+    return measures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.0, help="a measurement's length")
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--jobs", nargs="+", choices=("training", "inference"), default=["training", "inference"])
+    parser.add_argument("--batch", type=int, help="of training: 128 on a CPU, 1024 on a GPU")
+    parser.add_argument("--out", type=Path, help="write the record here (JSON)")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    training = options.batch or (1024 if device.type == "cuda" else 128)
+    jobs = [("training", training), ("inference", 1), ("inference", 256)]
+    measures: dict[str, Callable[[float], float]] = ceilings(device)
+    first = {}
+    for job, batch in jobs:
+        for model in options.only:
+            for mode in options.modes:
+                if job not in options.jobs or (job, mode) == ("training", "float32 compiled"):
+                    continue  # in training bfloat16 is the faster of the two
+                name = f"{job} {batch} {model} {mode}"
+                contestant = Contestant(model, mode, job, batch, device)
+                first[name] = round(contestant.first_seconds, 1)
+                print(f"{name}: ready after {first[name]} s", flush=True)
+                measures[name] = contestant.rate
+    rates: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(options.rounds):
+        for name, measure in measures.items():
+            rates[name].append(measure(options.seconds))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    record = {
+        "medians": {name: round(value, 1) for name, value in medians.items()},
+        "rounds": {name: [round(value, 1) for value in values] for name, values in rates.items()},
+        "first_seconds": first,
+        "hardware": hardware("", 1, device),
+        "versions": versions(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    for name, value in medians.items():
+        print(f"{name:45} {value:12,.1f}   (from {min(rates[name]):,.1f} to {max(rates[name]):,.1f})")
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

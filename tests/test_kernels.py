@@ -1,0 +1,139 @@
+"""The kernels for a CPU against written-out attention and layers, values and gradients."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from titn_lib import create_model, kernels
+from titn_lib.transformer import Attention, Layer
+
+pytestmark = pytest.mark.skipif(not kernels.find_compiler(), reason="there is no C++ compiler")
+
+
+def gradients(module, tokens, weights, return_attention):
+    """Output and gradients, of one seeded scalar, with respect to tokens and weights."""
+    tokens = tokens.clone().requires_grad_()
+    weights = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+    output, attention = functional_call(module, weights, (tokens, return_attention))
+    assert (attention is not None) == return_attention
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(output.shape, generator=generator).to(output.dtype)
+    return output, *torch.autograd.grad((output * direction).sum(), [tokens, *weights.values()])
+
+
+@pytest.mark.parametrize("batch", [(1, 1), (3,), (16,), (2, 19)], ids=str)
+@pytest.mark.parametrize(
+    ("length", "width", "heads", "ratio"),
+    [(16, 12, 4, 4), (4, 16, 2, 2), (7, 10, 5, 1.5), (1, 3, 1, 1), (17, 24, 4, 4)],
+)
+def test_layer_equals_the_written_out_one_in_float64(batch, length, width, heads, ratio):
+    layer = Layer(width, heads, ratio)
+    weights = {name: torch.randn_like(weight) * 0.4 for name, weight in layer.state_dict().items()}
+    tokens = torch.randn(*batch, length, width)
+    assert kernels.suits_layer(tokens, heads, layer.mlp.hidden)
+    fast = gradients(layer, tokens, weights, return_attention=False)
+    exact = gradients(
+        layer.double(), tokens.double(), {name: weight.double() for name, weight in weights.items()}, True
+    )
+    for ours, expected in zip(fast, exact, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(ours.double() / scale, expected / scale, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [(1,), (5,), (3, 11)], ids=str)
+@pytest.mark.parametrize(("length", "width", "heads"), [(18, 192, 8), (16, 12, 4), (5, 17, 1), (31, 64, 2)])
+def test_attention_equals_the_written_out_one(batch, length, width, heads, dtype):
+    attention = Attention(width, heads).to(dtype)
+    weights, tokens = attention.state_dict(), torch.randn(*batch, length, width).to(dtype)
+    assert kernels.suits_attention(attention.qkv(tokens), heads)
+    fast = gradients(attention, tokens, weights, return_attention=False)
+    exact = gradients(
+        attention.double(), tokens.double(), {name: weight.double() for name, weight in weights.items()}, True
+    )
+    for ours, expected in zip(fast, exact, strict=True):
+        scale = expected.abs().max()
+        close = 3e-6 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(ours.double() / scale, expected / scale, atol=close, rtol=0)
+
+
+def test_large_and_equal_scores_stay_finite():
+    attention = Attention(12, 4)
+    tokens = torch.cat([torch.zeros(1, 16, 12), torch.full((1, 16, 12), 1e4), torch.randn(1, 16, 12) * 1e4])
+    update, _ = attention(tokens)
+    torch.testing.assert_close(update, attention(tokens, return_attention=True)[0], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["titn_paper", "titn_nano", "tnt_paper", "vit_paper"])
+def test_asking_for_attention_changes_no_logit(name):
+    """The fast path and the one that returns attention are the same function."""
+    model = create_model(name).eval()
+    images = torch.randn(5, 3, 32, 32)
+    logits, _ = model(images, return_attention=True)
+    torch.testing.assert_close(model(images), logits, atol=2e-5, rtol=1e-4)
+
+
+def test_a_layer_without_biases():
+    layer = Layer(24, 4, bias=False)
+    tokens = torch.randn(2, 16, 24)
+    torch.testing.assert_close(layer(tokens)[0], layer(tokens, return_attention=True)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_blocks_give_the_same():
+    code = """
+import torch, titn_lib
+model = titn_lib.create_model("titn_paper", depth=1)
+images = torch.randn(2, 3, 32, 32)
+def answer():
+    logits = model(images).class_logits
+    return logits, *torch.autograd.grad(logits.square().sum(), list(model.blocks.parameters()))
+eager = answer()
+from titn_lib.training import compile_blocks
+assert compile_blocks(model, 10**6, images.device)
+for compiled, expected in zip(answer(), eager, strict=True):
+    torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+"""  # in a process of its own: torch.compile can't look through the shape checks that the tests switch on
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_without_a_compiler_all_works_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(kernels, "find_compiler", lambda: None)
+    kernels.load.cache_clear()
+    kernels.complain.cache_clear()
+    model, images = create_model("titn_paper", depth=2).eval(), torch.randn(2, 3, 32, 32)
+    with caplog.at_level(logging.WARNING):
+        slow = model(images)
+        model(images)
+    assert [record.message for record in caplog.records if "kernels.cpp" in record.message] == [
+        "the inner stream runs without kernels.cpp, a good deal slower: "
+        "there is no C++ compiler (install g++ or clang++)"
+    ]
+    monkeypatch.undo()
+    kernels.load.cache_clear()
+    torch.testing.assert_close(model(images), slow, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("state", ["unwritable", "broken compiler"])
+def test_a_cache_that_cannot_be_written_or_a_compiler_that_fails(monkeypatch, caplog, tmp_path, state):
+    if state == "unwritable":
+        (tmp_path / "titn_lib").write_text("a file where the folder should be")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("CXX", "false")
+    kernels.load.cache_clear()
+    kernels.complain.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert not kernels.available(3, 6, 2, 12)
+    assert "slower" in caplog.text
+    kernels.load.cache_clear()
+
+
+def test_importing_the_library_does_not_import_the_compiler():
+    code = "import sys, titn_lib; assert not {'torch._dynamo', 'torch._inductor', 'torchvision'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
