@@ -21,8 +21,8 @@ from titn_lib.recipes import plan_run
 from titn_lib.records import hardware, versions
 
 RUNS = {
-    "digits": plan_run("digits", distillation="none", epochs=16),
-    "cifar10": plan_run("cifar10", distillation="none", epochs=6, train_images=6000, test_images=2000),
+    "digits": plan_run("digits", distillation="none", epochs=12),
+    "cifar10": plan_run("cifar10", distillation="none", epochs=4, train_images=4000, test_images=2000),
 }
 
 

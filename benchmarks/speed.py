@@ -136,6 +136,32 @@ def ceilings(device: torch.device) -> dict[str, Callable[[float], float]]:
     return measures
 
 
+def table(record: dict) -> str:
+    """Images per second, as a Markdown table; ratios are medians over the rounds."""
+    medians, rounds = record["medians"], record["rounds"]
+    lines = [
+        "| job | | as shipped (float32) | at its best | ours is so many times faster |",
+        "|---|---|---|---|---|",
+    ]
+    jobs = dict.fromkeys(" ".join(name.split()[:2]) for name in medians if name.startswith(("training", "inference")))
+
+    def best(job: str, model: str) -> str:
+        return max((name for name in medians if name.startswith(f"{job} {model} ")), key=medians.__getitem__)
+
+    def faster(job: str, name: str) -> str:
+        pairs = zip(rounds[best(job, "ours")], rounds[name], strict=True)
+        return f"{statistics.median(ours / theirs for ours, theirs in pairs):.2f}"
+
+    for job in jobs:
+        for model in MODELS:
+            shipped, top = f"{job} {model} float32", best(job, model)
+            mode = top.removeprefix(f"{job} {model} ")
+            ratios = "" if model == "ours" else f"{faster(job, shipped)} as shipped, {faster(job, top)} at its best"
+            where = f"{job.split()[0]}, batch {job.split()[1]}" if model == "ours" else ""
+            lines.append(f"| {where} | {model} | {medians[shipped]:,.0f} | {medians[top]:,.0f} ({mode}) | {ratios} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
@@ -170,12 +196,13 @@ def main() -> None:
         "medians": {name: round(value, 1) for name, value in medians.items()},
         "rounds": {name: [round(value, 1) for value in values] for name, values in rates.items()},
         "first_seconds": first,
-        "hardware": hardware("", 1, device),
+        "hardware": hardware("as named", 1, device),
         "versions": versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     for name, value in medians.items():
         print(f"{name:45} {value:12,.1f}   (from {min(rates[name]):,.1f} to {max(rates[name]):,.1f})")
+    print(f"\n{table(record)}")
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -68,7 +68,7 @@ def test_large_and_equal_scores_stay_finite():
     torch.testing.assert_close(update, attention(tokens, return_attention=True)[0], rtol=1e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["titn_paper", "titn_nano", "tnt_paper", "vit_paper"])
+@pytest.mark.parametrize("name", ["titn_paper", "titn_nano", "titn_pico", "tnt_paper", "vit_paper"])
 def test_asking_for_attention_changes_no_logit(name):
     """The fast path and the one that returns attention are the same function."""
     model = create_model(name).eval()
@@ -99,6 +99,15 @@ for compiled, expected in zip(answer(), eager, strict=True):
 assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 """  # in a process of its own: torch.compile can't look through the shape checks that the tests switch on
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("size", [(33, 12, 4, 48), (16, 40, 4, 48), (32, 32, 32, 128)], ids=str)
+def test_what_is_too_large_takes_the_other_way(size):
+    length, width, heads, hidden = size
+    assert not kernels.suits_layer(torch.zeros(2, length, width), heads, hidden)
+    assert not kernels.suits_layer(torch.zeros(2, 16, 12, dtype=torch.float64), 4, 48)
+    layer = Layer(width, heads, hidden / width)
+    assert layer(torch.randn(1, length, width))[0].shape == (1, length, width)
 
 
 def test_without_a_compiler_all_works_and_says_so_once(monkeypatch, caplog):

@@ -1,5 +1,6 @@
 """The project around the library: environments, notebooks, README."""
 
+import importlib.util
 import json
 import re
 import tomllib
@@ -73,7 +74,7 @@ def test_the_readme_names_what_is_there():
     }
 
 
-@pytest.mark.parametrize("name", ["titn_paper", "titn_paper_224", "titn_nano", "tnt_paper"])
+@pytest.mark.parametrize("name", ["titn_paper", "titn_paper_224", "titn_nano", "titn_pico", "tnt_paper"])
 def test_the_readme_counts_right(name):
     line = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
     model = create_model(name, num_classes=100)
@@ -95,6 +96,14 @@ def test_every_figure_of_the_results_table_has_a_record():
     records = [load_record(path) for name in experiments for path in sorted((TOP / "results" / name).glob("*.json"))]
     known = {f"{record.test['top1']:.2f} %" for record in records} | {"pending", "–", ""}
     assert set(measured) <= known
+
+
+def test_the_speed_table_comes_from_its_record():
+    spec = importlib.util.spec_from_file_location("speed", TOP / "benchmarks" / "speed.py")
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    record = json.loads((TOP / "benchmarks" / "speed-cpu.json").read_text())
+    assert re.search(r"<!-- speed -->\n(.*?)\n<!-- /speed -->", README, re.S)[1] == speed.table(record)
 
 
 def test_settings_are_documented():

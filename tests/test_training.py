@@ -396,6 +396,8 @@ def test_a_number_that_is_a_text():
 def test_a_smaller_batch_is_smaller_for_the_teacher_too():
     run = plan_run(batch_size=8)
     assert (run.recipe.batch_size, run.teacher.recipe.batch_size) == (8, 8)
+    run = plan_run("mnist")
+    assert (run.model, run.recipe.batch_size, run.teacher.recipe.batch_size) == ("titn_pico", 64, 128)
 
 
 def test_a_preset_for_large_pictures_gets_large_pictures():

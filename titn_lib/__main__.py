@@ -193,7 +193,7 @@ def make_parser() -> argparse.ArgumentParser:
         return sub
 
     sub = add("distil", distil)
-    add_run_options(sub, model="titn_nano")
+    add_run_options(sub, model=None)
     sub.add_argument("--teacher", help="a teacher's name, or the path of its weights (default: the budget's)")
     sub.add_argument("--distillation", help="none, hard, soft, feature, hard+feature or soft+feature (default: hard)")
     add_recipe_options(sub)
@@ -229,9 +229,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_run_options(parser: argparse.ArgumentParser, model: str) -> None:
+def add_run_options(parser: argparse.ArgumentParser, model: str | None) -> None:
     parser.add_argument("--data", default="digits", help="a data set's name, or a folder of pictures by class")
-    parser.add_argument("--model", default=model, help="default: %(default)s")
+    parser.add_argument("--model", default=model, help=f"default: {model or 'one of its size for the data and budget'}")
     parser.add_argument("--image-size", type=picture_size, metavar="SIZE", help="64, or 48x64 (height × width)")
     parser.add_argument("--budget", default="laptop", help="smoke, laptop or gpu (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)

@@ -25,6 +25,7 @@ from torch import Tensor
 SOURCE = Path(__file__).with_suffix(".cpp")
 WIDEST = 32  # of a layer's tokens, and of a head: beyond, a library's matrix products win
 LONGEST = 32  # sequence
+MOST = 40_000  # numbers that a layer keeps for each lane: 2.5 MB in all, well within a thread's stack
 FLAGS = ("-O3", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math", "-march=native", "-shared", "-fPIC")
 EXTRAS = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())  # the first that the compiler knows
 NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
@@ -39,7 +40,9 @@ def suits_attention(qkv: Float[Tensor, "*batch token three_widths"], heads: int)
 def suits_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden: int) -> bool:
     """Whether `layer` is made for this size, kind of numbers and machine."""
     length, width = tokens.shape[-2:]
-    return tokens.dtype == torch.float32 and fits(tokens, length, width) and available(length, width, heads, hidden)
+    numbers = heads * length**2 + 14 * length * width + 3 * length * hidden + 2 * width * (2 * width + hidden)
+    small = fits(tokens, length, width) and numbers <= MOST
+    return tokens.dtype == torch.float32 and small and available(length, width, heads, hidden)
 
 
 def fits(tokens: Tensor, length: int, width: int) -> bool:

@@ -167,7 +167,7 @@ def student_recipe(data: str, budget: str) -> Recipe:
     if data == "digits":
         return replace(ours, epochs=32, lr=4e-3, augmentation="shift")
     if data in GREY:
-        return replace(ours, epochs=4, lr=3e-3, augmentation="shift")
+        return replace(ours, epochs=7, batch_size=64, lr=1e-3, warmup_epochs=0.2, augmentation="shift")
     return replace(ours, epochs=14, augmentation="crop_flip")
 
 
@@ -195,6 +195,13 @@ def teacher_recipe(data: str, budget: str) -> Recipe:
     return replace(ours, epochs=24, augmentation="crop_flip")
 
 
+def student_for(data: str, budget: str) -> str:
+    """The default student: the paper's on a GPU; elsewhere one of ours that is small enough."""
+    if budget == "gpu":
+        return "titn_paper"
+    return "titn_pico" if data in ("mnist", "fashion_mnist") else "titn_nano"
+
+
 def teacher_for(budget: str) -> str:
     """The default teacher: the paper's VGG16-BN on a GPU, our small VGG elsewhere."""
     return "vgg16_bn" if budget == "gpu" else "vgg7_bn"
@@ -202,7 +209,7 @@ def teacher_for(budget: str) -> str:
 
 def plan_run(
     data: str = "digits",
-    model: str = "titn_nano",
+    model: str | None = None,
     budget: str = "laptop",
     seed: int = 0,
     distillation: str = "hard",
@@ -213,6 +220,7 @@ def plan_run(
     """A student's run, its teacher's inside.
 
     Args:
+        model: a student's name; by default the budget's (`student_for`).
         teacher: a teacher's name, or the path of its weights; by default the budget's (`teacher_for`).
         image_size: height and width of the pictures, for teacher and student; by default the data set's own.
         changes: settings of the student's `Recipe` to change, such as `epochs=5`.
@@ -220,6 +228,7 @@ def plan_run(
     Raises:
         TITNError: an unknown name or setting.
     """
+    model = model or student_for(data, budget)
     if model not in STUDENTS:
         raise unknown("student", model, STUDENTS)
     if image_size is None and STUDENTS[model].image_size != (32, 32):
@@ -232,7 +241,8 @@ def plan_run(
         if name in TEACHERS:
             # A batch that was made smaller, to fit the memory or the data, is made smaller for both.
             its = teacher_recipe(data, budget)
-            its = replace(its, batch_size=min(its.batch_size, recipe.batch_size))
+            if recipe.batch_size < student_recipe(data, budget).batch_size:
+                its = replace(its, batch_size=min(its.batch_size, recipe.batch_size))
             taught = Run(data, name, its, seed, image_size=image_size)
         elif name.endswith(".safetensors"):
             taught = name
