@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from titn_lib import create_model
 from titn_lib.records import hardware, versions
 
-HERE = Path(__file__).parent
 CLASSES = 100
 GFLOP = 0.664  # of one picture in a training step: 110.7 M multiply-accumulates, forward and twice that backward
 torch._dynamo.config.recompile_limit = 100  # one for every contestant

@@ -6,6 +6,7 @@ same draws, what is done to a picture is what torchvision does to it.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -165,6 +166,7 @@ def equalize(images: Images, _: object = None) -> Images:
 
 # --- AutoAugment (Cubuk et al. 2019), the policy for CIFAR-10, in torchvision's terms
 
+BLENDS = ("brightness", "color", "contrast", "sharpness")
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 COLOURS: dict[str, Callable[[Tensor, np.ndarray], Tensor]] = {
     "brightness": brightness,
@@ -210,6 +212,7 @@ CIFAR10_POLICY = [
 ]
 
 
+@cache  # for every policy of every batch
 def strengths(operation: str, size: tuple[int, int]) -> np.ndarray:
     """What the strengths 0–9 mean: degrees of a turn, points of a shift, the factor of a blend beyond 1, …"""
     largest = {
@@ -245,7 +248,7 @@ def apply(images: Images, operation: np.ndarray, value: Draws) -> Images:
         members = np.flatnonzero(operation == name)
         if len(members):
             at = torch.from_numpy(members).to(images.device)
-            factor = value[members] + (1.0 if name in ("brightness", "color", "contrast", "sharpness") else 0.0)
+            factor = value[members] + (1.0 if name in BLENDS else 0.0)
             chosen[at] = change(images[at], factor)
     return chosen
 
@@ -257,7 +260,7 @@ def auto_augment(images: Images, rng: np.random.Generator) -> Images:
     for first in (0, 3):
         names, chances, levels = (np.array([line[first + i] for line in CIFAR10_POLICY]) for i in range(3))
         values = np.array([strengths(n, size)[int(level)] for n, level in zip(names, levels, strict=True)])
-        signed = np.isin(names, [*MOVES, "brightness", "color", "contrast", "sharpness"])[policy]
+        signed = np.isin(names, [*MOVES, *BLENDS])[policy]
         sign = np.where(signed & (rng.random(batch) <= 0.5), -1.0, 1.0)
         happens = rng.random(batch) <= chances.astype(float)[policy]
         images = apply(images, np.where(happens, names[policy], ""), values[policy] * sign)
