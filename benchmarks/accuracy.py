@@ -11,14 +11,13 @@ import json
 import statistics
 import tempfile
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from titn_lib import kernels, training
 from titn_lib.recipes import plan_run
-from titn_lib.records import hardware, versions
+from titn_lib.records import circumstances
 
 RUNS = {
     "digits": plan_run("digits", distillation="none", epochs=12),
@@ -60,9 +59,7 @@ def main() -> None:
     if options.out:
         about = {
             "runs": results,
-            "hardware": hardware("", 1, torch.device("cpu")),
-            "versions": versions(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            **circumstances("", 1, torch.device("cpu")),
         }
         options.out.write_text(json.dumps(about, indent=1) + "\n")
 

@@ -13,7 +13,6 @@ import json
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,9 @@ from torchvision.transforms import AutoAugmentPolicy, v2
 from titn_lib import create_model
 from titn_lib.augment import augment, cutmix, normalise
 from titn_lib.datasets import DataSplits, ImageSet
+from titn_lib.kernels import keep_memory
 from titn_lib.recipes import Run, published_recipe, student_recipe
-from titn_lib.records import hardware, versions
+from titn_lib.records import circumstances
 from titn_lib.training import Training, start_fabric
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
+    keep_memory()  # for the workers, too
     torch.manual_seed(0)
     labels = torch.randint(10, (options.pictures,))
     images = torch.randint(0, 256, (options.pictures, 3, 32, 32), dtype=torch.uint8)
@@ -133,9 +134,7 @@ def main() -> None:
         record = {
             "medians": medians,
             "rounds": {name: [round(value, 1) for value in values] for name, values in measures.items()},
-            "hardware": hardware("auto", 1, torch.device("cuda" if gpu else "cpu")),
-            "versions": versions(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            **circumstances("auto", 1, torch.device("cuda" if gpu else "cpu")),
         }
         options.out.write_text(json.dumps(record, indent=1) + "\n")
 

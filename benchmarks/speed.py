@@ -4,29 +4,32 @@
     uv run --group bench python benchmarks/speed.py --rounds 1 --only ours --jobs training
 
 The peers are timm's `TNT` and lucidrains' `transformer-in-transformer`, both with the published TITN's geometry.
-They have no distillation token: 17 outer tokens a picture and not 18. Every contestant runs in turn, round after
-round, and a ratio compares neighbours in time: this matters on a machine that others use, too. Beside them the
+They have no distillation token: 17 outer tokens a picture and not 18. Job by job the contestants run in turn, round
+after round, and a ratio compares neighbours in time: this matters on a machine that others use, too. Beside them the
 machine's ceilings are measured: a large matrix product, and a copy in memory.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titn_lib import create_model
-from titn_lib.records import hardware, versions
+from titn_lib.kernels import keep_memory
+from titn_lib.records import circumstances
 
 CLASSES = 100
 GFLOP = 0.664  # of one picture in a training step: 110.7 M multiply-accumulates, forward and twice that backward
 torch._dynamo.config.recompile_limit = 100  # one for every contestant
+torch._inductor.config.freezing = True  # inference with prepared weights; of no effect in training
 MODES = ("float32", "bfloat16", "float32 compiled", "bfloat16 compiled")
 
 
@@ -98,10 +101,10 @@ class Contestant:
 
 
 def compiler_options(job: str, device: torch.device) -> dict[str, object]:
-    """The same for every contestant: CUDA graphs on a GPU, prepared weights and the fewest checks for inference."""
+    """The same for every contestant: CUDA graphs on a GPU, the fewest checks for inference."""
     options: dict[str, object] = {"triton.cudagraphs": device.type == "cuda"}
     if job == "inference":
-        options |= {"freezing": True, "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
     return options
 
 
@@ -163,20 +166,22 @@ def table(record: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="a measurement's length")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.5, help="a measurement's length")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--jobs", nargs="+", choices=("training", "inference"), default=["training", "inference"])
     parser.add_argument("--batch", type=int, help="of training: 128 on a CPU, 1024 on a GPU")
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     options = parser.parse_args()
+    keep_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = options.batch or (1024 if device.type == "cuda" else 128)
     jobs = [("training", training), ("inference", 1), ("inference", 256)]
-    measures: dict[str, Callable[[float], float]] = ceilings(device)
+    measures: dict[str, dict[str, Callable[[float], float]]] = {"ceilings": ceilings(device)}
     first = {}
     for job, batch in jobs:
+        measures[job + str(batch)] = {}
         for model in options.only:
             for mode in options.modes:
                 if job not in options.jobs or (job, mode) == ("training", "float32 compiled"):
@@ -185,19 +190,20 @@ def main() -> None:
                 contestant = Contestant(model, mode, job, batch, device)
                 first[name] = round(contestant.first_seconds, 1)
                 print(f"{name}: ready after {first[name]} s", flush=True)
-                measures[name] = contestant.rate
-    rates: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(options.rounds):
-        for name, measure in measures.items():
-            rates[name].append(measure(options.seconds))
+                measures[job + str(batch)][name] = contestant.rate
+    gc.collect()
+    gc.freeze()  # else the collector goes through all that torch.compile has left, again and again
+    rates: dict[str, list[float]] = {}
+    for group in measures.values():
+        for _ in range(options.rounds):
+            for name, measure in group.items():
+                rates.setdefault(name, []).append(measure(options.seconds))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     record = {
         "medians": {name: round(value, 1) for name, value in medians.items()},
         "rounds": {name: [round(value, 1) for value in values] for name, values in rates.items()},
         "first_seconds": first,
-        "hardware": hardware("as named", 1, device),
-        "versions": versions(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **circumstances("as named", 1, device),
     }
     for name, value in medians.items():
         print(f"{name:45} {value:12,.1f}   (from {min(rates[name]):,.1f} to {max(rates[name]):,.1f})")

@@ -39,10 +39,10 @@ THRESHOLDS = np.linspace(255, 0, BATCH)
 @pytest.mark.parametrize(
     ("ours", "draws", "theirs"),
     [
-        (library.brightness, FACTORS, TF.adjust_brightness),
         (library.saturation, FACTORS, TF.adjust_saturation),
-        (library.contrast, FACTORS, TF.adjust_contrast),
         (library.sharpness, FACTORS, TF.adjust_sharpness),
+        (library.brightness, FACTORS, TF.adjust_brightness),
+        (library.contrast, FACTORS, TF.adjust_contrast),
         (library.posterize, BITS, lambda image, bits: TF.posterize(image, int(bits))),
         (library.solarize, THRESHOLDS, TF.solarize),
         (library.invert, FACTORS, lambda image, _: TF.invert(image)),
@@ -52,7 +52,10 @@ THRESHOLDS = np.linspace(255, 0, BATCH)
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_values_change_as_torchvisions(images, ours, draws, theirs):
-    assert_each_equals(ours(images, draws), images, lambda image, i: theirs(image, float(draws[i])))
+    changed = ours(images, draws)
+    if ours in library.TABLES.values():
+        changed = library.look_up(images, changed)
+    assert_each_equals(changed, images, lambda image, i: theirs(image, float(draws[i])))
 
 
 def test_turns_shifts_and_shears_are_torchvisions(images):
@@ -75,9 +78,12 @@ def test_pictures_that_are_not_square_turn_as_torchvisions():
     assert_each_equals(library.affine(images, -angle), images, lambda image, i: TF.rotate(image, angle[i]))
 
 
-@pytest.mark.parametrize("operation", [*library.MOVES, *library.COLOURS])
-def test_autoaugments_operations_are_torchvisions(images, operation):
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "no kernels"])
+@pytest.mark.parametrize("operation", [*library.MOVES, "color", "sharpness", *library.TABLES])
+def test_autoaugments_operations_are_torchvisions(images, operation, kernels, monkeypatch):
     """Name and strength mean what they mean in torchvision's AutoAugment, both signs, all ten strengths."""
+    if not kernels:
+        monkeypatch.setattr(library.kernels, "suits_bytes", lambda images: False)
     names = {"translate_x": "TranslateX", "translate_y": "TranslateY", "shear_x": "ShearX", "shear_y": "ShearY"}
     theirs = names.get(operation, {"autocontrast": "AutoContrast"}.get(operation, operation.capitalize()))
     transform = v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
@@ -85,7 +91,7 @@ def test_autoaugments_operations_are_torchvisions(images, operation):
     spread = spread(10, 32, 32)
     level, sign = np.arange(BATCH) % 10, np.where(signed & (np.arange(BATCH) % 3 == 0), -1.0, 1.0)
     values = library.strengths(operation, (32, 32))[level] * sign
-    results = library.apply(images, np.full(BATCH, operation), values)
+    results = library.apply(images, np.full(BATCH, library.OPERATIONS.index(operation)), values)
     magnitude = [0.0 if spread is None else float(spread[k]) * s for k, s in zip(level, sign, strict=True)]
     assert_each_equals(
         results,
@@ -117,13 +123,16 @@ def test_autoaugment_follows_its_chances():
 
 
 def test_apply_gives_each_picture_its_own(images):
-    names = np.array(["", "invert", "rotate", "equalize"])[np.arange(BATCH) % 4]
-    results = library.apply(images, names, np.full(BATCH, 30.0))
+    numbers = np.array([library.OPERATIONS.index(name) for name in ("", "invert", "rotate", "equalize")])
+    results = library.apply(images, numbers[np.arange(BATCH) % 4], np.full(BATCH, 30.0))
     expected = [lambda x: x, TF.invert, lambda x: TF.rotate(x, 30.0), TF.equalize]
     assert_each_equals(results, images, lambda image, i: expected[i % 4](image))
 
 
-def test_crop_equals_torchvisions(images):
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "no kernels"])
+def test_crop_equals_torchvisions(images, kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr(library.kernels, "suits_bytes", lambda images: False)
     cropped = random_crop(fill=128)(images, np.random.default_rng(5))
     tops, lefts = np.random.default_rng(5).integers(0, 9, size=(2, BATCH))
     assert_each_equals(

@@ -9,39 +9,64 @@ import torch
 from torch.func import functional_call
 
 from titn_lib import create_model, kernels
-from titn_lib.transformer import Attention, Layer
+from titn_lib.titn import Block, TITNConfig
+from titn_lib.transformer import Attention
 
 pytestmark = pytest.mark.skipif(not kernels.find_compiler(), reason="there is no C++ compiler")
 
 
+class InnerStep(Block):
+    """Of a block only the part that `kernels.layer` does."""
+
+    def forward(self, inner, return_attention=False):
+        return self.look_inside(inner, return_attention)
+
+
+def inner_step(patch, width, heads, ratio, norm="pixel", bias=True):
+    config = TITNConfig(
+        image_size=(2 * patch, 4 * patch), patch_size=patch, pixel_size=1, inner_width=width, inner_heads=heads,
+        mlp_ratio=ratio, projection_norm=norm, qkv_bias=bias,
+    )  # fmt: skip
+    return InnerStep(config)
+
+
 def gradients(module, tokens, weights, return_attention):
-    """Output and gradients, of one seeded scalar, with respect to tokens and weights."""
+    """Outputs and gradients, of one seeded scalar, with respect to tokens and those weights that count."""
     tokens = tokens.clone().requires_grad_()
     weights = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
-    output, attention = functional_call(module, weights, (tokens, return_attention))
+    *outputs, attention = functional_call(module, weights, (tokens, return_attention))
     assert (attention is not None) == return_attention
     generator = torch.Generator().manual_seed(1)
-    direction = torch.randn(output.shape, generator=generator).to(output.dtype)
-    return output, *torch.autograd.grad((output * direction).sum(), [tokens, *weights.values()])
+    scalar = sum((output.double() * torch.randn(output.shape, generator=generator)).sum() for output in outputs)
+    slopes = torch.autograd.grad(scalar, [tokens, *weights.values()], allow_unused=True)
+    return *outputs, *(slope for slope in slopes if slope is not None)
 
 
-@pytest.mark.parametrize("batch", [(1, 1), (3,), (16,), (2, 19)], ids=str)
+@pytest.mark.parametrize("batch", [(1, 1), (1, 3), (16, 1), (2, 19)], ids=str)
+@pytest.mark.parametrize("norm", ["pixel", "patch"])
 @pytest.mark.parametrize(
-    ("length", "width", "heads", "ratio"),
-    [(16, 12, 4, 4), (4, 16, 2, 2), (7, 10, 5, 1.5), (1, 3, 1, 1), (17, 24, 4, 4)],
+    ("patch", "width", "heads", "ratio"), [(4, 12, 4, 4), (2, 16, 2, 2), (3, 10, 5, 1.5), (1, 3, 1, 1)]
 )
-def test_layer_equals_the_written_out_one_in_float64(batch, length, width, heads, ratio):
-    layer = Layer(width, heads, ratio)
-    weights = {name: torch.randn_like(weight) * 0.4 for name, weight in layer.state_dict().items()}
-    tokens = torch.randn(*batch, length, width)
-    assert kernels.suits_layer(tokens, heads, layer.mlp.hidden)
-    fast = gradients(layer, tokens, weights, return_attention=False)
-    exact = gradients(
-        layer.double(), tokens.double(), {name: weight.double() for name, weight in weights.items()}, True
-    )
+def test_inner_step_equals_the_written_out_one_in_float64(batch, norm, patch, width, heads, ratio):
+    step = inner_step(patch, width, heads, ratio, norm)
+    weights = {name: torch.randn_like(weight) * 0.4 for name, weight in step.state_dict().items()}
+    tokens = torch.randn(*batch, patch**2, width)
+    assert kernels.suits_layer(tokens, heads, step.inner.mlp.hidden, step.projection.norm.weight.numel())
+    fast = gradients(step, tokens, weights, return_attention=False)
+    exact = gradients(step.double(), tokens.double(), {name: weight.double() for name, weight in weights.items()}, True)
     for ours, expected in zip(fast, exact, strict=True):
         scale = expected.abs().max()
-        torch.testing.assert_close(ours.double() / scale, expected / scale, atol=3e-6, rtol=0)
+        torch.testing.assert_close(ours.double() / scale, expected / scale, atol=2e-5, rtol=0)
+
+
+def test_inner_step_rounds_its_news_under_autocast():
+    step, tokens = inner_step(4, 12, 4, 4), torch.randn(2, 3, 16, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        inner, news, _ = step(tokens)
+    exact, exact_news, _ = step(tokens)
+    assert (inner.dtype, news.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(inner, exact, rtol=0, atol=0)
+    torch.testing.assert_close(news, exact_news.bfloat16(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -77,10 +102,10 @@ def test_asking_for_attention_changes_no_logit(name):
     torch.testing.assert_close(model(images), logits, atol=2e-5, rtol=1e-4)
 
 
-def test_a_layer_without_biases():
-    layer = Layer(24, 4, bias=False)
-    tokens = torch.randn(2, 16, 24)
-    torch.testing.assert_close(layer(tokens)[0], layer(tokens, return_attention=True)[0], atol=1e-5, rtol=1e-5)
+def test_a_step_without_biases():
+    step, tokens = inner_step(4, 24, 4, 4, bias=False), torch.randn(2, 3, 16, 24)
+    for ours, expected in zip(step(tokens)[:2], step(tokens, return_attention=True)[:2], strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_compiled_blocks_give_the_same():
@@ -104,10 +129,8 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 @pytest.mark.parametrize("size", [(33, 12, 4, 48), (16, 40, 4, 48), (32, 32, 32, 128)], ids=str)
 def test_what_is_too_large_takes_the_other_way(size):
     length, width, heads, hidden = size
-    assert not kernels.suits_layer(torch.zeros(2, length, width), heads, hidden)
-    assert not kernels.suits_layer(torch.zeros(2, 16, 12, dtype=torch.float64), 4, 48)
-    layer = Layer(width, heads, hidden / width)
-    assert layer(torch.randn(1, length, width))[0].shape == (1, length, width)
+    assert not kernels.suits_layer(torch.zeros(2, length, width), heads, hidden, width)
+    assert not kernels.suits_layer(torch.zeros(2, 16, 12, dtype=torch.float64), 4, 48, 12)
 
 
 def test_without_a_compiler_all_works_and_says_so_once(monkeypatch, caplog):
@@ -118,8 +141,8 @@ def test_without_a_compiler_all_works_and_says_so_once(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         slow = model(images)
         model(images)
-    assert [record.message for record in caplog.records if "kernels.cpp" in record.message] == [
-        "the inner stream runs without kernels.cpp, a good deal slower: "
+    assert [record.message for record in caplog.records if "kernels in C++" in record.message] == [
+        "inner stream and augmentation run without kernels in C++, a good deal slower: "
         "there is no C++ compiler (install g++ or clang++)"
     ]
     monkeypatch.undo()

@@ -231,6 +231,27 @@ def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, caps
     assert "by other settings" in states()[2].out
 
 
+def test_variants_share_what_they_do_not_change(settings):
+    folder, _ = settings
+    variants = """
+[variants.deep]
+model_settings.depth = 2
+
+[variants.long]
+about = "A long student."
+recipe.epochs = 9
+distillation = "soft"
+"""
+    (folder / "2-learn.toml").write_text(STUDENT + variants)
+    found = load_experiments(folder)
+    assert list(found) == ["teach", "learn-deep", "learn-long"]
+    deep, long = found["learn-deep"].runs[1], found["learn-long"].runs[1]
+    assert (deep.model_settings, long.model_settings) == ({"depth": 2}, {"depth": 1})
+    assert (deep.recipe.epochs, long.recipe.epochs, long.recipe.train_images) == (1, 9, 128)
+    assert (deep.distillation, long.distillation) == ("hard", "soft")
+    assert (found["learn-deep"].about, found["learn-long"].about) == ("A quick student.", "A long student.")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

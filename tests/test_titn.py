@@ -99,8 +99,8 @@ def reference_titn(weights, image, depth, patch=8, pixel=2, inner_heads=4, outer
         for index, tokens in enumerate(inner):
             inner[index], attention = reference_layer(weights, f"{name}.inner", tokens, inner_heads)
             inner_maps.append(attention)
-            flat = torch.cat([norm(weights, f"{name}.projection.0", token) for token in inner[index]])
-            outer[1 + index] = outer[1 + index] + linear(weights, f"{name}.projection.2", flat)
+            flat = torch.cat([norm(weights, f"{name}.projection.norm", token) for token in inner[index]])
+            outer[1 + index] = outer[1 + index] + linear(weights, f"{name}.projection.linear", flat)
         outer, outer_map = reference_layer(weights, f"{name}.outer", outer, outer_heads)
         maps.append((torch.stack(inner_maps), outer_map))
     mean = sum(outer[:-1]) / (len(outer) - 1)
@@ -136,14 +136,15 @@ def test_titn_equals_the_equations(size):
 
 def from_timm(theirs, grid_pixels):
     """timm's TNT weights under our names."""
-    special = {"pixel_embed.proj.": "pixel_embedding.embed.", "norm1_proj.": "outer_tokens.projection.1.",
-               "proj.": "outer_tokens.projection.2.", "norm2_proj.": "outer_tokens.projection.3.",
+    special = {"pixel_embed.proj.": "pixel_embedding.embed.", "norm1_proj.": "outer_tokens.projection.norm.",
+               "proj.": "outer_tokens.projection.linear.", "norm2_proj.": "outer_tokens.projection.last_norm.",
                "norm.": "heads.class_head.0.", "head.": "heads.class_head.1."}  # fmt: skip
     legacy = any(name.endswith("0.proj.bias") for name in theirs)
     place = {"norm_in.": "inner.attention_norm.", "attn_in.": "inner.attention.", "norm_mlp_in.": "inner.mlp_norm.",
              "mlp_in.fc1.": "inner.mlp.0.", "mlp_in.fc2.": "inner.mlp.2.",
-             "norm1_proj.": "projection.0." if legacy else "projection.1.", "proj.": "projection.2.",
-             "norm2_proj.": "projection.3.", "norm_out.": "outer.attention_norm.", "attn_out.": "outer.attention.",
+             "norm1_proj.": "projection.norm.", "proj.": "projection.linear.",
+             "norm2_proj.": "projection.last_norm.",
+             "norm_out.": "outer.attention_norm.", "attn_out.": "outer.attention.",
              "norm_mlp.": "outer.mlp_norm.", "mlp.fc1.": "outer.mlp.0.", "mlp.fc2.": "outer.mlp.2."}  # fmt: skip
     ours = {}
     for name, value in theirs.items():
@@ -164,7 +165,13 @@ def from_timm(theirs, grid_pixels):
         else:
             old = next(prefix for prefix in special if name.startswith(prefix))
             ours[special[old] + name.removeprefix(old)] = value
-    return ours
+    shapes = {"patch": ours["pixel_embedding.positions"].shape, "pixel": (-1,)}  # their LayerNorm of a patch is flat
+    return {
+        name: value.reshape(shapes["pixel" if legacy and name.startswith("blocks") else "patch"])
+        if ".norm." in name and "projection" in name
+        else value
+        for name, value in ours.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -232,8 +239,22 @@ def test_only_the_inner_stream_brings_the_picture():
     images = torch.randn(2, 3, 32, 32)
     assert (model(images)[0] - model(images)[1]).abs().max() > 1e-3
     for block in model.blocks:
-        torch.nn.init.zeros_(block.projection[2].weight)
+        torch.nn.init.zeros_(block.projection.linear.weight)
     torch.testing.assert_close(model(images)[0], model(images)[1])
+
+
+def test_stem_tokens_lie_where_their_points_are():
+    """Three 3×3 convolutions, the first with stride 2: a token sees eleven points each way, around its own."""
+    embedding = create_model("titn_pico", image_size=(32, 24), in_channels=1).pixel_embedding.eval()
+    images = torch.randn(1, 1, 32, 24)
+    before = embedding(images)
+    for y, x in [(0, 0), (7, 9), (31, 23), (14, 8)]:
+        touched = images.clone()
+        touched[0, 0, y, x] += 1
+        changed = (embedding(touched) != before).any(dim=-1)[0].reshape(4, 3, 4, 4)  # patch row, column, pixel y, x
+        grid = changed.permute(0, 2, 1, 3).reshape(16, 12)
+        sees = [[abs(2 * row - y) <= 5 and abs(2 * column - x) <= 5 for column in range(12)] for row in range(16)]
+        assert torch.equal(grid, torch.tensor(sees)), (y, x)
 
 
 def test_conv_embeddings_differ_at_patch_borders_only():

@@ -85,6 +85,18 @@ def test_nothing_is_chosen_on_the_test_set(tmp_path, monkeypatch, finished):
     assert (record.curve, record.validation) == (records["alone"].curve, records["alone"].validation)
 
 
+def test_a_large_validation_split_is_glimpsed_after_each_epoch_and_measured_whole_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "GLIMPSE", 20)
+    asked = []
+    monkeypatch.setattr(
+        training, "evaluate", lambda *args, **more: asked.append(len(args[1])) or evaluate(*args, **more)
+    )
+    record = train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert asked == [20, 20, 64, 64]
+    assert record.validation["pictures"] == 64
+    assert {point["validation_top1"] % 5 for point in record.curve} == {0}
+
+
 def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, monkeypatch, finished):
     asked, learned = [], []
     ask, step = training.ask_teacher, training.Training.train_step

@@ -5,15 +5,16 @@ pictures, on one process or many, in a run that was stopped or one that wasn't. 
 same draws, what is done to a picture is what torchvision does to it.
 """
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import kernels
 from .distillation import MixedLabels
 from .errors import unknown
 
@@ -36,6 +37,18 @@ def on_device(values: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like.device, non_blocking=True).view(-1, 1, 1, 1)
 
 
+def change(images: Images, members: np.ndarray, how: Callable[[Images], Images]) -> Images:
+    """Do it to some of the pictures, in place."""
+    if len(members):
+        at = torch.from_numpy(members).to(images.device)
+        part = how(images.index_select(0, at))
+        if images.is_contiguous() and images[0].numel() % 8 == 0:  # eight bytes at a time are copied faster than one
+            images.view(len(images), -1).view(torch.int64)[at] = part.flatten(1).view(torch.int64)
+        else:
+            images[at] = part
+    return images
+
+
 # --- places: crop, flip, erase, and all that moves straight lines to straight lines
 
 
@@ -43,14 +56,16 @@ def crop(images: Images, top: np.ndarray, left: np.ndarray, margin: tuple[int, i
     """Pad by `margin` (down, across) with `fill` (0–255), and cut each picture out again at its own (top, left)."""
     height, width = images.shape[-2:]
     padded = F.pad(images, [margin[1], margin[1], margin[0], margin[0]], value=fill)
-    cuts = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: batch channel top left height width
     which, top_, left_ = (on_device(v, images).flatten() for v in (np.arange(len(images)), top, left))
+    if kernels.suits_bytes(images):
+        return kernels.cut(padded, top_, left_, height, width)
+    cuts = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: batch channel top left height width
     return cuts[which, :, top_, left_]
 
 
 def flip(images: Images, which: np.ndarray) -> Images:
     """Mirror the chosen pictures, left to right."""
-    return torch.where(on_device(which, images), images.flip(-1), images)
+    return change(images.clone(), np.flatnonzero(which), lambda part: part.flip(-1))
 
 
 def erase(images: Images, top: np.ndarray, left: np.ndarray, height: np.ndarray, width: np.ndarray) -> Images:
@@ -63,13 +78,13 @@ def erase(images: Images, top: np.ndarray, left: np.ndarray, height: np.ndarray,
 
 
 def affine(
-    images: Images,
+    images: Tensor,
     angle: Draws | float = 0.0,
     translate: tuple[Draws | float, Draws | float] = (0.0, 0.0),
     scale: Draws | float = 1.0,
     shear: tuple[Draws | float, Draws | float] = (0.0, 0.0),
     around_corner: np.ndarray | bool = False,
-) -> Images:
+) -> Tensor:
     """Turn (degrees, clockwise), shift (across, down), scale and shear (degrees) each picture; the nearest point is
     taken, and what comes in is black.
 
@@ -95,8 +110,10 @@ def affine(
     across, down = (torch.linspace((1.0 - n) * 0.5, (n - 1.0) * 0.5, n, device=images.device) for n in (width, height))
     places = torch.stack([*torch.meshgrid(across, down, indexing="xy"), torch.ones(height, width).to(across)], dim=-1)
     grid = places.view(1, -1, 3).expand(batch, -1, -1) @ (theta / torch.tensor([0.5 * width, 0.5 * height]).to(theta))
-    moved = F.grid_sample(images.float(), grid.view(batch, height, width, 2), mode="nearest", align_corners=False)
-    return moved.round_().to(torch.uint8)
+    moved = F.grid_sample(
+        images.to(grid.dtype), grid.view(batch, height, width, 2), mode="nearest", align_corners=False
+    )
+    return moved.round_().to(images.dtype)
 
 
 # --- values
@@ -115,70 +132,100 @@ def grey(images: Images) -> Float[Tensor, "batch 1 height width"]:
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
 
 
-def brightness(images: Images, factor: Draws) -> Images:
-    return (images * on_device(factor, images)).clamp_(0, 255).to(torch.uint8)
-
-
 def saturation(images: Images, factor: Draws) -> Images:
     return images if images.shape[1] == 1 else blend(images, grey(images), factor)
 
 
-def contrast(images: Images, factor: Draws) -> Images:
-    return blend(images, grey(images).mean(dim=(-3, -2, -1), keepdim=True), factor)
-
-
 def sharpness(images: Images, factor: Draws) -> Images:
     """Away from (or towards) the mean of nine neighbours, the middle five times; the border stays as it is."""
-    channels = images.shape[1]
-    kernel = torch.full((channels, 1, 3, 3), 1 / 13, device=images.device)
-    kernel[:, :, 1, 1] = 5 / 13
     sharp = images.float()
+    columns = sharp[..., :-2, :] + sharp[..., 1:-1, :] + sharp[..., 2:, :]
     inside = sharp[..., 1:-1, 1:-1]
-    inside.addcmul_(F.conv2d(sharp, kernel, groups=channels).round_() - inside, on_device(1.0 - factor, images))
+    sums = columns[..., :-2].add(columns[..., 1:-1]).add_(columns[..., 2:]).add_(inside, alpha=4)
+    inside.addcmul_(sums.mul_(1 / 13).round_().sub_(inside), on_device(1.0 - factor, images))
     return sharp.clamp_(0, 255).to(torch.uint8)
 
 
-def posterize(images: Images, bits: Draws) -> Images:
+# Where a point's new value depends on its old one alone, a table says what becomes of each of the 256.
+Table = UInt8[Tensor, "batch channel 1 256"]
+
+
+def every_value(images: Images) -> Table:
+    return torch.arange(256, dtype=torch.uint8, device=images.device).expand(*images.shape[:2], 1, 256)
+
+
+def brightness(images: Images, factor: Draws) -> Table:
+    return (every_value(images) * on_device(factor, images)).clamp_(0, 255).to(torch.uint8)
+
+
+def contrast(images: Images, factor: Draws) -> Table:
+    return blend(every_value(images), grey(images).mean(dim=(-3, -2, -1), keepdim=True), factor)
+
+
+def posterize(images: Images, bits: Draws) -> Table:
     """Keep the first so many bits."""
-    return images & on_device((256 - 2 ** (8 - bits)).astype(np.uint8), images)
+    return every_value(images) & on_device((256 - 2 ** (8 - bits)).astype(np.uint8), images)
 
 
-def solarize(images: Images, threshold: Draws) -> Images:
+def solarize(images: Images, threshold: Draws) -> Table:
     """Invert what is at or above the threshold (0–255)."""
-    return torch.where(images >= on_device(threshold, images), 255 - images, images)
+    values = every_value(images)
+    return torch.where(values >= on_device(threshold, images), 255 - values, values)
 
 
-def invert(images: Images, _: object = None) -> Images:
-    return 255 - images
+def invert(images: Images, _: object = None) -> Table:
+    return 255 - every_value(images)
 
 
-def autocontrast(images: Images, _: object = None) -> Images:
-    from torchvision.transforms.v2 import functional  # here, because it takes longer to import than torch itself
+def autocontrast(images: Images, _: object = None) -> Table:
+    """Stretch each channel so that it reaches from 0 to 255; one that has a single value stays as it is."""
+    lowest, highest = (extreme.float() for extreme in images.flatten(2).aminmax(dim=2))
+    same = lowest == highest
+    step = ((highest - lowest) * (1 / 255)).masked_fill(same, 1)[..., None, None]
+    start = lowest.masked_fill(same, 0)[..., None, None]
+    return (every_value(images) - start).div_(step).clamp_(0, 255).to(torch.uint8)
 
-    return functional.autocontrast(images)
+
+def equalize(images: Images, _: object = None) -> Table:
+    """Spread each channel's values evenly over 0–255, as PIL does; one that has too few to spread stays as it is."""
+    counts = count(images)
+    until = counts.cumsum(dim=-1)
+    before = until - counts
+    step = before.gather(-1, until.argmax(dim=-1, keepdim=True)) // 255  # of all but the highest value
+    spread = ((before + step // 2) // step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
+    return torch.where(step > 0, spread, every_value(images))
 
 
-def equalize(images: Images, _: object = None) -> Images:
-    from torchvision.transforms.v2 import functional
+def look_up(images: Images, table: Table) -> Images:
+    """What the table makes of every point."""
+    if kernels.suits_bytes(images):
+        return kernels.look_up(images, table)
+    return table.flatten(2).gather(2, images.flatten(2).long()).view_as(images)
 
-    return functional.equalize(images)
+
+def count(images: Images) -> Int32[Tensor, "batch channel 1 256"]:
+    """How many points have each of the 256 values."""
+    if kernels.suits_bytes(images):
+        return kernels.count(images)
+    points = images.flatten(2).long()
+    counts = torch.zeros(*images.shape[:2], 256, dtype=torch.int32, device=images.device)
+    return counts.scatter_add_(2, points, torch.ones_like(counts[:1, :1, :1]).expand_as(points))[:, :, None]
 
 
 # --- AutoAugment (Cubuk et al. 2019), the policy for CIFAR-10, in torchvision's terms
 
 BLENDS = ("brightness", "color", "contrast", "sharpness")
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-COLOURS: dict[str, Callable[[Tensor, np.ndarray], Tensor]] = {
+TABLES: dict[str, Callable[[Images, Draws], Table]] = {
     "brightness": brightness,
-    "color": saturation,
     "contrast": contrast,
-    "sharpness": sharpness,
     "posterize": posterize,
     "solarize": solarize,
     "autocontrast": autocontrast,
     "equalize": equalize,
     "invert": invert,
 }
+OPERATIONS = ("", *MOVES, "color", "sharpness", *TABLES)  # their numbers stand for them; "" changes nothing
 # Each line is one of the 25 policies: two operations, each with its chance and its strength (0–9).
 CIFAR10_POLICY = [
     line.split()
@@ -212,7 +259,6 @@ CIFAR10_POLICY = [
 ]
 
 
-@cache  # for every policy of every batch
 def strengths(operation: str, size: tuple[int, int]) -> np.ndarray:
     """What the strengths 0–9 mean: degrees of a turn, points of a shift, the factor of a blend beyond 1, …"""
     largest = {
@@ -226,44 +272,70 @@ def strengths(operation: str, size: tuple[int, int]) -> np.ndarray:
     return torch.linspace(0.0, largest.get(operation, 0.0), 10).double().numpy()  # rounded as torchvision's
 
 
+@lru_cache(maxsize=100)  # a policy has a few dozen
+def origins(move: str, how: float, height: int, width: int) -> Int64[Tensor, "height width"]:
+    """Where each point of a moved picture comes from: counted from 1, row by row; 0 from outside."""
+    places = torch.arange(1, height * width + 1).view(1, 1, height, width)
+    how_by = {name: how if name == move else 0.0 for name in MOVES}
+    shear_x, shear_y = (float(np.degrees(np.arctan(how_by[name]))) for name in ("shear_x", "shear_y"))
+    shift = float(np.trunc(how_by["translate_x"])), float(np.trunc(how_by["translate_y"]))
+    return affine(places, -how_by["rotate"], shift, 1.0, (shear_x, shear_y), "shear" in move)[0, 0].long()
+
+
+def move_points(images: Images, operation: np.ndarray, how: Draws) -> Images:
+    """To each picture its own move."""
+    moves, which = np.unique(operation + 1j * how, return_inverse=True)  # pairs
+    maps = [origins(OPERATIONS[int(move.real)], move.imag, *images.shape[-2:]) for move in moves.tolist()]
+    table, rows = (part.to(images.device) for part in (torch.stack(maps), torch.from_numpy(which)))
+    if kernels.suits_bytes(images):
+        return kernels.move(images, table, rows)
+    points = F.pad(images.flatten(2), [1, 0])  # the first is black
+    return points.gather(2, table[rows].flatten(1)[:, None].expand_as(images.flatten(2))).view_as(images)
+
+
 def apply(images: Images, operation: np.ndarray, value: Draws) -> Images:
-    """To each picture its own operation (a name, or "") with its own signed strength."""
-    chosen = images.clone()
-    moves = np.flatnonzero(np.isin(operation, MOVES))
-    if len(moves):
-        is_, how = (lambda name: operation[moves] == name), value[moves]
-        degrees = np.degrees(np.arctan(how))
-        at = torch.from_numpy(moves).to(images.device)
-        chosen[at] = affine(
-            images[at],
-            angle=np.where(is_("rotate"), -how, 0.0),
-            translate=(
-                np.where(is_("translate_x"), np.trunc(how), 0.0),
-                np.where(is_("translate_y"), np.trunc(how), 0.0),
-            ),
-            shear=(np.where(is_("shear_x"), degrees, 0.0), np.where(is_("shear_y"), degrees, 0.0)),
-            around_corner=is_("shear_x") | is_("shear_y"),
-        )
-    for name, change in COLOURS.items():
-        members = np.flatnonzero(operation == name)
-        if len(members):
-            at = torch.from_numpy(members).to(images.device)
-            factor = value[members] + (1.0 if name in BLENDS else 0.0)
-            chosen[at] = change(images[at], factor)
-    return chosen
+    """To each picture its own operation (a number of `OPERATIONS`) with its own signed strength."""
+    first_table = len(OPERATIONS) - len(TABLES)
+    moved = np.flatnonzero((operation > 0) & (operation <= len(MOVES)))
+    changed = change(images.clone(), moved, lambda part: move_points(part, operation[moved], value[moved]))
+    for name, blending in (("color", saturation), ("sharpness", sharpness)):
+        its = np.flatnonzero(operation == OPERATIONS.index(name))
+        change(changed, its, partial(blending, factor=1.0 + value[its]))
+    tabled = np.flatnonzero(operation >= first_table)
+
+    def from_tables(part: Images) -> Images:
+        table = torch.empty(*part.shape[:2], 1, 256, dtype=torch.uint8, device=images.device)
+        for number, name in enumerate(OPERATIONS[first_table:], first_table):
+            its = np.flatnonzero(operation[tabled] == number)
+            if len(its):
+                at = torch.from_numpy(its).to(images.device)
+                made = TABLES[name](part.index_select(0, at), value[tabled[its]] + (1.0 if name in BLENDS else 0.0))
+                table[at] = made
+        return look_up(part, table)
+
+    return change(changed, tabled, from_tables)
+
+
+@cache
+def cifar10_policy(size: tuple[int, int]) -> Sequence[tuple[np.ndarray, ...]]:
+    """For first and second operation, of the 25 policies each: operation, chance, strength, whether it has a sign."""
+    parts = []
+    for first in (0, 3):
+        names, chances, levels = zip(*(line[first : first + 3] for line in CIFAR10_POLICY), strict=True)
+        numbers = np.array([OPERATIONS.index(name) for name in names])
+        values = np.array([strengths(n, size)[int(level)] for n, level in zip(names, levels, strict=True)])
+        parts.append((numbers, np.array(chances, dtype=float), values, np.isin(names, [*MOVES, *BLENDS])))
+    return parts
 
 
 def auto_augment(images: Images, rng: np.random.Generator) -> Images:
     """One of the 25 policies for each picture."""
-    batch, size = len(images), (images.shape[-2], images.shape[-1])
+    batch = len(images)
     policy = rng.integers(len(CIFAR10_POLICY), size=batch)
-    for first in (0, 3):
-        names, chances, levels = (np.array([line[first + i] for line in CIFAR10_POLICY]) for i in range(3))
-        values = np.array([strengths(n, size)[int(level)] for n, level in zip(names, levels, strict=True)])
-        signed = np.isin(names, [*MOVES, *BLENDS])[policy]
-        sign = np.where(signed & (rng.random(batch) <= 0.5), -1.0, 1.0)
-        happens = rng.random(batch) <= chances.astype(float)[policy]
-        images = apply(images, np.where(happens, names[policy], ""), values[policy] * sign)
+    for operations, chances, values, signed in cifar10_policy((images.shape[-2], images.shape[-1])):
+        sign = np.where(signed[policy] & (rng.random(batch) <= 0.5), -1.0, 1.0)
+        happens = rng.random(batch) <= chances[policy]
+        images = apply(images, np.where(happens, operations[policy], 0), values[policy] * sign)
     return images
 
 
@@ -313,8 +385,8 @@ def random_jitter(images: Images, rng: np.random.Generator) -> Images:
     """Brightness and contrast by up to a fifth, in either order."""
     bright, contrasted = (rng.uniform(0.8, 1.2, len(images)) for _ in range(2))
     bright_first = rng.random(len(images)) < 0.5
-    one = contrast(brightness(images, bright), contrasted)
-    other = brightness(contrast(images, contrasted), bright)
+    one, other = (look_up(images, make) for make in (brightness(images, bright), contrast(images, contrasted)))
+    one, other = look_up(one, contrast(one, contrasted)), look_up(other, brightness(other, bright))
     return torch.where(on_device(bright_first, images), one, other)
 
 

@@ -14,6 +14,10 @@ A file is a few lines of TOML; its name gives its order and its name (`20-cifar1
     epochs = 300
 
     [model_settings]                      # settings of the model to change
+
+    [variants.shallow]                    # an experiment "cifar10-titn_paper-shallow": the lines above, and these.
+    about = "Half as deep."               # A file with variants has no experiment without
+    model_settings.depth = 6
 """
 
 import shutil
@@ -68,12 +72,25 @@ def load_experiments(folder: str | Path = "experiments") -> dict[str, Experiment
     for file in files:
         name = file.stem.split("-", 1)[-1]
         try:
-            found[name] = read_experiment(name, tomllib.loads(file.read_text()), found)
+            about = tomllib.loads(file.read_text())
+            variants = about.pop("variants", None)
+            if variants is None:
+                found[name] = read_experiment(name, about, found)
+            for variant, lines in (variants or {}).items():
+                found[f"{name}-{variant}"] = read_experiment(f"{name}-{variant}", overlay(about, lines), found)
         except (ValueError, KeyError, TypeError) as problem:
             raise TITNError(f"{file} is not a settings file ({problem}): see experiments/README.md") from problem
         except TITNError as problem:
             raise TITNError(f"{file}: {problem}") from problem
     return found
+
+
+def overlay(lines: dict, others: dict) -> dict:
+    """The lines, with others in their place or beside them, table by table."""
+    both = {
+        name: overlay(lines[name], value) for name, value in others.items() if isinstance(value, dict) and name in lines
+    }
+    return {**lines, **others, **both}
 
 
 def read_experiment(name: str, about: dict, earlier: dict[str, Experiment]) -> Experiment:

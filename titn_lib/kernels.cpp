@@ -1,9 +1,9 @@
 // Two kernels for a CPU: the attention of short sequences, and a whole transformer layer for few and narrow tokens,
 //
-//     mixed = softmax(Q Kᵀ / √HEAD_WIDTH) V          x += Attention(LN(x)); x += MLP(LN(x))
+//     mixed = softmax(Q Kᵀ / √HEAD_WIDTH) V          x += Attention(LN(x)); x += MLP(LN(x)); news = LN(x)
 //
-// each with its gradient. TOKENS, WIDTH, HEADS and HIDDEN come from the compiler's command line, so that every loop has
-// a known length. A `vec` holds the same number of many sequences, one in each lane: all arithmetic is element by
+// each with its gradient. TOKENS, WIDTH, HEADS, HIDDEN and SPAN (how many numbers the last LayerNorm takes at once) come
+// from the compiler's command line, so that every loop has a known length. A `vec` holds the same number of many sequences, one in each lane: all arithmetic is element by
 // element, nothing moves between lanes, and what a group of sequences needs stays in the cache from the first product
 // to the last. Gradients are made from the input alone; what lies between is computed again.
 
@@ -20,6 +20,7 @@ constexpr int LANES = 4;
 #endif
 typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), may_alias));
 typedef vec tokens[TOKENS][WIDTH], projected[TOKENS][3 * WIDTH], scores[HEADS][TOKENS][TOKENS];
 
 constexpr int HEAD_WIDTH = WIDTH / HEADS;
@@ -30,18 +31,21 @@ const float SCALE = 1 / std::sqrt(float(HEAD_WIDTH));
 
 struct bfloat16 { uint16_t bits; };
 
-static inline float widen(float x) { return x; }
-static inline float widen(bfloat16 x) {
-  uint32_t bits = uint32_t(x.bits) << 16;
-  float y;
-  memcpy(&y, &bits, 4);
-  return y;
+static inline vec load(const float *from) {
+  vec x;
+  memcpy(&x, from, sizeof(x));
+  return x;
 }
-static inline void round_to(float *to, float x) { *to = x; }
-static inline void round_to(bfloat16 *to, float x) {  // the nearest, ties to even
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  to->bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+static inline vec load(const bfloat16 *from) {
+  halves x;
+  memcpy(&x, from, sizeof(x));
+  return (vec)(__builtin_convertvector(x, ivec) << 16);
+}
+static inline void store(float *to, vec x) { memcpy(to, &x, sizeof(x)); }
+static inline void store(bfloat16 *to, vec x) {  // the nearest, ties to even
+  ivec bits = (ivec)x;
+  halves y = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, halves);
+  memcpy(to, &y, sizeof(y));
 }
 
 static inline vec splat(float x) { return vec{} + x; }
@@ -77,40 +81,52 @@ static inline vec gelu(vec x, vec &slope) {
 
 // --- from memory to lanes and back: `count` numbers in a row, from a place of its own for each lane
 
-static inline void transpose(vec *rows) {
 #if defined(__clang__)
+static inline void transpose(vec *rows) {
   float turned[LANES][LANES];
   for (int i = 0; i < LANES; i++)
     for (int l = 0; l < LANES; l++) turned[l][i] = rows[i][l];
   memcpy(rows, turned, sizeof(turned));
-#else
-  for (int half = LANES / 2; half; half /= 2) {
-    ivec first, second;
-    for (int l = 0; l < LANES; l++) {
-      first[l] = l & half ? LANES + l - half : l;
-      second[l] = l & half ? LANES + l : l + half;
-    }
-    for (int i = 0; i < LANES; i++)
-      if (!(i & half)) {
-        vec a = rows[i], b = rows[i + half];
-        rows[i] = __builtin_shuffle(a, b, first);
-        rows[i + half] = __builtin_shuffle(a, b, second);
-      }
-  }
-#endif
 }
+#else
+template <int HALF> static inline void exchange(vec *rows) {  // the off-diagonal blocks of HALF × HALF change places
+  ivec first, second;
+#pragma GCC unroll 16
+  for (int l = 0; l < LANES; l++) {
+    first[l] = l & HALF ? LANES + l - HALF : l;
+    second[l] = l & HALF ? LANES + l : l + HALF;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++)
+    if (!(i & HALF)) {
+      vec a = rows[i], b = rows[i + HALF];
+      rows[i] = __builtin_shuffle(a, b, first);
+      rows[i + HALF] = __builtin_shuffle(a, b, second);
+    }
+}
+
+static inline void transpose(vec *rows) {
+  exchange<1>(rows);
+  exchange<2>(rows);
+  if (LANES > 4) exchange<4>(rows);
+  if (LANES > 8) exchange<LANES / 2>(rows);
+}
+#endif
 
 template <int COUNT, class T> static inline void gather(const T *const *from, int64_t offset, vec *to) {
   if (COUNT < LANES) {
-    for (int i = 0; i < COUNT; i++)
-      for (int l = 0; l < LANES; l++) to[i][l] = widen(from[l][offset + i]);
+    for (int l = 0; l < LANES; l++) {
+      T row[LANES] = {};
+      memcpy(row, from[l] + offset, COUNT % LANES * sizeof(T));
+      vec x = load(row);
+      for (int i = 0; i < COUNT; i++) to[i][l] = x[i];
+    }
     return;
   }
   for (int i = 0; i < COUNT; i += LANES) {
     int at = i + LANES <= COUNT ? i : COUNT - LANES;
     vec rows[LANES];
-    for (int l = 0; l < LANES; l++)
-      for (int k = 0; k < LANES; k++) rows[l][k] = widen(from[l][offset + at + k]);
+    for (int l = 0; l < LANES; l++) rows[l] = load(from[l] + offset + at);
     transpose(rows);
     memcpy(to + at, rows, sizeof(rows));
   }
@@ -118,8 +134,13 @@ template <int COUNT, class T> static inline void gather(const T *const *from, in
 
 template <int COUNT, class T> static inline void scatter(const vec *from, T *const *to, int64_t offset, int lanes) {
   if (COUNT < LANES) {
-    for (int l = 0; l < lanes; l++)
-      for (int i = 0; i < COUNT; i++) round_to(&to[l][offset + i], from[i][l]);
+    for (int l = 0; l < lanes; l++) {
+      vec x = {};
+      for (int i = 0; i < COUNT; i++) x[i] = from[i][l];
+      T row[LANES];
+      store(row, x);
+      memcpy(to[l] + offset, row, COUNT % LANES * sizeof(T));
+    }
     return;
   }
   for (int i = 0; i < COUNT; i += LANES) {
@@ -127,8 +148,7 @@ template <int COUNT, class T> static inline void scatter(const vec *from, T *con
     vec rows[LANES];
     memcpy(rows, from + at, sizeof(rows));
     transpose(rows);
-    for (int l = 0; l < lanes; l++)
-      for (int k = 0; k < LANES; k++) round_to(&to[l][offset + at + k], rows[l][k]);
+    for (int l = 0; l < lanes; l++) store(to[l] + offset + at, rows[l]);
   }
 }
 
@@ -159,9 +179,9 @@ static inline void product(A a, B b, Out out) {
 
 // --- attention
 
-static inline void attend(const projected qkv, scores attention, tokens mixed) {
+static inline void score(const projected qkv, scores attention) {
   for (int h = 0; h < HEADS; h++) {
-    constexpr int QUERY = 0, KEY = WIDTH, VALUE = 2 * WIDTH;
+    constexpr int QUERY = 0, KEY = WIDTH;
     const int part = h * HEAD_WIDTH;
     auto &row = attention[h];
     product<TOKENS, TOKENS, HEAD_WIDTH>([&](int i, int c) { return qkv[i][QUERY + part + c]; },
@@ -174,7 +194,14 @@ static inline void attend(const projected qkv, scores attention, tokens mixed) {
       sum = 1.0f / sum;
       for (int j = 0; j < TOKENS; j++) row[i][j] *= sum;
     }
-    product<TOKENS, HEAD_WIDTH, TOKENS>([&](int i, int j) { return row[i][j]; },
+  }
+}
+
+static inline void mix(const projected qkv, const scores attention, tokens mixed) {
+  for (int h = 0; h < HEADS; h++) {
+    constexpr int VALUE = 2 * WIDTH;
+    const int part = h * HEAD_WIDTH;
+    product<TOKENS, HEAD_WIDTH, TOKENS>([&](int i, int j) { return attention[h][i][j]; },
                                         [&](int j, int c) { return qkv[j][VALUE + part + c]; },
                                         [&](int i, int c, vec sum) { mixed[i][part + c] = sum; });
   }
@@ -233,14 +260,15 @@ template <class T> struct Pairs {
 };
 
 template <class T> static void forward(const T *qkv, T *mixed, int64_t sequences, int heads, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (sequences * heads > LANES)
   for (int64_t first = 0; first < sequences * heads; first += LANES) {
     Pairs<T> pairs(qkv, mixed, first, sequences * heads, heads);
     projected x;
     scores attention;
     tokens y;
     pairs.read(x, heads);
-    attend(x, attention, y);
+    score(x, attention);
+    mix(x, attention, y);
     for (int t = 0; t < TOKENS; t++) scatter<WIDTH>(y[t], pairs.mixed, t * heads * WIDTH, pairs.lanes);
   }
 }
@@ -252,10 +280,10 @@ static void backward(const T *qkv, const T *dmixed, T *dqkv, int64_t sequences, 
     Pairs<T> pairs(qkv, dmixed, first, sequences * heads, heads), to(dqkv, dmixed, first, sequences * heads, heads);
     projected x, dx;
     scores attention;
-    tokens y, dy;
+    tokens dy;
     pairs.read(x, heads);
     for (int t = 0; t < TOKENS; t++) gather<WIDTH>(pairs.mixed, t * heads * WIDTH, dy[t]);
-    attend(x, attention, y);
+    score(x, attention);
     attend_gradient(x, attention, dy, dx);
     for (int t = 0; t < TOKENS; t++) {
       int64_t offset = int64_t(t) * 3 * heads * WIDTH;
@@ -288,47 +316,52 @@ template <class T> struct Parameters {
   T mlp_norm[2][WIDTH];
   T up[HIDDEN][WIDTH], up_bias[HIDDEN];
   T down[WIDTH][HIDDEN], down_bias[WIDTH];
+  T news_norm[2][SPAN];
 };
+constexpr int SPANS = TOKENS * WIDTH / SPAN;
 constexpr int PARAMETERS = sizeof(Parameters<float>) / sizeof(float);
 
 // All that happens to a group of sequences on the way through the layer.
 struct Group {
   tokens x, unit1, normed1, mixed, middle, unit2, normed2, y;
-  vec inverse1[TOKENS], inverse2[TOKENS];
+  vec unit3[SPANS][SPAN], news[SPANS][SPAN];
+  vec inverse1[TOKENS], inverse2[TOKENS], inverse3[SPANS];
   projected qkv;
   scores attention;
   hidden up, slope;
 };
 
-static inline void norm(const tokens x, const float (*parameters)[WIDTH], tokens unit, vec *inverse, tokens y) {
-  for (int t = 0; t < TOKENS; t++) {
+template <int ROWS, int N>
+static inline void norm(const vec (*x)[N], const float (*parameters)[N], vec (*unit)[N], vec *inverse, vec (*y)[N]) {
+  for (int r = 0; r < ROWS; r++) {
     vec mean = {}, variance = {};
-    for (int i = 0; i < WIDTH; i++) mean += x[t][i];
-    mean *= 1.0f / WIDTH;
-    for (int i = 0; i < WIDTH; i++) variance += (x[t][i] - mean) * (x[t][i] - mean);
-    variance = variance * (1.0f / WIDTH) + EPSILON;
-    for (int l = 0; l < LANES; l++) inverse[t][l] = 1 / std::sqrt(variance[l]);
-    for (int i = 0; i < WIDTH; i++) {
-      unit[t][i] = (x[t][i] - mean) * inverse[t];
-      y[t][i] = unit[t][i] * parameters[0][i] + parameters[1][i];
+    for (int i = 0; i < N; i++) mean += x[r][i];
+    mean *= 1.0f / N;
+    for (int i = 0; i < N; i++) variance += (x[r][i] - mean) * (x[r][i] - mean);
+    variance = variance * (1.0f / N) + EPSILON;
+    for (int l = 0; l < LANES; l++) inverse[r][l] = 1 / std::sqrt(variance[l]);
+    for (int i = 0; i < N; i++) {
+      unit[r][i] = (x[r][i] - mean) * inverse[r];
+      y[r][i] = unit[r][i] * parameters[0][i] + parameters[1][i];
     }
   }
 }
 
-static inline void norm_gradient(const tokens unit, const vec *inverse, const float (*parameters)[WIDTH],
-                                 const tokens dy, vec (*dparameters)[WIDTH], tokens dx) {  // adds to dx
-  for (int t = 0; t < TOKENS; t++) {
+template <int ROWS, int N>
+static inline void norm_gradient(const vec (*unit)[N], const vec *inverse, const float (*parameters)[N],
+                                 const vec (*dy)[N], vec (*dparameters)[N], vec (*dx)[N]) {  // adds to dx
+  for (int r = 0; r < ROWS; r++) {
     vec mean = {}, along = {};
-    for (int i = 0; i < WIDTH; i++) {
-      mean += dy[t][i] * parameters[0][i];
-      along += dy[t][i] * parameters[0][i] * unit[t][i];
-      dparameters[0][i] += dy[t][i] * unit[t][i];
-      dparameters[1][i] += dy[t][i];
+    for (int i = 0; i < N; i++) {
+      mean += dy[r][i] * parameters[0][i];
+      along += dy[r][i] * parameters[0][i] * unit[r][i];
+      dparameters[0][i] += dy[r][i] * unit[r][i];
+      dparameters[1][i] += dy[r][i];
     }
-    mean *= 1.0f / WIDTH;
-    along *= 1.0f / WIDTH;
-    for (int i = 0; i < WIDTH; i++)
-      dx[t][i] += (dy[t][i] * parameters[0][i] - mean - unit[t][i] * along) * inverse[t];
+    mean *= 1.0f / N;
+    along *= 1.0f / N;
+    for (int i = 0; i < N; i++)
+      dx[r][i] += (dy[r][i] * parameters[0][i] - mean - unit[r][i] * along) * inverse[r];
   }
 }
 
@@ -354,80 +387,104 @@ static inline void add(const tokens x, tokens to) {
     for (int i = 0; i < WIDTH; i++) to[t][i] += x[t][i];
 }
 
+static inline vec (*spans(const tokens x))[SPAN] { return (vec (*)[SPAN])x; }
+
 static void layer(Group &g, const Parameters<float> &p) {
-  norm(g.x, p.attention_norm, g.unit1, g.inverse1, g.normed1);
+  norm<TOKENS>(g.x, p.attention_norm, g.unit1, g.inverse1, g.normed1);
   linear(g.normed1, p.qkv, p.qkv_bias, g.qkv);
-  attend(g.qkv, g.attention, g.mixed);
+  score(g.qkv, g.attention);
+  mix(g.qkv, g.attention, g.mixed);
   linear(g.mixed, p.output, p.output_bias, g.middle);
   add(g.x, g.middle);
-  norm(g.middle, p.mlp_norm, g.unit2, g.inverse2, g.normed2);
+  norm<TOKENS>(g.middle, p.mlp_norm, g.unit2, g.inverse2, g.normed2);
   linear(g.normed2, p.up, p.up_bias, g.up);
   for (int t = 0; t < TOKENS; t++)
     for (int i = 0; i < HIDDEN; i++) g.up[t][i] = gelu(g.up[t][i], g.slope[t][i]);
   linear(g.up, p.down, p.down_bias, g.y);
   add(g.middle, g.y);
+  norm<SPANS>(spans(g.y), p.news_norm, g.unit3, g.inverse3, g.news);
 }
 
 // d: the gradient of the layer's output on the way in, of its input on the way out.
-template <class P> static void layer_gradient(const Group &g, const Parameters<float> &p, tokens d, P &dp) {
+template <class P>
+static void layer_gradient(const Group &g, const Parameters<float> &p, const tokens dnews, tokens d, P &dp) {
   hidden dup;
   tokens dnormed;
   projected dqkv;
+  norm_gradient<SPANS>(g.unit3, g.inverse3, p.news_norm, spans(dnews), dp.news_norm, spans(d));
   linear_gradient(g.up, p.down, d, dp.down, dp.down_bias, dup);
   for (int t = 0; t < TOKENS; t++)
     for (int i = 0; i < HIDDEN; i++) dup[t][i] *= g.slope[t][i];
   linear_gradient(g.normed2, p.up, dup, dp.up, dp.up_bias, dnormed);
-  norm_gradient(g.unit2, g.inverse2, p.mlp_norm, dnormed, dp.mlp_norm, d);
+  norm_gradient<TOKENS>(g.unit2, g.inverse2, p.mlp_norm, dnormed, dp.mlp_norm, d);
   linear_gradient(g.mixed, p.output, d, dp.output, dp.output_bias, dnormed);
   attend_gradient(g.qkv, g.attention, dnormed, dqkv);
   linear_gradient(g.normed1, p.qkv, dqkv, dp.qkv, dp.qkv_bias, dnormed);
-  norm_gradient(g.unit1, g.inverse1, p.attention_norm, dnormed, dp.attention_norm, d);
+  norm_gradient<TOKENS>(g.unit1, g.inverse1, p.attention_norm, dnormed, dp.attention_norm, d);
 }
 
 // One place in memory for each lane; lanes beyond the last sequence repeat the first one's.
-struct Sequences {
-  float *start[LANES];
+template <class T> struct Sequences {
+  T *start[LANES];
   int lanes;
-  Sequences(const float *x, int64_t first, int64_t sequences)
+  Sequences(const T *x, int64_t first, int64_t sequences)
       : lanes(sequences - first < LANES ? sequences - first : LANES) {
-    for (int l = 0; l < LANES; l++) start[l] = const_cast<float *>(x) + (first + (l < lanes ? l : 0)) * TOKENS * WIDTH;
+    for (int l = 0; l < LANES; l++) start[l] = const_cast<T *>(x) + (first + (l < lanes ? l : 0)) * TOKENS * WIDTH;
   }
   void read(tokens to) const { gather<TOKENS * WIDTH>(start, 0, to[0]); }
-  void write(const tokens from) const { scatter<TOKENS * WIDTH>(from[0], start, 0, lanes); }
+  void read_gradient(tokens to) const {  // lanes without a sequence count for nothing
+    read(to);
+    for (int l = lanes; l < LANES; l++)
+      for (int t = 0; t < TOKENS; t++)
+        for (int i = 0; i < WIDTH; i++) to[t][i][l] = 0;
+  }
+  void write(const vec *from) const { scatter<TOKENS * WIDTH>(from, start, 0, lanes); }
 };
 
-extern "C" void layer(const float *x, const Parameters<float> *parameters, float *y, int64_t sequences, int threads) {
-#pragma omp parallel for num_threads(threads)
+template <class T>
+static void forward(const float *x, const Parameters<float> *parameters, float *y, T *news, int64_t sequences,
+                    int threads) {
+#pragma omp parallel for num_threads(threads) if (sequences > LANES)
   for (int64_t first = 0; first < sequences; first += LANES) {
     Group g;
-    Sequences(x, first, sequences).read(g.x);
+    Sequences<float>(x, first, sequences).read(g.x);
     layer(g, *parameters);
-    Sequences(y, first, sequences).write(g.y);
+    Sequences<float>(y, first, sequences).write(g.y[0]);
+    Sequences<T>(news, first, sequences).write(g.news[0]);
   }
 }
 
 // dparameters: a row of zeros for each thread, so that the sum comes out the same every time.
-extern "C" void layer_backward(const float *x, const Parameters<float> *parameters, const float *dy, float *dx,
-                               float *dparameters, int64_t sequences, int threads) {
+template <class T>
+static void backward(const float *x, const Parameters<float> *parameters, const float *dy, const T *dnews, float *dx,
+                     float *dparameters, int64_t sequences, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int thread = 0; thread < threads; thread++) {
     Parameters<vec> sums = {};
     for (int64_t first = thread * LANES; first < sequences; first += threads * LANES) {
       Group g;
-      tokens d;
-      Sequences place(dy, first, sequences);
-      place.read(d);
-      for (int l = place.lanes; l < LANES; l++)  // lanes without a sequence count for nothing
-        for (int t = 0; t < TOKENS; t++)
-          for (int i = 0; i < WIDTH; i++) d[t][i][l] = 0;
-      Sequences(x, first, sequences).read(g.x);
+      tokens d, dn;
+      Sequences<float>(dy, first, sequences).read_gradient(d);
+      Sequences<T>(dnews, first, sequences).read_gradient(dn);
+      Sequences<float>(x, first, sequences).read(g.x);
       layer(g, *parameters);
-      layer_gradient(g, *parameters, d, sums);
-      Sequences(dx, first, sequences).write(d);
+      layer_gradient(g, *parameters, dn, d, sums);
+      Sequences<float>(dx, first, sequences).write(d[0]);
     }
     for (int i = 0; i < PARAMETERS; i++)
       for (int l = 0; l < LANES; l++) dparameters[thread * PARAMETERS + i] += ((const vec *)&sums)[i][l];
   }
 }
+
+#define LAYER(T)                                                                                             \
+  extern "C" void layer_##T(const float *x, const Parameters<float> *p, float *y, T *news, int64_t n, int threads) { \
+    forward(x, p, y, news, n, threads);                                                                      \
+  }                                                                                                          \
+  extern "C" void layer_backward_##T(const float *x, const Parameters<float> *p, const float *dy, const T *dnews,    \
+                                     float *dx, float *dp, int64_t n, int threads) {                         \
+    backward(x, p, dy, dnews, dx, dp, n, threads);                                                           \
+  }
+LAYER(float)
+LAYER(bfloat16)
 
 #endif

@@ -1,9 +1,10 @@
-"""Attention of short sequences, and whole layers of few and narrow tokens, made for a CPU (`kernels.cpp`).
+"""What a CPU needs C++ for: attention of short sequences and whole layers of few and narrow tokens (`kernels.cpp`),
+pictures' bytes by table (`augment.cpp`).
 
 Sixteen pixel tokens of 12 numbers are too little for a library's kernels: most of the time goes to moving them between
 memory and cores. The kernels here do all the arithmetic while the tokens stay in the cache. They are compiled for the
 sizes at hand when these are first met (a second or two) and kept in the user's cache folder. On a GPU, for long or wide
-tokens, or without a C++ compiler, `transformer` does without them.
+tokens, or without a C++ compiler, `transformer` and `augment` do without them.
 """
 
 import ctypes
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int32, Int64, UInt8
+from torch import Tensor, nn
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+KERNELS, BYTES = Path(__file__).with_suffix(".cpp"), Path(__file__).with_name("augment.cpp")
+SIZES = ("TOKENS", "WIDTH", "HEADS", "HIDDEN", "SPAN")
 WIDEST = 32  # of a layer's tokens, and of a head: beyond, a library's matrix products win
 LONGEST = 32  # sequence
 MOST = 40_000  # numbers that a layer keeps for each lane: 2.5 MB in all, well within a thread's stack
@@ -34,15 +36,15 @@ NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 def suits_attention(qkv: Float[Tensor, "*batch token three_widths"], heads: int) -> bool:
     """Whether `attention` is made for this size, kind of numbers and machine."""
     length, width = qkv.shape[-2], qkv.shape[-1] // 3 // heads
-    return qkv.dtype in NAMES and fits(qkv, length, width) and available(length, width)
+    return qkv.dtype in NAMES and fits(qkv, length, width) and available(length, width, 1)
 
 
-def suits_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden: int) -> bool:
+def suits_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden: int, span: int) -> bool:
     """Whether `layer` is made for this size, kind of numbers and machine."""
     length, width = tokens.shape[-2:]
-    numbers = heads * length**2 + 14 * length * width + 3 * length * hidden + 2 * width * (2 * width + hidden)
+    numbers = heads * length**2 + 18 * length * width + 3 * length * hidden + 2 * width * (2 * width + hidden)
     small = fits(tokens, length, width) and numbers <= MOST
-    return tokens.dtype == torch.float32 and small and available(length, width, heads, hidden)
+    return tokens.dtype == torch.float32 and small and available(length, width, heads, hidden, span)
 
 
 def fits(tokens: Tensor, length: int, width: int) -> bool:
@@ -64,7 +66,7 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     """
     *batch, length, width = qkv.shape
     qkv, mixed = qkv.contiguous(), qkv.new_empty(*batch, length, width // 3)
-    library = load(length, width // 3 // heads)
+    library = load(length, width // 3 // heads, 1)
     call(library, f"attention_{NAMES[qkv.dtype]}", [qkv, mixed], mixed, heads)
     return mixed
 
@@ -73,53 +75,142 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
 def attention_backward(qkv: Tensor, gradient: Tensor, heads: int) -> Tensor:
     *_, length, width = qkv.shape
     qkv, result = qkv.contiguous(), torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    library = load(length, width // 3 // heads)
+    library = load(length, width // 3 // heads, 1)
     call(library, f"attention_backward_{NAMES[qkv.dtype]}", [qkv, gradient.contiguous(), result], qkv, heads)
     return result
 
 
-@torch.library.custom_op("titn::layer", mutates_args=())
-def layer(tokens: Tensor, parameters: Tensor, heads: int, hidden: int) -> Tensor:
-    """x += Attention(LN(x)); x += MLP(LN(x)).
+def layer(
+    tokens: Float[Tensor, "*batch token width"],
+    parameters: Float[Tensor, " number"],
+    heads: int,
+    hidden: int,
+    span: int,
+) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch token width"]]:
+    """x += Attention(LN(x)); x += MLP(LN(x)); news = LN(x).
 
     It can be differentiated once.
 
     Args:
-        tokens: "*batch token width", float32.
-        parameters: of the layer, one after the other, as `Parameters` in kernels.cpp has them.
+        tokens: x, float32.
+        parameters: `flat` of the layer and the last LayerNorm.
+        span: how many numbers the last LayerNorm takes at once: a token's, or a whole sequence's.
+
+    Returns:
+        x and news; under autocast to bfloat16 news is rounded to it, as what comes next will want it.
     """
+    half = product_dtype(tokens) == torch.bfloat16
+    return layer_op(tokens, parameters, heads, hidden, span, torch.bfloat16 if half else torch.float32)
+
+
+@torch.library.custom_op("titn::layer", mutates_args=())
+def layer_op(
+    tokens: Tensor, parameters: Tensor, heads: int, hidden: int, span: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     tokens = tokens.contiguous()
-    result = torch.empty_like(tokens)
-    call(load(*tokens.shape[-2:], heads, hidden), "layer", [tokens, parameters, result], tokens)
-    return result
+    result, news = torch.empty_like(tokens), torch.empty_like(tokens, dtype=dtype)
+    library = load(*tokens.shape[-2:], heads, hidden, span)
+    call(library, f"layer_{NAMES[dtype]}", [tokens, parameters, result, news], tokens)
+    return result, news
 
 
 @torch.library.custom_op("titn::layer_backward", mutates_args=())
 def layer_backward(
-    tokens: Tensor, parameters: Tensor, gradient: Tensor, heads: int, hidden: int
+    tokens: Tensor, parameters: Tensor, gradient: Tensor, news_gradient: Tensor, heads: int, hidden: int, span: int
 ) -> tuple[Tensor, Tensor]:
     tokens, result = tokens.contiguous(), torch.empty_like(gradient, memory_format=torch.contiguous_format)
     sums = parameters.new_zeros(torch.get_num_threads(), len(parameters))
-    library = load(*tokens.shape[-2:], heads, hidden)
-    call(library, "layer_backward", [tokens, parameters, gradient.contiguous(), result, sums], tokens)
+    library = load(*tokens.shape[-2:], heads, hidden, span)
+    tensors = [tokens, parameters, gradient.contiguous(), news_gradient.contiguous(), result, sums]
+    call(library, f"layer_backward_{NAMES[news_gradient.dtype]}", tensors, tokens)
     return result, sums.sum(dim=0)
 
 
-def call(library: ctypes.CDLL, name: str, tensors: list[Tensor], like: Tensor, *heads: int) -> None:
-    """A function of kernels.cpp: tensors, then the number of sequences, heads where it asks for them, and threads."""
+def flat(*modules: nn.Module) -> Float[Tensor, " number"]:
+    """All that the modules learn, in the order of `Parameters` in kernels.cpp; a bias that they lack is zero."""
+    leaves: list[Any] = [leaf for module in modules for leaf in module.modules() if hasattr(leaf, "weight")]
+    biases = [leaf.weight.new_zeros(len(leaf.weight)) if leaf.bias is None else leaf.bias for leaf in leaves]
+    pairs = zip(leaves, biases, strict=True)
+    return torch.cat([tensor.flatten() for leaf, bias in pairs for tensor in (leaf.weight, bias)])
+
+
+def product_dtype(tokens: Tensor) -> torch.dtype:
+    """Of a matrix product of the tokens on a CPU: autocast's, or their own."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tokens.dtype
+
+
+def call(library: ctypes.CDLL, name: str, tensors: list[Tensor], like: Tensor, *size: int) -> None:
+    """A function of kernels.cpp: tensors, then the number of sequences, a size where it asks for one, and threads."""
     sequences = like.shape[:-2].numel()
-    addresses = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    getattr(library, name)(*addresses, ctypes.c_int64(sequences), *heads, torch.get_num_threads())
+    getattr(library, name)(*addresses(*tensors), ctypes.c_int64(sequences), *size, torch.get_num_threads())
+
+
+def addresses(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+
+
+# --- bytes, for `augment` (augment.cpp)
+
+
+def suits_bytes(images: Tensor) -> bool:
+    """Whether `look_up`, `count`, `cut` and `move` are made for this machine."""
+    return images.device.type == "cpu" and available()
+
+
+def look_up(
+    images: UInt8[Tensor, "batch channel height width"], table: UInt8[Tensor, "batch channel 1 256"]
+) -> UInt8[Tensor, "batch channel height width"]:
+    """What each picture's and channel's table makes of every point."""
+    result = torch.empty(images.shape, dtype=torch.uint8)
+    rows, length = images.shape[:2].numel(), images.shape[2:].numel()
+    call_bytes("look_up", [images.contiguous(), table.contiguous(), result], rows, length)
+    return result
+
+
+def count(images: UInt8[Tensor, "batch channel height width"]) -> Int32[Tensor, "batch channel 1 256"]:
+    """How many points of each picture and channel have each of the 256 values."""
+    counts = torch.empty(*images.shape[:2], 1, 256, dtype=torch.int32)
+    call_bytes("count", [images.contiguous(), counts], images.shape[:2].numel(), images.shape[2:].numel())
+    return counts
+
+
+def cut(
+    images: UInt8[Tensor, "batch channel height width"],
+    top: Int64[Tensor, " batch"],
+    left: Int64[Tensor, " batch"],
+    height: int,
+    width: int,
+) -> UInt8[Tensor, "batch channel new_height new_width"]:
+    """A window of each picture, at its own place."""
+    result = torch.empty(*images.shape[:2], height, width, dtype=torch.uint8)
+    sizes = *images.shape[:2], height, width, *images.shape[2:]
+    call_bytes("cut", [images.contiguous(), top, left, result], *sizes)
+    return result
+
+
+def move(
+    images: UInt8[Tensor, "batch channel height width"],
+    maps: Int64[Tensor, "map height width"],
+    which: Int64[Tensor, " batch"],
+) -> UInt8[Tensor, "batch channel height width"]:
+    """Every place of a picture gets the point that its map names: counted from 1, or 0 for black."""
+    result = torch.empty(images.shape, dtype=torch.uint8)
+    call_bytes("move", [images.contiguous(), maps, which, result], *images.shape[:2], images.shape[2:].numel())
+    return result
+
+
+def call_bytes(name: str, tensors: list[Tensor], *sizes: int) -> None:
+    getattr(load(), name)(*addresses(*tensors), *map(ctypes.c_int64, sizes), torch.get_num_threads())
 
 
 # --- what autograd and torch.compile must know
 
 attention.register_fake(lambda qkv, heads: qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3))
 attention_backward.register_fake(lambda qkv, gradient, heads: torch.empty_like(qkv))
-layer.register_fake(lambda tokens, parameters, heads, hidden: torch.empty_like(tokens))
-layer_backward.register_fake(
-    lambda tokens, parameters, gradient, heads, hidden: (torch.empty_like(tokens), torch.empty_like(parameters))
+layer_op.register_fake(
+    lambda tokens, parameters, *sizes: (torch.empty_like(tokens), torch.empty_like(tokens, dtype=sizes[-1]))
 )
+layer_backward.register_fake(lambda tokens, parameters, *rest: (torch.empty_like(tokens), torch.empty_like(parameters)))
 
 
 def remember_attention(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -127,8 +218,8 @@ def remember_attention(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(qkv)
 
 
-def remember_layer(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    tokens, parameters, *ctx.sizes = inputs
+def remember_layer(ctx: Any, inputs: tuple, output: tuple) -> None:
+    tokens, parameters, *ctx.sizes, _ = inputs
     ctx.save_for_backward(tokens, parameters)
 
 
@@ -136,21 +227,29 @@ def differentiate_attention(ctx: Any, gradient: Tensor) -> tuple:
     return attention_backward(*ctx.saved_tensors, gradient, ctx.heads), None
 
 
-def differentiate_layer(ctx: Any, gradient: Tensor) -> tuple:
-    return *layer_backward(*ctx.saved_tensors, gradient, *ctx.sizes), None, None
+def differentiate_layer(ctx: Any, *gradients: Tensor) -> tuple:
+    return *layer_backward(*ctx.saved_tensors, *gradients, *ctx.sizes), None, None, None, None
 
 
 attention.register_autograd(differentiate_attention, setup_context=remember_attention)
-layer.register_autograd(differentiate_layer, setup_context=remember_layer)
+layer_op.register_autograd(differentiate_layer, setup_context=remember_layer)
 
 
-# --- the compiler
+# --- the compiler and the memory
 
 
-def available(length: int, width: int, heads: int = 1, hidden: int = 0) -> bool:
-    """Whether kernels.cpp is compiled for these sizes, or can be."""
+def keep_memory() -> None:
+    """Let the C library keep what is freed: the next step wants it again, and new pages from the system cost time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:  # glibc
+        for setting in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            mallopt(setting, 2**30)
+
+
+def available(*sizes: int) -> bool:
+    """Whether `load` has what it takes."""
     try:
-        load(length, width, heads, hidden)
+        load(*sizes)
     except (OSError, subprocess.SubprocessError) as problem:
         complain(str(problem))
         return False
@@ -169,12 +268,17 @@ def find_compiler() -> str | None:
 @cache
 def complain(reason: str) -> None:
     """Say it once."""
-    logging.getLogger(__name__).warning("the inner stream runs without kernels.cpp, a good deal slower: %s", reason)
+    logging.getLogger(__name__).warning(
+        "inner stream and augmentation run without kernels in C++, a good deal slower: %s", reason
+    )
 
 
 @cache
-def load(length: int, width: int, heads: int = 1, hidden: int = 0) -> ctypes.CDLL:
-    """kernels.cpp for these sizes (with `hidden`, the layer), compiled if it isn't in the cache yet.
+def load(*sizes: int) -> ctypes.CDLL:
+    """A C++ file, compiled if it isn't in the cache yet: kernels.cpp for these sizes; for none, augment.cpp.
+
+    Args:
+        sizes: of a sequence: length, width, heads; of a layer also its MLP's hidden width and the span.
 
     Raises:
         OSError, SubprocessError: there is no compiler, or it doesn't manage.
@@ -182,8 +286,9 @@ def load(length: int, width: int, heads: int = 1, hidden: int = 0) -> ctypes.CDL
     compiler = find_compiler()
     if not compiler:
         raise FileNotFoundError("there is no C++ compiler (install g++ or clang++)")
-    sizes = [f"-DTOKENS={length}", f"-DWIDTH={width}", f"-DHEADS={heads}", *([f"-DHIDDEN={hidden}"] if hidden else [])]
-    key = "\n".join([SOURCE.read_text(), compiler, processor(), *FLAGS, *sizes])
+    source = KERNELS if sizes else BYTES
+    macros = [f"-D{name}={size}" for name, size in zip(SIZES, sizes, strict=False)]
+    key = "\n".join([source.read_text(), compiler, processor(), *FLAGS, *macros])
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titn_lib"
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     if not path.exists():
@@ -191,7 +296,7 @@ def load(length: int, width: int, heads: int = 1, hidden: int = 0) -> ctypes.CDL
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:  # another process may be at it, too
             built = Path(unfinished) / path.name
             for extras in EXTRAS:
-                command = [compiler, *FLAGS, *extras, *sizes, str(SOURCE), "-o", str(built)]
+                command = [compiler, *FLAGS, *extras, *macros, str(source), "-o", str(built)]
                 result = subprocess.run(command, capture_output=True, timeout=120)
                 if result.returncode == 0:
                     break

@@ -167,7 +167,7 @@ def student_recipe(data: str, budget: str) -> Recipe:
     if data == "digits":
         return replace(ours, epochs=32, lr=4e-3, augmentation="shift")
     if data in GREY:
-        return replace(ours, epochs=7, batch_size=64, lr=1e-3, warmup_epochs=0.2, augmentation="shift")
+        return replace(ours, epochs=9, batch_size=64, lr=1e-3, warmup_epochs=0.2, augmentation="shift")
     return replace(ours, epochs=14, augmentation="crop_flip")
 
 

@@ -5,8 +5,10 @@ import json
 import os
 import platform
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +26,8 @@ class Record:
     Attributes:
         run: its settings; enough to make it again.
         parameters, macs: the network's size, and multiply-accumulates for one picture.
-        curve: for every epoch: epoch, lr, train_loss, train_top1, and the validation split's loss, top1, top5.
+        curve: for every epoch: epoch, lr, train_loss, train_top1, and loss, top1, top5 on the validation split (2,000
+            pictures of a large one).
         validation, test: loss, top1, top5 (per cent) and number of pictures, with the last weights. The test split is
             read once, after training.
         seconds: training and validation together, over all sittings.
@@ -89,6 +92,12 @@ def hardware(precision: str, processes: int, device: torch.device) -> dict[str, 
         "precision": precision,
         "system": platform.platform(terse=True),
     }
+
+
+def circumstances(precision: str, processes: int, device: torch.device) -> dict[str, Any]:
+    """Where and when something was measured: a record's last three lines."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"hardware": hardware(precision, processes, device), "versions": versions(), "finished": now}
 
 
 def versions() -> dict[str, str]:

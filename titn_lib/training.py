@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,11 +41,12 @@ from .errors import Interrupted, TITNError
 from .files import make_folder, write_atomically
 from .models import count_macs, count_parameters, create_model, load_model, save_model
 from .recipes import Recipe, Run
-from .records import RECORD, Record, hardware, load_record, save_record, versions
+from .records import RECORD, Record, circumstances, load_record, save_record
 from .teachers import Teacher
 
 WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
+GLIMPSE = 2_000  # validation pictures to measure on after an epoch; after the last, all of them
 TIME_LIMIT = "the time limit"
 WORTH_COMPILING = 100_000  # pictures to learn from: two minutes for the smallest student
 log = logging.getLogger(__name__)
@@ -152,6 +152,7 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise TITNError("no GPU that PyTorch can use is here: choose --device cpu, or install PyTorch for your GPU")
+    kernels.keep_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each precision
     accelerator = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
@@ -236,6 +237,8 @@ class Training:
         recipe, processes = self.recipe, fabric.world_size
         self.train_set = subset(data.train, recipe.train_images, data.name).to(fabric.device)  # bytes: it fits
         self.validation_set = subset(data.validation, recipe.test_images, data.name)
+        many = len(self.validation_set) > 2 * GLIMPSE
+        self.glimpse = subset(self.validation_set, GLIMPSE, data.name) if many else self.validation_set
         self.test_set = subset(data.test, recipe.test_images, data.name)
         if recipe.batch_size > len(self.train_set):
             raise TITNError(
@@ -384,7 +387,7 @@ class Training:
         return normalise(images[self.share], self.data.mean, self.data.std), MixedLabels(first, second, labels.weight)
 
     def end_epoch(self) -> None:
-        """Measure on the validation split and step over to the next epoch."""
+        """Measure on some of the validation split and step over to the next epoch."""
         place = self.place
         loss, top1 = (total(self.fabric, self.sums) / self.fabric.world_size / self.steps).tolist()
         if not math.isfinite(loss):
@@ -392,7 +395,7 @@ class Training:
                 f"training diverged in epoch {place.epoch + 1} (the loss is {loss}): choose a lower lr, a longer "
                 "warm-up or clip_norm=1"
             )
-        measured = evaluate(self.trained(), self.validation_set, self.preprocessing, self.fabric)
+        measured = evaluate(self.trained(), self.glimpse, self.preprocessing, self.fabric)
         place.curve.append(
             {
                 "epoch": place.epoch + 1,
@@ -415,6 +418,8 @@ class Training:
             for part in (self.validation_set, self.test_set)
         )
         learned = self.recipe.epochs * self.steps * self.recipe.batch_size
+        about = circumstances(self.fabric.strategy.precision.precision, self.fabric.world_size, self.fabric.device)
+        about["hardware"]["compiled"] = self.compiled
         record = Record(
             run=self.run,
             parameters=count_parameters(network),
@@ -424,12 +429,7 @@ class Training:
             test=test,
             seconds=round(self.place.seconds, 1),
             images_per_second=round(learned / max(self.place.training_seconds, 1e-9), 1),
-            hardware={
-                **hardware(self.fabric.strategy.precision.precision, self.fabric.world_size, self.fabric.device),
-                "compiled": self.compiled,
-            },
-            versions=versions(),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            **about,
         )
         if self.fabric.is_global_zero:
             save_model(network, self.out / WEIGHTS, self.preprocessing)

@@ -7,7 +7,7 @@ Shapes use one vocabulary throughout the library:
     query, key                    the token that looks, the token looked at
 """
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -63,10 +63,7 @@ class MLP(nn.Sequential):
 
 
 class Layer(nn.Module):
-    """A pre-norm transformer layer: x += Attention(LN(x)); x += MLP(LN(x)).
-
-    Few and narrow tokens go through `kernels.layer` in one piece where the machine can.
-    """
+    """A pre-norm transformer layer: x += Attention(LN(x)); x += MLP(LN(x))."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4, bias: bool = True):
         super().__init__()
@@ -79,19 +76,9 @@ class Layer(nn.Module):
         self, tokens: Float[Tensor, "*batch token width"], return_attention: bool = False
     ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"] | None]:
         """Returns the tokens and, if asked for, the attention."""
-        heads, hidden = self.attention.heads, self.mlp.hidden
-        if not return_attention and kernels.suits_layer(tokens, heads, hidden):
-            return kernels.layer(tokens, self.flat_parameters(), heads, hidden), None
         update, attention = self.attention(self.attention_norm(tokens), return_attention)
         tokens = tokens + update
         return tokens + self.mlp(self.mlp_norm(tokens)), attention
-
-    def flat_parameters(self) -> Float[Tensor, " numbers"]:
-        """All that the layer learns, module by module; a bias that it lacks is zero."""
-        qkv, output = self.attention.qkv, self.attention.output
-        modules: list[Any] = [self.attention_norm, qkv, output, self.mlp_norm, self.mlp[0], self.mlp[2]]
-        pairs = [(m.weight, m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias) for m in modules]
-        return torch.cat([tensor.flatten() for pair in pairs for tensor in pair])
 
 
 class AttentionMaps(NamedTuple):
