@@ -165,7 +165,7 @@ def student_recipe(data: str, budget: str) -> Recipe:
         raise unknown("budget", budget, BUDGETS)
     ours = Recipe(optimizer="adamw", lr=2e-3, weight_decay=0.05, warmup_epochs=1, clip_norm=1.0)
     if data == "digits":
-        return replace(ours, epochs=32, lr=4e-3, augmentation="shift")
+        return replace(ours, epochs=48, augmentation="shift")
     if data in GREY:
         return replace(ours, epochs=9, batch_size=64, lr=1e-3, warmup_epochs=0.2, augmentation="shift")
     return replace(ours, epochs=14, augmentation="crop_flip")
