@@ -94,7 +94,7 @@ def test_a_large_validation_split_is_glimpsed_after_each_epoch_and_measured_whol
     record = train(STUDENT, tmp_path, device="cpu", quiet=True)
     assert asked == [20, 20, 64, 64]
     assert record.validation["pictures"] == 64
-    assert {point["validation_top1"] % 5 for point in record.curve} == {0}
+    assert all(round(point["validation_top1"], 3) % 5 == 0 for point in record.curve)
 
 
 def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, monkeypatch, finished):
