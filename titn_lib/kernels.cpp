@@ -25,6 +25,7 @@ typedef vec tokens[TOKENS][WIDTH], projected[TOKENS][3 * WIDTH], scores[HEADS][T
 
 constexpr int HEAD_WIDTH = WIDTH / HEADS;
 constexpr float EPSILON = 1e-5f;  // as in nn.LayerNorm
+constexpr float LOG2_E = 1.44269504f;  // eˣ = 2^(x log₂ e)
 const float SCALE = 1 / std::sqrt(float(HEAD_WIDTH));
 
 // --- numbers
@@ -50,17 +51,15 @@ static inline void store(bfloat16 *to, vec x) {  // the nearest, ties to even
 
 static inline vec splat(float x) { return vec{} + x; }
 
-static inline vec exponential(vec x) {  // relative error 2e-7
-  x = x > -87.0f ? x : splat(-87.0f);
-  vec shifted = x * 1.44269504f + 12582912.0f;  // 1.5 · 2²³: what is behind the point falls off
-  vec n = shifted - 12582912.0f;
-  vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;  // Cephes' expf
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+static inline vec power_of_two(vec x) {  // relative error 2e-7
+  x = x > -126.0f ? x : splat(-126.0f);
+  vec shifted = x + 12582912.0f;  // 1.5 · 2²³: what is behind the point falls off
+  vec r = x - (shifted - 12582912.0f);
+  vec p = r * 1.3264727e-3f + 9.6715126e-3f;  // fitted between −½ and ½, for the relative error
+  p = p * r + 5.5507337e-2f;
+  p = p * r + 2.4022242e-1f;
+  p = p * r + 6.9314698e-1f;
+  p = p * r + 1.0f;
   return (vec)((ivec)p + ((ivec)shifted << 23));
 }
 
@@ -72,7 +71,7 @@ static inline vec gelu(vec x, vec &slope) {
   p = p * t + 1.421413741f;
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
-  vec bell = exponential(x * x * -0.5f);
+  vec bell = power_of_two(x * x * (-0.5f * LOG2_E));
   vec tail = p * t * bell * 0.5f;  // Φ(−|x|)
   vec phi = x > 0.0f ? 1.0f - tail : tail;
   slope = phi + x * bell * 0.39894228f;
@@ -186,11 +185,11 @@ static inline void score(const projected qkv, scores attention) {
     auto &row = attention[h];
     product<TOKENS, TOKENS, HEAD_WIDTH>([&](int i, int c) { return qkv[i][QUERY + part + c]; },
                                         [&](int c, int j) { return qkv[j][KEY + part + c]; },
-                                        [&](int i, int j, vec sum) { row[i][j] = sum * SCALE; });
+                                        [&](int i, int j, vec sum) { row[i][j] = sum * (SCALE * LOG2_E); });
     for (int i = 0; i < TOKENS; i++) {
       vec top = row[i][0], sum = {};
       for (int j = 1; j < TOKENS; j++) top = row[i][j] > top ? row[i][j] : top;
-      for (int j = 0; j < TOKENS; j++) sum += row[i][j] = exponential(row[i][j] - top);
+      for (int j = 0; j < TOKENS; j++) sum += row[i][j] = power_of_two(row[i][j] - top);
       sum = 1.0f / sum;
       for (int j = 0; j < TOKENS; j++) row[i][j] *= sum;
     }
