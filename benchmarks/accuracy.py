@@ -1,6 +1,6 @@
 """Does speed cost accuracy? The same runs, plain and fast, three seeds each.
 
-    uv run python benchmarks/accuracy.py --out benchmarks/accuracy-cpu.json   # ten minutes on two cores
+    uv run python benchmarks/accuracy.py --out benchmarks/accuracy-cpu.json   # a quarter of an hour on two cores
 
 Plain is float32, without kernels.cpp and torch.compile; fast is bfloat16 with both. Beside them
 stands how far seeds are apart.
@@ -20,8 +20,8 @@ from titn_lib.recipes import plan_run
 from titn_lib.records import circumstances
 
 RUNS = {
-    "digits": plan_run("digits", distillation="none", epochs=12),
-    "cifar10": plan_run("cifar10", distillation="none", epochs=4, train_images=4000, test_images=2000),
+    "digits": plan_run("digits", distillation="none"),
+    "cifar10": plan_run("cifar10", distillation="none", epochs=8, train_images=8000),
 }
 
 

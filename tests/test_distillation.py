@@ -10,10 +10,12 @@ from titn_lib.augment import cutmix, cutmix_box
 from titn_lib.distillation import (
     METHODS,
     FeatureLoss,
+    ManifoldLoss,
     MixedLabels,
     Objective,
     TeacherAnswer,
     ask_teacher,
+    dkd_loss,
     freeze,
     hard_loss,
     mixed_cross_entropy,
@@ -68,6 +70,40 @@ def test_soft_loss():
     p, q = p.exp() / p.exp().sum(-1, keepdim=True), q.exp() / q.exp().sum(-1, keepdim=True)
     by_hand = temperature**2 * sum((p * (p / q).log()).sum(-1)) / 4
     torch.testing.assert_close(soft_loss(student, teacher, temperature), by_hand)
+
+
+def test_dkd_loss():
+    """By hand with loops, and Zhao et al.'s identity: the soft loss is one with weights 1 and 1 − p(right class)."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    labels, temperature = torch.tensor([2, 0, 3]), 2.0
+    by_hand = {"target": 0.0, "others": 0.0}
+    for picture, label in enumerate(labels.tolist()):
+        q, p = ([math.exp(v / temperature) for v in logits[picture].tolist()] for logits in (student, teacher))
+        q, p = ([v / sum(row) for v in row] for row in (q, p))
+        target = p[label] * math.log(p[label] / q[label])
+        by_hand["target"] += target + (1 - p[label]) * math.log((1 - p[label]) / (1 - q[label]))
+        for other in {0, 1, 2, 3} - {label}:
+            share, students_share = p[other] / (1 - p[label]), q[other] / (1 - q[label])
+            by_hand["others"] += share * math.log(share / students_share)
+    expected = temperature**2 * (1.5 * by_hand["target"] + 5 * by_hand["others"]) / 3
+    assert dkd_loss(student, teacher, labels, temperature, 1.5, 5.0).item() == pytest.approx(expected, rel=1e-9)
+
+    for picture in range(3):
+        one = slice(picture, picture + 1)
+        left = 1 - (teacher[one] / temperature).softmax(-1)[0, labels[picture]].item()
+        same = dkd_loss(student[one], teacher[one], labels[one], temperature, 1.0, left)
+        torch.testing.assert_close(same, soft_loss(student[one], teacher[one], temperature))
+
+
+def test_dkd_takes_the_class_with_the_greater_share():
+    student, teacher = create_model("titn_nano", num_classes=3, depth=3), freeze(create_model("vgg7_bn", num_classes=3))
+    logits, answer = torch.randn(2, 3), TeacherAnswer(torch.randn(2, 3), [])
+    first, second = torch.tensor([0, 2]), torch.tensor([1, 1])
+    objective = Objective(student, "dkd", teacher)
+    for weight, greater in ((0.7, first), (0.3, second)):
+        loss = objective.last_head_loss(logits, MixedLabels(first, second, weight), answer)
+        assert torch.equal(loss, dkd_loss(logits, answer.logits, greater))
 
 
 def test_mixed_labels():
@@ -157,6 +193,50 @@ def test_feature_loss_is_zero_for_a_perfect_student():
         blocks.append(tokens)
         assert projection.weight.shape[0] == pooled.shape[-1]
     assert loss(blocks, maps).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_manifold_loss_by_hand():
+    torch.manual_seed(0)
+    teacher, student = freeze(create_model("vgg7_bn")), create_model("vit_paper", depth=3)
+    loss = ManifoldLoss(student, teacher)
+    maps = ask_teacher(teacher, torch.randn(5, 3, 32, 32)).maps
+    blocks = [torch.randn(5, 17, 192) for _ in range(3)]
+
+    def gap(student_rows, teacher_rows):
+        differences = []
+        for i in range(len(student_rows)):
+            for j in range(len(student_rows)):
+                cosines = [
+                    torch.dot(rows[i], rows[j]) / rows[i].norm() / rows[j].norm()
+                    for rows in (student_rows, teacher_rows)
+                ]
+                differences.append((cosines[0] - cosines[1]) ** 2)
+        return torch.stack(differences).mean()
+
+    expected = 0.0
+    for block, stage in loss.pairs:
+        mine = blocks[block][:, 1:17]
+        its = torch.nn.functional.adaptive_avg_pool2d(maps[stage], (4, 4)).flatten(2).transpose(1, 2)
+        within = torch.stack([gap(mine[i], its[i]) for i in range(5)]).mean()
+        between = torch.stack([gap(mine[:, j], its[:, j]) for j in range(16)]).mean()
+        everything = gap(mine.flatten(0, 1), its.flatten(0, 1))  # 80 tokens: all are in the sample of 192
+        expected = expected + (4 * within + 0.1 * between + 0.2 * everything) / 3
+    torch.testing.assert_close(loss(blocks, maps), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_manifold_loss_is_zero_for_one_that_is_like_itself():
+    """Turned, stretched and in another width, a teacher's map has the same likenesses."""
+    teacher = freeze(create_model("vgg7_bn"))
+    loss = ManifoldLoss(create_model("titn_nano", depth=3, outer_width=256), teacher)
+    maps = ask_teacher(teacher, torch.randn(4, 3, 32, 32)).maps
+    blocks = []
+    for _, stage in loss.pairs:
+        pooled = torch.nn.functional.adaptive_avg_pool2d(maps[stage], (8, 8)).flatten(2).transpose(1, 2)
+        tokens = torch.randn(4, 66, 256)
+        tokens[:, 1:65] = 3 * pooled @ torch.linalg.qr(torch.randn(256, pooled.shape[-1])).Q.T
+        blocks.append(tokens)
+    assert loss(blocks, maps).item() == pytest.approx(0, abs=1e-6)
+    assert loss([block.roll(1, dims=0) for block in blocks], maps).item() > 1e-3
 
 
 @pytest.mark.parametrize(("method", "says"), [("harsh", "did you mean 'hard'"), ("hard", "needs a teacher")])

@@ -252,6 +252,23 @@ distillation = "soft"
     assert (found["learn-deep"].about, found["learn-long"].about) == ("A quick student.", "A long student.")
 
 
+def test_variants_of_another_file(settings):
+    folder, _ = settings
+    (folder / "2-learn.toml").write_text(STUDENT + "[variants.deep]\nmodel_settings.depth = 2\n")
+    again = STUDENT.replace("model_settings", 'compare = "learn-deep"\nvariants = "learn"\nmodel_settings')
+    (folder / "3-again.toml").write_text(again.replace("titn_nano", "titn_pico"))
+    found = load_experiments(folder)
+    assert list(found) == ["teach", "learn-deep", "again-deep"]
+    deep = found["again-deep"]
+    assert (deep.runs[0].model, deep.runs[0].model_settings) == ("titn_pico", {"depth": 2})
+    assert (deep.file, deep.variant, deep.compare) == ("again", "deep", "learn-deep")
+    for line, says in ((('"learn"', '"lern"'), "unknown file with variants before it 'lern'"),
+                       (('"learn-deep"', '"learn-dep"'), "unknown experiment before it to compare with")):  # fmt: skip
+        (folder / "3-again.toml").write_text(again.replace(*line))
+        with pytest.raises(TITNError, match=says):
+            load_experiments(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -6,6 +6,7 @@ titn evaluate runs/cifar10/distilled/model.safetensors
 titn predict cat.jpg --weights runs/cifar10/distilled/model.safetensors
 titn data
 titn experiments
+titn results
 """
 
 import argparse
@@ -177,6 +178,24 @@ def experiments(
         print(list_experiments(found, runs, results))
 
 
+def results(names: list[str], write: bool, folder: Path, results: Path) -> None:
+    """Print tables of what has been measured; with --write, put them into README.md and results/README.md."""
+    from .experiments import load_experiments
+    from .results import comparison, groups, load_rows, summary, write_results
+
+    rows = load_rows(load_experiments(folder), results)
+    if names:
+        print(comparison(rows, names))
+    else:
+        single = [name for name, row in rows.items() if not row.experiment.variant]
+        tables = {"published and measured": summary(rows), "single runs": comparison(rows, single)}
+        tables |= {file: comparison(rows, [file]) for file in groups(rows)}
+        print("\n\n".join(f"{title}\n\n{table}" for title, table in tables.items()))
+    if write:
+        pages = (results / "README.md", results.parent / "README.md")
+        write_results(rows, [page for page in pages if page.exists()], results)
+
+
 # --- the options
 
 
@@ -195,7 +214,10 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("distil", distil)
     add_run_options(sub, model=None)
     sub.add_argument("--teacher", help="a teacher's name, or the path of its weights (default: the budget's)")
-    sub.add_argument("--distillation", help="none, hard, soft, feature, hard+feature or soft+feature (default: hard)")
+    sub.add_argument(
+        "--distillation",
+        help="none, hard, soft, dkd, feature, manifold, or one of each kind: hard+feature (default: hard)",
+    )
     add_recipe_options(sub)
 
     sub = add("teacher", teacher)
@@ -226,6 +248,12 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--runs", type=Path, default=Path("runs"))
     sub.add_argument("--results", type=Path, default=Path("results"))
     sub.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+
+    sub = add("results", results)
+    sub.add_argument("names", nargs="*", metavar="NAME", help="of experiments or settings files (default: all)")
+    sub.add_argument("--write", action="store_true", help="bring the pages' tables and the figures up to date")
+    sub.add_argument("--folder", type=Path, default=Path("experiments"))
+    sub.add_argument("--results", type=Path, default=Path("results"))
     return parser
 
 

@@ -1,9 +1,18 @@
 """What a student minimises: labels, and what it can learn from a teacher.
 
-    hard     the published TITN (and DeiT) loss: the distillation token learns the class the teacher would answer
-    soft     the distillation token learns all of the teacher's probabilities (Hinton et al. 2015)
-    feature  patch tokens learn the teacher's feature maps ("distillation within the feature extraction layer", says
-             the TITN abstract; its published code has no such term, so the form is ours, after Li et al. 2022)
+What the distillation token learns:
+
+    hard      the published TITN (and DeiT) loss: the class that the teacher would answer
+    soft      all of the teacher's probabilities (Hinton et al. 2015)
+    dkd       the same in two parts, what it says of the right class and how it ranks the others (Zhao et al. 2022)
+
+What patch tokens learn from the teacher's feature maps:
+
+    feature   the maps themselves ("distillation within the feature extraction layer", says the TITN abstract; its
+              published code has no such term, so the form is ours, after Li et al. 2022)
+    manifold  how alike the maps' places are to each other (Hao et al. 2022)
+
+A token's and a patch's method can be joined: "hard+feature".
 
 The teacher is frozen, in evaluation mode, sees the very pictures the student sees, and receives no gradient.
 """
@@ -21,7 +30,9 @@ from .errors import TITNError, unknown
 from .teachers import Teacher
 from .transformer import Encoding, TokenClassifier, TokenLogits
 
-METHODS = ("none", "hard", "soft", "feature", "hard+feature", "soft+feature")
+TOKEN_METHODS, PATCH_METHODS = ("hard", "soft", "dkd"), ("feature", "manifold")
+JOINED = tuple(f"{token}+{patch}" for token in TOKEN_METHODS for patch in PATCH_METHODS)
+METHODS = ("none", *TOKEN_METHODS, *PATCH_METHODS, *JOINED)
 
 
 class MixedLabels(NamedTuple):
@@ -30,6 +41,11 @@ class MixedLabels(NamedTuple):
     first: Int[Tensor, " batch"]
     second: Int[Tensor, " batch"]
     weight: float = 1.0
+
+    @property
+    def greater(self) -> Int[Tensor, " batch"]:
+        """Of each picture the class with the greater share."""
+        return self.first if self.weight >= 0.5 else self.second
 
 
 class TeacherAnswer(NamedTuple):
@@ -89,14 +105,35 @@ def soft_loss(
     return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 
-class FeatureLoss(nn.Module):
-    """Pulls patch tokens towards the teacher's feature maps, layer by layer.
+def dkd_loss(
+    student_logits: Float[Tensor, "batch classes"],
+    teacher_logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+    temperature: float = 4.0,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+) -> Float[Tensor, ""]:
+    """T²·(α·TCKD + β·NCKD), the mean over pictures (Zhao et al. 2022): the right class against all others, and
+    the others among themselves. `soft_loss` is the same with α = 1 and β = what the teacher leaves to the others.
 
-    Three blocks (a third, two thirds and all of the way) are paired with the teacher's last three stages. A Linear
-    projects each token to the map's channels, the map is averaged or repeated to the grid of patches, both are
-    standardised over channels (LayerNorm without parameters), and the mean squared difference is averaged over pairs.
-    Standardising is ours: it makes the loss blind to the teacher's scale. An independent pair starts near 2, a perfect
-    one ends at 0.
+    The authors let it grow over the first 20 of 240 epochs; here it has its full weight from the start.
+    """
+    right = F.one_hot(labels, student_logits.shape[-1]).bool()
+    pairs, others = [], []
+    for logits in (student_logits / temperature, teacher_logits / temperature):
+        rest = logits.masked_fill(right, -1e4)
+        against = torch.stack([logits.gather(-1, labels[:, None])[:, 0], rest.logsumexp(dim=-1)], dim=-1)
+        pairs.append(F.log_softmax(against, dim=-1))
+        others.append(F.log_softmax(rest, dim=-1))
+    target, rest = (F.kl_div(*logs, log_target=True, reduction="batchmean") for logs in (pairs, others))
+    return temperature**2 * (alpha * target + beta * rest)
+
+
+class PatchLoss(nn.Module):
+    """Pairs a student's patch tokens with a teacher's feature maps.
+
+    Three blocks (a third, two thirds and all of the way) are paired with the teacher's last three stages; a map is
+    averaged or repeated to the grid of patches.
     """
 
     def __init__(self, student: TokenClassifier, teacher: Teacher):
@@ -109,39 +146,94 @@ class FeatureLoss(nn.Module):
             teacher.train(was_training)
         depth, stages = student.config.depth, len(channels)
         self.pairs = [(max(0, round(depth * part / 3) - 1), stages - 4 + part) for part in (1, 2, 3)]
+        self.channels = [channels[stage] for _, stage in self.pairs]
         self.grid = student.config.grid
-        self.projections = nn.ModuleList(nn.Linear(student.token_width, channels[stage]) for _, stage in self.pairs)
+
+    def paired(
+        self,
+        blocks: list[Float[Tensor, "batch token width"]],
+        maps: list[Float[Tensor, "batch _channel _height _width"]],
+    ) -> list[tuple[Float[Tensor, "batch patch width"], Float[Tensor, "batch patch _channel"]]]:
+        patches = self.grid[0] * self.grid[1]
+        return [
+            (
+                blocks[block][:, 1 : 1 + patches],
+                rearrange(F.adaptive_avg_pool2d(maps[stage], self.grid), "batch channel y x -> batch (y x) channel"),
+            )
+            for block, stage in self.pairs
+        ]
+
+
+class FeatureLoss(PatchLoss):
+    """Pulls patch tokens towards the teacher's feature maps.
+
+    A Linear projects each token to the map's channels, both are standardised over channels (LayerNorm without
+    parameters), and the mean squared difference is averaged over pairs. Standardising is ours: it makes the loss blind
+    to the teacher's scale. An independent pair starts near 2, a perfect one ends at 0.
+    """
+
+    def __init__(self, student: TokenClassifier, teacher: Teacher):
+        super().__init__(student, teacher)
+        self.projections = nn.ModuleList(nn.Linear(student.token_width, channels) for channels in self.channels)
 
     def forward(
         self,
         blocks: list[Float[Tensor, "batch token width"]],
         maps: list[Float[Tensor, "batch _channel _height _width"]],
     ) -> Float[Tensor, ""]:
-        patches = self.grid[0] * self.grid[1]
         losses = []
-        for projection, (block, stage) in zip(self.projections, self.pairs, strict=True):
-            student = projection(blocks[block][:, 1 : 1 + patches])
-            teacher = rearrange(
-                F.adaptive_avg_pool2d(maps[stage], self.grid), "batch channel row column -> batch (row column) channel"
-            )
-            channels = student.shape[-1:]
+        for projection, (tokens, teacher) in zip(self.projections, self.paired(blocks, maps), strict=True):
+            student, channels = projection(tokens), teacher.shape[-1:]
             losses.append(F.mse_loss(F.layer_norm(student, channels), F.layer_norm(teacher, channels)))
         return torch.stack(losses).mean()
+
+
+class ManifoldLoss(PatchLoss):
+    """Pulls the likeness (cosine) between patch tokens towards that between places of the teacher's maps
+    (Hao et al. 2022): within a picture, between pictures at one place, and among `SAMPLE` tokens drawn from
+    all. Widths need not agree. Their teacher is a transformer too; pairing with a CNN's maps is ours.
+    """
+
+    WITHIN, BETWEEN, SAMPLED = 4.0, 0.1, 0.2  # weights, as published
+    SAMPLE = 192
+
+    def forward(
+        self,
+        blocks: list[Float[Tensor, "batch token width"]],
+        maps: list[Float[Tensor, "batch _channel _height _width"]],
+    ) -> Float[Tensor, ""]:
+        losses = []
+        for student, teacher in self.paired(blocks, maps):
+            chosen = torch.randperm(student.shape[0] * student.shape[1], device=student.device)[: self.SAMPLE]
+            losses.append(
+                self.WITHIN * likeness_gap(student, teacher)
+                + self.BETWEEN * likeness_gap(student.transpose(0, 1), teacher.transpose(0, 1))
+                + self.SAMPLED * likeness_gap(student.flatten(0, 1)[chosen], teacher.flatten(0, 1)[chosen])
+            )
+        return torch.stack(losses).mean()
+
+
+def likeness_gap(student: Float[Tensor, "*group row width"], teacher: Float[Tensor, "*group row _width"]) -> Tensor:
+    """Mean squared difference between the cosines of all pairs of rows."""
+    student, teacher = (F.normalize(rows.float(), dim=-1) for rows in (student, teacher))
+    return F.mse_loss(student @ student.mT, teacher @ teacher.mT)
 
 
 class Objective(nn.Module):
     """A network and the loss it is trained with.
 
-        none     CE of both heads with the labels, half each (a network with one head: CE)
-        hard     ½·CE(class head, labels) + ½·CE(distillation head, argmax of the teacher)           [TITN, published]
-        soft     ½·CE(class head, labels) + ½·T²·KL(teacher ‖ distillation head)
-        +feature adds `feature_weight` times `FeatureLoss`; alone, on top of "none"
+        none       CE of both heads with the labels, half each (a network with one head: CE)
+        hard       ½·CE(class head, labels) + ½·CE(distillation head, argmax of the teacher)         [TITN, published]
+        soft       ½·CE(class head, labels) + ½·T²·KL(teacher ‖ distillation head)
+        dkd        ½·CE(class head, labels) + ½·`dkd_loss`; of a mixed picture, the class with the greater share counts
+        +feature   adds `feature_weight` times `FeatureLoss`; alone, on top of "none"
+        +manifold  adds `ManifoldLoss`; alone, on top of "none"
 
     A network without a distillation token learns both halves with its one head.
 
     Raises:
-        TITNError: an unknown method, a method that needs a teacher without one, or feature distillation for a network
-            without patch tokens.
+        TITNError: an unknown method, a method that needs a teacher without one, or distillation for a network without
+            tokens.
     """
 
     def __init__(
@@ -162,13 +254,15 @@ class Objective(nn.Module):
             raise TITNError(f"a teacher can't be a student of {method!r} distillation: choose a TITN, TNT or ViT")
         self.network = network
         self.method = method
-        self.token_method = method.split("+")[0]
+        self.token_method = next((name for name in TOKEN_METHODS if name in method.split("+")), "none")
         self.temperature = temperature
-        self.feature_weight = feature_weight
         self.label_smoothing = label_smoothing
-        self.feature_loss = None
-        if "feature" in method and isinstance(network, TokenClassifier) and teacher is not None:
-            self.feature_loss = FeatureLoss(network, teacher)
+        self.patch_loss, self.patch_weight = None, 1.0
+        if teacher is not None and isinstance(network, TokenClassifier):
+            if "feature" in method:
+                self.patch_loss, self.patch_weight = FeatureLoss(network, teacher), feature_weight
+            elif "manifold" in method:
+                self.patch_loss = ManifoldLoss(network, teacher)
 
     def forward(
         self,
@@ -192,16 +286,19 @@ class Objective(nn.Module):
         class_logits, last_logits = class_logits.float(), last_logits.float()
         loss = mixed_cross_entropy(class_logits, labels, self.label_smoothing) / 2
         loss = loss + self.last_head_loss(last_logits, labels, answer) / 2
-        if self.feature_loss is not None and isinstance(encoding, Encoding) and answer is not None:
-            loss = loss + self.feature_weight * self.feature_loss(encoding.blocks, answer.maps)
+        if self.patch_loss is not None and isinstance(encoding, Encoding) and answer is not None:
+            loss = loss + self.patch_weight * self.patch_loss(encoding.blocks, answer.maps)
         return loss, (class_logits + last_logits) / 2
 
     def last_head_loss(
         self, logits: Float[Tensor, "batch classes"], labels: MixedLabels, answer: TeacherAnswer | None
     ) -> Float[Tensor, ""]:
         """What the distillation head learns: the teacher's class, its probabilities, or the labels."""
-        if answer is None or self.token_method in ("none", "feature"):
+        if answer is None or self.token_method == "none":
             return mixed_cross_entropy(logits, labels, self.label_smoothing)
+        teacher_logits = answer.logits.float()
         if self.token_method == "hard":
-            return hard_loss(logits, answer.logits.float())
-        return soft_loss(logits, answer.logits.float(), self.temperature)
+            return hard_loss(logits, teacher_logits)
+        if self.token_method == "soft":
+            return soft_loss(logits, teacher_logits, self.temperature)
+        return dkd_loss(logits, teacher_logits, labels.greater, self.temperature)

@@ -18,6 +18,9 @@ A file is a few lines of TOML; its name gives its order and its name (`20-cifar1
     [variants.shallow]                    # an experiment "cifar10-titn_paper-shallow": the lines above, and these.
     about = "Half as deep."               # A file with variants has no experiment without
     model_settings.depth = 6
+
+Instead of tables, `variants = "NAME"` takes those of another file before it. Variants are there to be compared: they
+leave records and no weights, and `compare = "NAME"` says with which experiment.
 """
 
 import shutil
@@ -36,16 +39,19 @@ from .recipes import BUDGETS, Run, change, student_recipe, teacher_recipe
 from .records import RECORD, Record, load_record
 from .training import CHECKPOINT, WEIGHTS, differences, leads, train
 
-KNOWN = ("about", "data", "model", "budget", "seeds", "distillation", "teacher", "recipe", "model_settings")
+KNOWN = ("about", "data", "model", "budget", "seeds", "distillation", "teacher", "recipe", "model_settings", "compare")
 SHIPPED_BYTES = 16 * 2**20  # larger weights stay in runs/
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A settings file: one run for each seed.
+    """A settings file, or one of its variants: one run for each seed.
 
     Attributes:
         teacher: the teacher's folder below runs/, such as "cifar10-vgg16_bn/seed0".
+        compare: the name of the experiment to compare it with.
+        file: the settings file's name, without its number.
+        variant: the variant's name; empty where the file has none.
     """
 
     name: str
@@ -53,6 +59,9 @@ class Experiment:
     budget: str
     runs: dict[int, Run]
     teacher: str | None
+    compare: str | None
+    file: str
+    variant: str
 
     def place(self, seed: int) -> str:
         """The run's folder below runs/, and its record's name below results/."""
@@ -69,16 +78,22 @@ def load_experiments(folder: str | Path = "experiments") -> dict[str, Experiment
     if not files:
         raise TITNError(f"there are no settings files in {folder}: call this from the checkout, or name the --folder")
     found: dict[str, Experiment] = {}
+    all_variants: dict[str, dict] = {}
     for file in files:
         name = file.stem.split("-", 1)[-1]
         try:
             about = tomllib.loads(file.read_text())
-            variants = about.pop("variants", None)
-            if variants is None:
-                found[name] = read_experiment(name, about, found)
-            for variant, lines in (variants or {}).items():
-                found[f"{name}-{variant}"] = read_experiment(f"{name}-{variant}", overlay(about, lines), found)
-        except (ValueError, KeyError, TypeError) as problem:
+            variants = about.pop("variants", {"": {}})
+            if isinstance(variants, str):
+                if variants not in all_variants:
+                    raise unknown("file with variants before it", variants, all_variants)
+                variants = all_variants[variants]
+            if "" not in variants:
+                all_variants[name] = variants
+            for variant, lines in variants.items():
+                experiment = read_experiment(name, variant, overlay(about, lines), found)
+                found[experiment.name] = experiment
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise TITNError(f"{file} is not a settings file ({problem}): see experiments/README.md") from problem
         except TITNError as problem:
             raise TITNError(f"{file}: {problem}") from problem
@@ -93,7 +108,7 @@ def overlay(lines: dict, others: dict) -> dict:
     return {**lines, **others, **both}
 
 
-def read_experiment(name: str, about: dict, earlier: dict[str, Experiment]) -> Experiment:
+def read_experiment(file: str, variant: str, about: dict, earlier: dict[str, Experiment]) -> Experiment:
     for key in about:
         if key not in KNOWN:
             raise unknown("line", key, KNOWN)
@@ -108,6 +123,10 @@ def read_experiment(name: str, about: dict, earlier: dict[str, Experiment]) -> E
         if about["teacher"] not in earlier:
             raise unknown("teacher among the experiments before it", about["teacher"], earlier)
         teacher = earlier[about["teacher"]]
+    name = f"{file}-{variant}" if variant else file
+    compare = about.get("compare")
+    if compare not in (None, name, *earlier):
+        raise unknown("experiment before it to compare with", compare, earlier)
     runs = {
         seed: Run(
             data=about["data"],
@@ -121,7 +140,7 @@ def read_experiment(name: str, about: dict, earlier: dict[str, Experiment]) -> E
         for seed in seeds
     }
     teacher_place = teacher.place(next(iter(teacher.runs))) if teacher else None
-    return Experiment(name, about.get("about", ""), about["budget"], runs, teacher_place)
+    return Experiment(name, about.get("about", ""), about["budget"], runs, teacher_place, compare, file, variant)
 
 
 def record_path(results: Path, experiment: Experiment, seed: int) -> Path:
@@ -131,7 +150,7 @@ def record_path(results: Path, experiment: Experiment, seed: int) -> Path:
 def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path, **options: Any) -> Record:
     """Make one run, its teacher first where that isn't in `runs`; leave the record in `results`.
 
-    The weights go beside the record as float16, where they are small enough to keep (16 MiB).
+    The weights go beside the record as float16, unless it is a variant's or they are too large to keep (16 MiB).
 
     Args:
         options: `device`, `minutes` and `quiet`, as in `training.train`.
@@ -146,7 +165,8 @@ def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path,
     if not leads():
         return record
     model = load_model(folder / WEIGHTS)
-    if 2 * sum(tensor.numel() for tensor in model.state_dict().values()) < SHIPPED_BYTES:
+    small = 2 * sum(tensor.numel() for tensor in model.state_dict().values()) < SHIPPED_BYTES
+    if small and not experiment.variant:
         save_model(model, target.with_suffix(".safetensors"), model.preprocessing, torch.float16)
     write_atomically(target, (folder / RECORD).read_bytes())
     return record

@@ -53,6 +53,23 @@ def plot_curves(records: dict[str, Record]) -> Figure:
     return figure
 
 
+def plot_seeds(points: dict[str, list[float]]) -> Figure:
+    """Test accuracy, a row for each experiment: an open dot for each seed, a full one for their mean. A line marks the
+    first experiment's mean."""
+    sns.set_theme(**STYLE)
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.36 * len(points)), layout="constrained")
+    blue, orange = sns.color_palette("colorblind")[:2]
+    means = [sum(values) / len(values) for values in points.values()]
+    axis.axvline(means[0], color="0.4", linestyle="--", linewidth=1, zorder=1)
+    for row, (values, mean) in enumerate(zip(points.values(), means, strict=True)):
+        axis.scatter(values, [row] * len(values), facecolors="none", edgecolors=blue, s=45, zorder=2)
+        axis.scatter([mean], [row], color=orange, s=45, zorder=3)
+    axis.set_yticks(range(len(points)), [name.replace("_", " ") for name in points])
+    axis.invert_yaxis()
+    axis.set(xlabel="top-1 accuracy on the test pictures (%)")
+    return figure
+
+
 def plot_confusion(
     labels: Int[Tensor, " picture"], predicted: Int[Tensor, " picture"], classes: tuple[str, ...], title: str = ""
 ) -> Figure:

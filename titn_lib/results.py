@@ -1,0 +1,164 @@
+"""Tables and figures made from records: published beside measured, mean and spread over seeds, what is pending.
+
+A page says where a table goes, and `titn results --write` fills it in:
+
+    <!-- table summary -->                             published figures, and ours
+    <!-- table cifar10-students-laptop -->             a settings file's experiments, or experiments by name
+    <!-- /table -->
+"""
+
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import unknown
+from .experiments import Experiment, record_path
+from .files import write_atomically
+from .records import Record, load_record
+
+PUBLISHED = {  # top-1, top-5 on the test set, which also chose the checkpoint; one seed: arXiv 2502.16762, abstract
+    "cifar10": ("CIFAR-10", 92.03, 99.80),
+    "cifar100": ("CIFAR-100", 74.71, 92.28),
+    "mnist": ("MNIST", 99.56, None),
+}
+SUMMARY = {  # column: experiment
+    "`titn_paper`, published recipe¹": "{data}-students-gpu-titn",
+    "small student² alone, laptop": "{data}-{small}-alone-laptop",
+    "small student² distilled, laptop": "{data}-{small}-hard-laptop",
+}
+SMALL = {"cifar10": "titn_nano", "cifar100": "titn_nano", "mnist": "titn_pico"}
+PLACE = re.compile(r"(<!-- table ([^>]+?) -->\n).*?(<!-- /table -->)", re.S)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An experiment and the records of those of its seeds that have been run."""
+
+    experiment: Experiment
+    records: list[Record]
+
+    def values(self, measure: Callable[[Record], float]) -> list[float]:
+        return [measure(record) for record in self.records]
+
+
+def top1(record: Record) -> float:
+    """On the test set."""
+    return record.test["top1"]
+
+
+def load_rows(experiments: dict[str, Experiment], results: str | Path) -> dict[str, Row]:
+    """Every experiment with its records."""
+    rows = {}
+    for name, experiment in experiments.items():
+        paths = [record_path(Path(results), experiment, seed) for seed in experiment.runs]
+        rows[name] = Row(experiment, [load_record(path) for path in paths if path.exists()])
+    return rows
+
+
+def choose_rows(rows: dict[str, Row], names: Iterable[str]) -> list[Row]:
+    """Those of these experiments, or settings files, in their order, what they are compared with first.
+
+    Raises:
+        TITNError: there is no such experiment or file.
+    """
+    chosen: dict[str, Row] = {}
+    for name in names:
+        found = {key: row for key, row in rows.items() if name in (key, row.experiment.file)}
+        if not found:
+            raise unknown("experiment", name, [*rows, *{row.experiment.file for row in rows.values()}])
+        bases = [row.experiment.compare for row in found.values() if row.experiment.compare]
+        chosen |= {key: rows[key] for key in bases} | found
+    return list(chosen.values())
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """ "52.31 ± 0.40": the mean and the sample's standard deviation, where there are two or more."""
+    if not values:
+        return "pending"
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def difference(values: list[float], base: list[float]) -> str:
+    """ "+1.20 ± 0.35": the difference of the means and its standard error, where both have two values or more."""
+    if not values or not base:
+        return ""
+    gap = f"{statistics.mean(values) - statistics.mean(base):+.2f}"
+    if min(len(values), len(base)) < 2:
+        return gap
+    error = sum(statistics.variance(part) / len(part) for part in (values, base)) ** 0.5
+    return f"{gap} ± {error:.2f}"
+
+
+def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
+    """Experiments side by side, as a Markdown table."""
+    chosen = choose_rows(rows, names)
+    compared = any(row.experiment.compare for row in chosen)
+    alone = len({row.experiment.file for row in chosen}) == len(chosen)
+    head = ["", "what", "parameters", "epochs", "validation top-1", "test top-1", "test top-5", "minutes", "seeds"]
+    lines = []
+    for row in chosen:
+        experiment, records = row.experiment, row.records
+        line = [
+            experiment.name if alone else experiment.variant or experiment.name,
+            experiment.about,
+            f"{records[0].parameters:,}" if records else "",
+            str(next(iter(experiment.runs.values())).recipe.epochs),
+            mean_and_spread(row.values(lambda record: record.validation["top1"])) if records else "",
+            mean_and_spread(row.values(top1)),
+            mean_and_spread(row.values(lambda record: record.test["top5"])) if records else "",
+            f"{statistics.mean(row.values(lambda record: record.seconds / 60)):.1f}" if records else "",
+            f"{len(records)} of {len(experiment.runs)}",
+        ]
+        if compared:
+            base = experiment.compare if experiment.compare != experiment.name else None
+            line.insert(6, difference(row.values(top1), rows[base].values(top1)) if base else "")
+        lines.append(line)
+    if compared:
+        head.insert(6, "difference")
+    return markdown(head, lines)
+
+
+def summary(rows: dict[str, Row]) -> str:
+    """The paper's figures beside ours, test top-1."""
+    lines = []
+    for data, (title, first, five) in PUBLISHED.items():
+        line = [title, f"{first:.2f}" + (f" ({five:.2f})" if five else "")]
+        for template in SUMMARY.values():
+            name = template.format(data=data, small=SMALL[data])
+            line.append(mean_and_spread(rows[name].values(top1)) if name in rows else "–")
+        lines.append(line)
+    return markdown(["data set", "published TITN (top-5)", *SUMMARY], lines)
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def make_table(rows: dict[str, Row], names: str) -> str:
+    return summary(rows) if names == "summary" else comparison(rows, names.split())
+
+
+def fill_in(page: str, rows: dict[str, Row]) -> str:
+    """The page with its tables as they are now."""
+    return PLACE.sub(lambda place: f"{place[1]}{make_table(rows, place[2])}\n{place[3]}", page)
+
+
+def groups(rows: dict[str, Row]) -> dict[str, list[Row]]:
+    """The settings files with variants, each with its rows."""
+    files = dict.fromkeys(row.experiment.file for row in rows.values() if row.experiment.variant)
+    return {file: choose_rows(rows, [file]) for file in files}
+
+
+def write_results(rows: dict[str, Row], pages: Iterable[Path], folder: Path) -> None:
+    """Fill in the pages' tables, and draw a figure for each settings file with variants that has records."""
+    from .figures import plot_seeds, save_figure
+
+    for page in pages:
+        write_atomically(page, fill_in(page.read_text(), rows).encode())
+    for file, chosen in groups(rows).items():
+        points = {row.experiment.variant or row.experiment.name: row.values(top1) for row in chosen if row.records}
+        if len(points) > 1:
+            save_figure(plot_seeds(points), folder / f"{file}.png")
