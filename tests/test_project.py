@@ -16,7 +16,6 @@ from titn_lib import TITNError, count_macs, count_parameters, create_model, list
 from titn_lib.augment import normalise
 from titn_lib.experiments import load_experiments
 from titn_lib.results import fill_in, load_rows
-from titn_lib.records import load_record
 from titn_lib.teachers import TeacherConfig
 from titn_lib.titn import TITNConfig
 
