@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model
+from titn_lib.transformer import StochasticDepth
 
 
 @pytest.mark.parametrize(
@@ -257,6 +258,34 @@ def test_stem_tokens_lie_where_their_points_are():
         assert torch.equal(grid, torch.tensor(sees)), (y, x)
 
 
+def test_stochastic_depth_leaves_out_whole_pictures_and_keeps_the_mean():
+    torch.manual_seed(0)
+    drop, ones = StochasticDepth(0.25), torch.ones(4000, 3, 5)
+    dropped = drop(ones)
+    kept = dropped[:, 0, 0] > 0
+    assert torch.equal(dropped, kept[:, None, None] * torch.tensor(1 / 0.75).expand_as(ones))
+    assert abs(kept.float().mean().item() - 0.75) < 0.03  # four standard errors
+    assert torch.equal(drop.eval()(ones), ones)
+
+
+def test_stochastic_depth_grows_and_touches_the_outer_stream_only():
+    model = create_model("titn_nano", depth=3, drop_path=0.2)
+    drops = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    assert [block.outer.drop for block in model.blocks[1:]] == drops
+    assert [drop.keep.item() for drop in drops] == pytest.approx([0.9, 0.8])
+
+    plain = create_model("titn_nano", depth=3)
+    plain.load_state_dict(model.state_dict())
+    images = torch.randn(64, 3, 32, 32)
+    assert torch.equal(model.eval()(images), plain.eval()(images))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        blocks, plain_blocks = model.train().encode(images).blocks, plain.train().encode(images).blocks
+    assert torch.equal(blocks[0], plain_blocks[0])
+    changed = (blocks[1] != plain_blocks[1]).any(dim=(1, 2)).float().mean()
+    assert changed == 1  # what is kept is strengthened, what is left out is not there
+
+
 def test_conv_embeddings_differ_at_patch_borders_only():
     inside = create_model("titn_nano", pixel_embedding="conv", patch_size=16).pixel_embedding
     across = create_model("titn_nano", pixel_embedding="conv_across", patch_size=16).pixel_embedding
@@ -274,6 +303,7 @@ def test_conv_embeddings_differ_at_patch_borders_only():
         ({"image_size": (30, 32)}, "can't be cut into patches of 8"),
         ({"pixel_size": 3}, "can't be cut into pixels of 3"),
         ({"inner_heads": 5}, "can't be shared by 5 heads"),
+        ({"drop_path": 1}, "drop_path must be 0 or more and below 1"),
         ({"wings": 2}, "unknown setting of titn_paper 'wings'"),
     ],
 )

@@ -46,6 +46,8 @@ class TITNConfig:
         qkv_bias: bias in the query, key and value projections.
         initialisation: "normal": tokens and positions N(0, 1), all else PyTorch's default (TITN);
             "truncated": N(0, 0.02²) cut at two units, zero biases (TNT, DeiT).
+        drop_path: stochastic depth: the chance that a picture skips a step of the last block's outer layer in
+            training; it grows evenly from 0 in the first block (none as published).
     """
 
     name: str = "titn_paper"
@@ -67,9 +69,12 @@ class TITNConfig:
     pooling: Literal["mean", "class"] = "mean"
     distillation_token: bool = True
     initialisation: Literal["normal", "truncated"] = "normal"
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         check_patches(self.image_size, self.patch_size)
+        if not 0 <= self.drop_path < 1:
+            raise TITNError(f"drop_path must be 0 or more and below 1 and is {self.drop_path}")
         if self.patch_size % self.pixel_size:
             raise TITNError(
                 f"patches of {self.patch_size} can't be cut into pixels of {self.pixel_size}: choose a pixel_size "
@@ -206,11 +211,11 @@ class OuterTokens(nn.Module):
 class Block(nn.Module):
     """One step of both streams: inner layer, projection into the patch tokens, outer layer."""
 
-    def __init__(self, config: TITNConfig):
+    def __init__(self, config: TITNConfig, drop: float = 0.0):
         super().__init__()
         self.inner = Layer(config.inner_width, config.inner_heads, config.mlp_ratio, config.qkv_bias)
         self.projection = PixelProjection(config, config.projection_norm, bias=config.projection_norm == "pixel")
-        self.outer = Layer(config.outer_width, config.outer_heads, config.mlp_ratio, config.qkv_bias)
+        self.outer = Layer(config.outer_width, config.outer_heads, config.mlp_ratio, config.qkv_bias, drop)
 
     def forward(
         self,
@@ -257,7 +262,8 @@ class TITN(TokenClassifier):
         self.config = config
         self.pixel_embedding = PixelEmbedding(config)
         self.outer_tokens = OuterTokens(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        drops = [config.drop_path * place / max(config.depth - 1, 1) for place in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config, drop) for drop in drops)
         self.token_width = config.outer_width
         self.heads = Heads(config.outer_width, config.num_classes, config.pooling, config.distillation_token)
         tables = [self.pixel_embedding.positions, *self.outer_tokens.parameters(recurse=False)]

@@ -62,23 +62,49 @@ class MLP(nn.Sequential):
         self.hidden = hidden
 
 
-class Layer(nn.Module):
-    """A pre-norm transformer layer: x += Attention(LN(x)); x += MLP(LN(x))."""
+class StochasticDepth(nn.Module):
+    """In training, leaves out a step of the network for some of the pictures, and strengthens it for the others, so
+    that its mean stays (Huang et al. 2016).
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4, bias: bool = True):
+    Args:
+        chance: of a picture to be left out.
+    """
+
+    keep: Tensor
+
+    def __init__(self, chance: float):
+        super().__init__()
+        self.register_buffer("keep", torch.tensor(1 - chance), persistent=False)  # a tensor: compiled once for all
+
+    def forward(self, update: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
+        if not self.training:
+            return update
+        kept = torch.rand(len(update), 1, 1, device=update.device) < self.keep
+        return update * (kept / self.keep)
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer: x += Attention(LN(x)); x += MLP(LN(x)).
+
+    Args:
+        drop: the chance of each step to be left out in training (`StochasticDepth`).
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4, bias: bool = True, drop: float = 0.0):
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads, bias)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_ratio)
+        self.drop = StochasticDepth(drop) if drop else nn.Identity()
 
     def forward(
         self, tokens: Float[Tensor, "*batch token width"], return_attention: bool = False
     ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"] | None]:
         """Returns the tokens and, if asked for, the attention."""
         update, attention = self.attention(self.attention_norm(tokens), return_attention)
-        tokens = tokens + update
-        return tokens + self.mlp(self.mlp_norm(tokens)), attention
+        tokens = tokens + self.drop(update)
+        return tokens + self.drop(self.mlp(self.mlp_norm(tokens))), attention
 
 
 class AttentionMaps(NamedTuple):
