@@ -74,7 +74,7 @@ def test_the_readme_names_what_is_there():
     }
 
 
-@pytest.mark.parametrize("name", ["titn_paper", "titn_paper_224", "titn_nano", "titn_pico", "tnt_paper"])
+@pytest.mark.parametrize("name", ["titn_paper", "titn_paper_224", "titn_nano", "titn_pico", "titn_plus", "tnt_paper"])
 def test_the_readme_counts_right(name):
     line = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
     model = create_model(name, num_classes=100)

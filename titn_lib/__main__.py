@@ -179,9 +179,10 @@ def experiments(
 
 
 def results(names: list[str], write: bool, folder: Path, results: Path) -> None:
-    """Print tables of what has been measured; with --write, put them into README.md and results/README.md."""
+    """Print tables of what has been measured; with --write, bring pages, figures and shipped weights up to date."""
     from .experiments import load_experiments
-    from .results import comparison, groups, load_rows, summary, write_results
+    from .models import SHIPPED
+    from .results import comparison, groups, load_rows, ship_weights, summary, write_results
 
     rows = load_rows(load_experiments(folder), results)
     if names:
@@ -192,8 +193,11 @@ def results(names: list[str], write: bool, folder: Path, results: Path) -> None:
         tables |= {file: comparison(rows, [file]) for file in groups(rows)}
         print("\n\n".join(f"{title}\n\n{table}" for title, table in tables.items()))
     if write:
-        pages = (results / "README.md", results.parent / "README.md")
+        top = results.parent
+        pages = (results / "README.md", top / "README.md", top / "titn_lib" / "weights" / "README.md")
         write_results(rows, [page for page in pages if page.exists()], results)
+        if SHIPPED.parent.parent == top.resolve():  # in a checkout
+            ship_weights(rows, results, SHIPPED)
 
 
 # --- the options
@@ -251,7 +255,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = add("results", results)
     sub.add_argument("names", nargs="*", metavar="NAME", help="of experiments or settings files (default: all)")
-    sub.add_argument("--write", action="store_true", help="bring the pages' tables and the figures up to date")
+    sub.add_argument("--write", action="store_true", help="bring the pages, figures and shipped weights up to date")
     sub.add_argument("--folder", type=Path, default=Path("experiments"))
     sub.add_argument("--results", type=Path, default=Path("results"))
     return parser

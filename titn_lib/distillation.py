@@ -125,8 +125,10 @@ def dkd_loss(
         against = torch.stack([logits.gather(-1, labels[:, None])[:, 0], rest.logsumexp(dim=-1)], dim=-1)
         pairs.append(F.log_softmax(against, dim=-1))
         others.append(F.log_softmax(rest, dim=-1))
-    target, rest = (F.kl_div(*logs, log_target=True, reduction="batchmean") for logs in (pairs, others))
-    return temperature**2 * (alpha * target + beta * rest)
+    target, ranking = (
+        F.kl_div(student, teacher, log_target=True, reduction="batchmean") for student, teacher in (pairs, others)
+    )
+    return temperature**2 * (alpha * target + beta * ranking)
 
 
 class PatchLoss(nn.Module):
@@ -257,7 +259,8 @@ class Objective(nn.Module):
         self.token_method = next((name for name in TOKEN_METHODS if name in method.split("+")), "none")
         self.temperature = temperature
         self.label_smoothing = label_smoothing
-        self.patch_loss, self.patch_weight = None, 1.0
+        self.patch_loss: FeatureLoss | ManifoldLoss | None = None
+        self.patch_weight = 1.0
         if teacher is not None and isinstance(network, TokenClassifier):
             if "feature" in method:
                 self.patch_loss, self.patch_weight = FeatureLoss(network, teacher), feature_weight

@@ -125,7 +125,7 @@ def read_experiment(file: str, variant: str, about: dict, earlier: dict[str, Exp
         teacher = earlier[about["teacher"]]
     name = f"{file}-{variant}" if variant else file
     compare = about.get("compare")
-    if compare not in (None, name, *earlier):
+    if compare is not None and compare not in earlier:
         raise unknown("experiment before it to compare with", compare, earlier)
     runs = {
         seed: Run(

@@ -27,11 +27,17 @@ FAMILIES: dict[str, tuple[type[Classifier], type]] = {
 STUDENTS: dict[str, Configs] = {**titn.PRESETS, **vit.PRESETS}
 TEACHERS: dict[str, Configs] = {**teachers.PRESETS}
 MODELS = {**STUDENTS, **TEACHERS}
+SHIPPED = Path(__file__).with_name("weights")  # trained weights, each with its record; weights/README.md tells of them
 
 
 def list_models() -> list[str]:
     """The names that `create_model` knows: students first, then teachers."""
     return list(MODELS)
+
+
+def list_weights() -> list[str]:
+    """The trained weights that `load_model` knows by name: "model.data"."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
 
 def create_model(name: str, **settings: object) -> Classifier:
@@ -98,13 +104,14 @@ def load_model(path: str | Path, image_size: tuple[int, int] | None = None) -> C
     """A trained model in evaluation mode, from the file alone; `model.preprocessing` holds what was saved with it.
 
     Args:
-        path: a file that `save_model` wrote.
+        path: a file that `save_model` wrote, or a name of `list_weights()`, such as "titn_nano.digits".
         image_size: use the model at another height and width: positions are interpolated to the new grid of patches.
 
     Raises:
         TITNError: the file is missing or damaged, isn't one of ours, or the size doesn't fit.
     """
-    weights, about = read_weights(Path(path))
+    path = SHIPPED / f"{path}.safetensors" if str(path) in list_weights() and not Path(path).exists() else Path(path)
+    weights, about = read_weights(path)
     try:
         model_class, config_class = FAMILIES[about["family"]]
         saved = json.loads(about["config"])
@@ -146,7 +153,8 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as problem:
         raise TITNError(
-            f"there is no weights file {path}: check the path, or train one with `titn distil`"
+            f"there is no weights file {path}: check the path, train one with `titn distil`, or take one of "
+            f"{', '.join(list_weights())}"
         ) from problem
     except PermissionError as problem:
         raise TITNError(f"no permission to read {path}: change its permissions") from problem

@@ -3,6 +3,7 @@
 A page says where a table goes, and `titn results --write` fills it in:
 
     <!-- table summary -->                             published figures, and ours
+    <!-- table weights -->                             the weights that the package brings along
     <!-- table cifar10-students-laptop -->             a settings file's experiments, or experiments by name
     <!-- /table -->
 """
@@ -29,6 +30,11 @@ SUMMARY = {  # column: experiment
     "small student² distilled, laptop": "{data}-{small}-hard-laptop",
 }
 SMALL = {"cifar10": "titn_nano", "cifar100": "titn_nano", "mnist": "titn_pico"}
+CANDIDATES = {  # of the weights that the package brings along: the best on the validation split
+    "titn_nano.digits": ("digits-titn_nano-alone-laptop", "digits-titn_nano-hard-laptop"),
+    "titn_nano.cifar10": ("cifar10-titn_nano-alone-laptop", "cifar10-titn_nano-hard-laptop"),
+    "titn_pico.mnist": ("mnist-titn_pico-alone-laptop", "mnist-titn_pico-hard-laptop"),
+}
 PLACE = re.compile(r"(<!-- table ([^>]+?) -->\n).*?(<!-- /table -->)", re.S)
 
 
@@ -113,7 +119,7 @@ def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
             f"{len(records)} of {len(experiment.runs)}",
         ]
         if compared:
-            base = experiment.compare if experiment.compare != experiment.name else None
+            base = experiment.compare
             line.insert(6, difference(row.values(top1), rows[base].values(top1)) if base else "")
         lines.append(line)
     if compared:
@@ -133,12 +139,48 @@ def summary(rows: dict[str, Row]) -> str:
     return markdown(["data set", "published TITN (top-5)", *SUMMARY], lines)
 
 
+def choose_weights(rows: dict[str, Row]) -> dict[str, tuple[Experiment, Record]]:
+    """For each name among the shipped weights, the run that did best on the validation split."""
+    chosen = {}
+    for name, candidates in CANDIDATES.items():
+        runs = [(rows[key].experiment, record) for key in candidates for record in rows[key].records]
+        if runs:
+            chosen[name] = max(runs, key=lambda run: run[1].validation["top1"])
+    return chosen
+
+
+def weights_table(rows: dict[str, Row]) -> str:
+    """What the package brings along."""
+    lines = [
+        [
+            f"`{name}`",
+            f"{record.parameters:,}",
+            f"{record.validation['top1']:.2f}",
+            f"{record.test['top1']:.2f}",
+            experiment.name,
+            f"{record.run.recipe.epochs} epochs, {record.seconds / 60:.1f} minutes",
+        ]
+        for name, (experiment, record) in choose_weights(rows).items()
+    ]
+    head = ["name", "parameters", "validation top-1", "test top-1", "experiment", "training"]
+    return markdown(head, lines)
+
+
+def ship_weights(rows: dict[str, Row], results: Path, folder: Path) -> None:
+    """Copy the chosen weights and their records into the package."""
+    for name, (experiment, record) in choose_weights(rows).items():
+        path = record_path(results, experiment, record.run.seed)
+        write_atomically(folder / f"{name}.json", path.read_bytes())
+        write_atomically(folder / f"{name}.safetensors", path.with_suffix(".safetensors").read_bytes())
+
+
 def markdown(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
 
 def make_table(rows: dict[str, Row], names: str) -> str:
-    return summary(rows) if names == "summary" else comparison(rows, names.split())
+    makers = {"summary": summary, "weights": weights_table}
+    return makers[names](rows) if names in makers else comparison(rows, names.split())
 
 
 def fill_in(page: str, rows: dict[str, Row]) -> str:
