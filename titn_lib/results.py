@@ -33,6 +33,9 @@ SMALL = {"cifar10": "titn_nano", "cifar100": "titn_nano", "mnist": "titn_pico"}
 CANDIDATES = {  # of the weights that the package brings along: the best on the validation split
     "titn_nano.digits": ("digits-titn_nano-alone-laptop", "digits-titn_nano-hard-laptop"),
     "titn_nano.cifar10": ("cifar10-titn_nano-alone-laptop", "cifar10-titn_nano-hard-laptop"),
+    "vgg7_bn.digits": ("digits-vgg7_bn-laptop",),
+    "vgg7_bn.cifar10": ("cifar10-vgg7_bn-laptop",),
+    "vgg7_bn.mnist": ("mnist-vgg7_bn-laptop",),
     "titn_pico.mnist": ("mnist-titn_pico-alone-laptop", "mnist-titn_pico-hard-laptop"),
 }
 PLACE = re.compile(r"(<!-- table ([^>]+?) -->\n).*?(<!-- /table -->)", re.S)
