@@ -124,6 +124,18 @@ def test_experiments_refer_to_each_other():
         load_experiments(TOP / "titn_lib")
 
 
+def test_what_is_compared_has_the_same_data_seeds_and_epochs():
+    experiments = load_experiments(TOP / "experiments")
+    for experiment in experiments.values():
+        base = experiments.get(experiment.compare or "")
+        others = [other for other in experiments.values() if experiment.variant and other.file == experiment.file]
+        for other in [base, *others] if base else others:
+            assert (experiment.budget, list(experiment.runs)) == (other.budget, list(other.runs)), experiment.name
+            mine, its = experiment.runs[0], other.runs[0]
+            assert (mine.data, mine.recipe.epochs) == (its.data, its.recipe.epochs), experiment.name
+            assert mine.recipe.train_images == its.recipe.train_images == 0, experiment.name
+
+
 def test_shapes_are_checked_here():
     """The checker that conftest installs is awake."""
     with pytest.raises(jaxtyping.TypeCheckError):

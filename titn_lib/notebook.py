@@ -1,5 +1,6 @@
 """What the notebooks share: the set-up cell, example pictures, sliders under a picture."""
 
+import inspect
 import io
 import os
 import platform
@@ -50,14 +51,20 @@ def sliders(draw: Callable[..., "Figure"], **choices: Sequence[Any]) -> "VBox":
     """A picture with a slider for each argument of the function that draws it.
 
     Args:
-        choices: for each argument the values it can take; the picture starts with the first.
+        choices: for each argument the values it can take; the picture starts with the function's default, or else
+            with the first.
     """
     import ipywidgets
     import matplotlib.pyplot as plt
 
     picture = ipywidgets.Image(format="png")
+    defaults = {name: argument.default for name, argument in inspect.signature(draw).parameters.items()}
     controls = {
-        name: ipywidgets.SelectionSlider(options=list(values), value=values[0], description=name.replace("_", " "))
+        name: ipywidgets.SelectionSlider(
+            options=list(values),
+            value=defaults[name] if defaults[name] in values else values[0],
+            description=name.replace("_", " "),
+        )
         for name, values in choices.items()
     }
 

@@ -1,0 +1,40 @@
+"""Run notebooks from top to bottom and keep what they show.
+
+    uv run python notebooks/execute.py                    # all of them, solutions too
+    uv run python notebooks/execute.py 01 02              # those whose names begin so
+
+Widgets' state and the times of cells stay out: they change with every run.
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def execute(path: Path) -> None:
+    book = nbformat.read(path, as_version=4)
+    place = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(book, timeout=3600, resources=place, store_widget_state=False).execute()
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            cell.metadata.pop("execution", None)
+    book.metadata.pop("widgets", None)
+    nbformat.write(book, path)
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or [""]
+    for path in sorted(HERE.rglob("[0-9]*.ipynb")):
+        if path.name.startswith(tuple(wanted)) and ".ipynb_checkpoints" not in path.parts:
+            print(path.relative_to(HERE), flush=True)
+            execute(path)
+
+
+if __name__ == "__main__":
+    main()
