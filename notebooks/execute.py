@@ -30,8 +30,8 @@ def execute(path: Path) -> None:
 
 def main() -> None:
     wanted = sys.argv[1:] or [""]
-    for path in sorted(HERE.rglob("[0-9]*.ipynb")):
-        if path.name.startswith(tuple(wanted)) and ".ipynb_checkpoints" not in path.parts:
+    for path in [*sorted(HERE.glob("[0-9]*.ipynb")), *sorted(HERE.glob("solutions/*.ipynb"))]:
+        if path.name.startswith(tuple(wanted)):
             print(path.relative_to(HERE), flush=True)
             execute(path)
 

@@ -62,6 +62,21 @@ def test_notebooks_were_run_from_top_to_bottom(path):
     assert "".join(code[0]["source"]).startswith("from titn_lib.notebook import setup")
 
 
+def test_the_site_has_every_notebook_and_no_broken_link(tmp_path):
+    spec = importlib.util.spec_from_file_location("site_maker", TOP / "notebooks" / "site.py")
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    assert site.make_site(tmp_path) == []
+    assert len(list(tmp_path.rglob("*.html"))) == len(NOTEBOOKS) + 1
+    contents = (tmp_path / "index.html").read_text()
+    assert all(f'href="{path.stem}.html"' in contents for path in (TOP / "notebooks").glob("*.ipynb"))
+    (tmp_path / "pictures" / "tokens.png").unlink()
+    page = tmp_path / "index.html"
+    assert [link[2] for link in site.LINK.finditer(page.read_text()) if not (tmp_path / link[2]).exists()] == [
+        "pictures/tokens.png"
+    ]
+
+
 def test_the_readme_names_what_is_there():
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (TOP / link).exists(), link
