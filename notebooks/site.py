@@ -23,7 +23,9 @@ PAGE = """<!DOCTYPE html>
 <style>
 body {{ font: 18px/1.5 system-ui, sans-serif; max-width: 46em; margin: 2em auto; padding: 0 1em; }}
 img {{ max-width: 100%; }} li {{ margin: 0.5em 0; }}
-@media (prefers-color-scheme: dark) {{ body {{ background: #111; color: #ddd; }} a {{ color: #8bf; }} img {{ background: #fff; }} }}
+@media (prefers-color-scheme: dark) {{
+  body {{ background: #111; color: #ddd; }} a {{ color: #8bf; }} img {{ background: #fff; }}
+}}
 </style></head><body>
 <h1>TITN: a transformer in a transformer, with a teacher at its side</h1>
 <p><img src="pictures/tokens.png" alt="Patches for the outer stream, pixels inside every patch for the inner one."></p>

@@ -1,0 +1,235 @@
+"""Exercises of 05_teacher."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..augment import normalise
+from ..classifier import Classifier
+from ..datasets import DataSplits, load_data
+from ..distillation import freeze
+from ..models import create_model, load_model
+from ..teachers import Teacher
+from . import NOT_YET, Verdict, compare, describe, number, together
+
+WHICH = 0  # the test digit that is to be misread
+COMPANY = 15
+
+
+def bins_of(confidence: Tensor, right: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each bin: how many pictures it has, the sums of their confidence and of their right answers."""
+    which = (confidence * bins).long().clamp(max=bins - 1)
+    empty = torch.zeros(bins, dtype=torch.float64)
+    weights = (torch.ones_like(right), confidence, right)
+    counts, sure, correct = (empty.index_add(0, which, values.double()) for values in weights)
+    return counts, sure, correct
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 10) -> Tensor:
+    confidence, answer = probabilities.max(dim=-1)
+    _, sure, right = bins_of(confidence, (answer == labels).double(), bins)
+    return (sure - right).abs().sum() / len(labels)
+
+
+def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
+    """`answer(probabilities, labels, bins)`: "picture class", "picture" → the expected calibration error."""
+
+    def parts(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+        """The gap of each bin that isn't empty, and its share of the pictures."""
+        confidence, said = probabilities.max(dim=-1)
+        counts, sure, right = bins_of(confidence, (said == labels).double(), bins)
+        filled = counts > 0
+        return ((sure - right) / counts.clamp(min=1))[filled], (counts / len(labels))[filled]
+
+    def unweighted(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return parts(probabilities, labels, bins)[0].abs().mean()
+
+    def over_all_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return parts(probabilities, labels, bins)[0].abs().sum() / bins
+
+    def squared(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        gaps, shares = parts(probabilities, labels, bins)
+        return (gaps**2 * shares).sum()
+
+    def root(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return squared(probabilities, labels, bins).sqrt()
+
+    def signed(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        gaps, shares = parts(probabilities, labels, bins)
+        return (gaps * shares).sum()
+
+    def signed_other_way(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return -signed(probabilities, labels, bins)
+
+    def one_bin(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return signed(probabilities, labels, bins).abs()
+
+    def true_class(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        confidence = probabilities.gather(-1, labels[:, None])[:, 0]
+        right = (probabilities.argmax(dim=-1) == labels).double()
+        _, sure, correct = bins_of(confidence, right, bins)
+        return (sure - correct).abs().sum() / len(labels)
+
+    def without_certain(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        confidence, said = probabilities.max(dim=-1)
+        kept = confidence < 1
+        _, sure, right = bins_of(confidence[kept], (said == labels).double()[kept], bins)
+        return (sure - right).abs().sum() / len(labels)
+
+    def ten_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return calibration_error(probabilities, labels, 10)
+
+    signs = "the gaps keep their signs: what is too sure in one bin makes up for what is too modest in another"
+    mistakes = {
+        "every bin counts the same; it should count by its share of the pictures": unweighted,
+        "the gaps are added up and divided by the number of bins; a bin should count by its share of the "
+        "pictures": over_all_bins,
+        "the gaps are squared": squared,
+        "the gaps are squared (and the root is taken at the end)": root,
+        signs: signed,
+        f"{signs} ": signed_other_way,
+        "there is but one bin: the mean confidence against the accuracy": one_bin,
+        "the confidence is the true class's probability; it should be that of the answer, right or "
+        "wrong": true_class,
+        "pictures with a confidence of exactly 1 fall out of the last bin": without_certain,
+        "there are ten bins, whatever `bins` says": ten_bins,
+    }
+    bins = iter([12, 5, 20])
+    return compare(as_tensor(answer), calibration_error, lambda: (*some_answers(), next(bins)), mistakes)
+
+
+def some_answers() -> tuple[Tensor, Tensor]:
+    """Probabilities that are not quite honest, and labels. Some bins are empty, and some answers are certain."""
+    logits = 1.5 * torch.randn(400, 10, dtype=torch.float64)
+    labels = torch.distributions.Categorical(logits=0.6 * logits).sample()
+    logits[:40] += 1000 * nn.functional.one_hot(torch.randint(10, (40,)), 10)
+    return logits.softmax(dim=-1), labels
+
+
+def as_tensor(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, its numbers as tensors. Not a number (from the mean of an empty bin) says so."""
+
+    def wrapped(*arguments: Any) -> Any:
+        got = answer(*arguments)
+        if isinstance(got, float | int) and not isinstance(got, bool):
+            got = torch.tensor(got, dtype=torch.float64)
+        if isinstance(got, Tensor) and got.numel() == 1:
+            if got.isnan().any():
+                raise ValueError("it is not a number; an empty bin has no mean, so leave it out")
+            got = got.reshape(())
+        return got
+
+    return wrapped
+
+
+def check_temperature(changed: Any, two_classes: Any, limit: Any) -> Verdict:
+    """How many of 360 answers change when all logits are divided by 4; what becomes of a probability of 0.9 among two
+    classes at T = 2; what the confidence tends to among ten classes when T grows without end."""
+    return together(
+        number(changed, 0, {360: "all probabilities change; the largest stays the largest."}),
+        number(
+            two_classes,
+            0.75,
+            {
+                0.45: "T divides the logits and not the probabilities.",
+                0.9: "the answer stays, its probability doesn't.",
+                0.5: "that is where it goes when T grows without end.",
+                81 / 82: "that is T = 1/2: below 1 it sharpens, above it softens.",
+            },
+        ),
+        number(
+            limit,
+            0.1,
+            {
+                0: "ten probabilities still add up to 1.",
+                1: "that is where it goes when T shrinks to nothing.",
+                0.5: "there are ten classes.",
+            },
+            "all three are right: a temperature changes how sure a teacher is, and never what it answers.",
+        ),
+    )
+
+
+def check_company(company: Any) -> Verdict:
+    """Fifteen test digits (their numbers) in whose company a teacher in training mode misreads the first one."""
+    if company is None or company is ...:
+        return NOT_YET
+    data = load_data("digits")
+    try:
+        numbers = [int(one) for one in company]
+    except (TypeError, ValueError):
+        return Verdict(False, f"it is {describe(company)}; a list of {COMPANY} whole numbers was asked for.")
+    if len(numbers) != COMPANY or len(set(numbers)) != COMPANY:
+        return Verdict(False, f"these are {len(set(numbers))} different digits; {COMPANY} were asked for.")
+    if WHICH in numbers or min(numbers) < 0 or max(numbers) >= len(data.test):
+        return Verdict(False, f"take numbers from {WHICH + 1} to {len(data.test) - 1}: number {WHICH} is in already.")
+    alone, among = asked_both_ways(data, numbers)
+    frozen, moved = int(alone.argmax()), int(among.argmax())
+    share = f"{alone[frozen]:.2f} to {among[frozen]:.2f}"
+    if frozen == moved:
+        return Verdict(
+            False,
+            f"in this company it still reads a {frozen}, with a probability that went from {share}. In training mode "
+            "each channel's mean over the batch is taken away: in which company does nothing of this digit stand out?",
+        )
+    return Verdict(
+        True, f"right: frozen it reads a {frozen}, in this company a {moved}; the {frozen} went from {share}."
+    )
+
+
+def asked_both_ways(data: DataSplits, company: list[int]) -> tuple[Tensor, Tensor]:
+    """What the shipped teacher says of the digit when it is frozen, and when it is in training mode in company."""
+    teacher = load_model("vgg7_bn.digits")
+    batch = normalise(data.test.images[[WHICH, *company]], data.mean, data.std)
+    with torch.no_grad():
+        return teacher.eval()(batch)[0].softmax(dim=-1), teacher.train()(batch)[0].softmax(dim=-1)
+
+
+def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
+    """`answer(teacher)`: whether it is frozen: every layer in evaluation mode, and no weight that takes a gradient."""
+
+    def fresh() -> Teacher:
+        teacher = create_model("vgg7_bn", in_channels=1, image_size=(16, 16))
+        assert isinstance(teacher, Teacher)
+        return freeze(teacher)
+
+    one_layer = fresh()
+    next(layer for layer in reversed(list(one_layer.modules())) if isinstance(layer, nn.BatchNorm2d)).train()
+    thawed = fresh()
+    list(thawed.parameters())[-1].requires_grad_(True)
+    cases = (
+        (fresh(), True, "it calls a frozen teacher not frozen."),
+        (fresh().train(), False, "it does not see a teacher in training mode."),
+        (
+            one_layer,
+            False,
+            "it does not see a single batch normalisation left in training mode: `teacher.training` speaks for the "
+            "outermost module only.",
+        ),
+        (fresh().requires_grad_(True), False, "it does not see that the weights take gradients."),
+        (thawed, False, "it does not see that one of the weights, the last, takes a gradient."),
+    )
+    for teacher, truth, missed in cases:
+        before = state_of(teacher.modules()), [weight.requires_grad for weight in teacher.parameters()]
+        weights = copy.deepcopy(teacher.state_dict())
+        try:
+            got = answer(teacher)
+        except Exception as problem:  # whatever the reader's code may do
+            return Verdict(False, f"it stopped with {type(problem).__name__}: {problem}")
+        if got is None or got is ...:
+            return NOT_YET
+        if not isinstance(got, bool) and not (isinstance(got, Tensor) and got.dtype == torch.bool and got.numel() == 1):
+            return Verdict(False, f"it returns {describe(got)}; True or False was asked for.")
+        after = state_of(teacher.modules()), [weight.requires_grad for weight in teacher.parameters()]
+        if before != after or any(not torch.equal(weights[name], now) for name, now in teacher.state_dict().items()):
+            return Verdict(False, "it changes the teacher that it is asked about; it should only look.")
+        if bool(got) is not truth:
+            return Verdict(False, missed)
+    return Verdict(True, "right, on five teachers, frozen, half frozen and not.")
+
+
+def state_of(modules: Iterable[nn.Module]) -> list[bool]:
+    return [module.training for module in modules]
