@@ -8,7 +8,16 @@ recipes, records, training, figures.
 """
 
 from .errors import TITNError
-from .models import count_macs, count_parameters, create_model, list_models, load_model, save_model
+from .models import count_macs, count_parameters, create_model, list_models, list_weights, load_model, save_model
 
-__all__ = ["TITNError", "count_macs", "count_parameters", "create_model", "list_models", "load_model", "save_model"]
+__all__ = [
+    "TITNError",
+    "count_macs",
+    "count_parameters",
+    "create_model",
+    "list_models",
+    "list_weights",
+    "load_model",
+    "save_model",
+]
 __version__ = "0.1.0"
