@@ -62,11 +62,11 @@ def plot_seeds(points: dict[str, list[float]]) -> Figure:
     means = [sum(values) / len(values) for values in points.values()]
     axis.axvline(means[0], color="0.4", linestyle="--", linewidth=1, zorder=1)
     for row, (values, mean) in enumerate(zip(points.values(), means, strict=True)):
-        axis.scatter(values, [row] * len(values), facecolors="none", edgecolors=blue, s=45, zorder=2)
-        axis.scatter([mean], [row], color=orange, s=45, zorder=3)
+        axis.scatter([mean], [row], s=50, color=orange, label="mean", zorder=2)
+        axis.scatter(values, [row] * len(values), s=45, linewidths=1.5, color="none", edgecolors=[blue], label="a seed")
     axis.set_yticks(range(len(points)), [name.replace("_", " ") for name in points])
-    axis.invert_yaxis()
-    axis.set(xlabel="top-1 accuracy on the test pictures (%)")
+    axis.set(xlabel="top-1 accuracy on the test pictures (%)", ylim=(len(points) - 0.5, -0.5))
+    axis.legend(*(part[:2] for part in axis.get_legend_handles_labels()), loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

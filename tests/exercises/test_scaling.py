@@ -1,0 +1,163 @@
+"""The checks of 10_scaling see wrong answers and say what is wrong."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from titn_lib import count_parameters, create_model
+from titn_lib.exercises import scaling as exercise
+from titn_lib.recipes import Recipe
+from titn_lib.training import learning_rate, make_optimizer
+
+
+def cosine(along, peak, floor):
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * along))
+
+
+def rate(step, steps, warmup, peak, floor):
+    return peak * (step + 1) / warmup if step < warmup else cosine((step - warmup) / (steps - warmup - 1), peak, floor)
+
+
+def as_the_library(step, steps, warmup, peak, floor):
+    recipe = Recipe(epochs=1, lr=peak, min_lr=floor, warmup_epochs=warmup / steps)
+    return learning_rate(recipe, step, steps)
+
+
+def as_a_tensor(*arguments):
+    return torch.tensor(rate(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (rate, "✓"),
+        (as_the_library, "✓"),
+        (as_a_tensor, "✓"),
+        (lambda t, n, w, p, f: cosine(t / (n - 1), p, f), "there is no warm-up"),
+        (lambda t, n, w, p, f: rate(max(t, w), n, w, p, f), "at its peak all through the warm-up"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else cosine(2 * (t - w) / (n - w - 1), p, f),
+         "over a whole period"),
+        (lambda t, n, w, p, f: p * t / w if t < w else rate(t, n, w, p, f), "starts at zero"),
+        (lambda t, n, w, p, f: f + (p - f) * (t + 1) / w if t < w else rate(t, n, w, p, f), "starts from the floor"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else cosine(t / (n - 1), p, f), "while the warm-up still"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else cosine((t - w) / (n - 1), p, f), "is cut off: the"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else cosine((t - w) / (n - w), p, f), "number n - 1"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, 0), "goes down to zero and not to the floor"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, 0) if t < w else max(f, rate(t, n, w, p, 0)), "below the floor is cut"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, 0) + (f if t >= w else 0), "above the peak"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else p + (f - p) * (t - w) / (n - w - 1), "straight line"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else
+         f + (p - f) * (1 + math.cos(180 * (t - w) / (n - w - 1))) / 2, "in degrees"),
+        (lambda t, n, w, p, f: p, "✗ the shape is right"),
+        (lambda *_: None, "not written yet"),
+        (lambda *_: ..., "not written yet"),
+        (lambda *_: "quick", "it stopped with ValueError"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else None, "it stopped with TypeError"),
+        (lambda *_: math.nan, "off by up to nan"),
+    ],
+)  # fmt: skip
+def test_rate(answer, says):
+    assert says in repr(exercise.check_rate(answer))
+
+
+def accumulator(weigh, zero=False, keep=lambda part, size: True):
+    """Accumulation with the given weight of a part; perhaps with the gradients set to zero in between."""
+
+    def answer(network, images, labels, size):
+        network.zero_grad()
+        for some, theirs in zip(images.split(size), labels.split(size), strict=True):
+            if zero:
+                network.zero_grad()
+            if keep(len(some), size):
+                (weigh(len(some), len(images), size) * F.cross_entropy(network(some), theirs)).backward()
+
+    return answer
+
+
+right = accumulator(lambda part, whole, size: part / whole)
+undivided = accumulator(lambda *_: 1)
+
+
+def by_sums(network, images, labels, size):
+    for some, theirs in zip(images.split(size), labels.split(size), strict=True):
+        (F.cross_entropy(network(some), theirs, reduction="sum") / len(images)).backward()
+
+
+def at_once(network, images, labels, size):
+    F.cross_entropy(network(images), labels).backward()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (right, "✓"),
+        (by_sums, "✓"),
+        (at_once, "✓"),  # the result is right; that it needs all the memory can't be seen from here
+        (accumulator(lambda part, whole, size: 1 / math.ceil(whole / size)), "all parts count alike"),
+        (undivided, "added up and not divided"),
+        (accumulator(lambda part, whole, size: part), "not divided by their number"),
+        (accumulator(lambda part, whole, size: size / whole), "as if it were full"),
+        (accumulator(lambda part, whole, size: size / (whole - whole % size), keep=lambda part, size: part == size),
+         "left over at the end are left out"),
+        (accumulator(lambda *_: 1, zero=True), "only the last part is left: the gradients"),
+        (accumulator(lambda part, whole, size: part / whole, zero=True), "only the last part is left, with its weight"),
+        (accumulator(lambda *_: 0.5), "✗ the shape is right"),
+        (lambda *_: None, "not written yet"),
+        (lambda *_: ..., "not written yet"),
+        (lambda *_: 3, "it returns int"),
+        (lambda network, images, labels, size: images[100], "it stopped with IndexError"),
+    ],
+)  # fmt: skip
+def test_accumulate(answer, says):
+    assert says in repr(exercise.check_accumulate(answer))
+
+
+@pytest.mark.parametrize(
+    ("answer", "factors", "says"),
+    [
+        (undivided, (4, 1), "✓"),
+        (undivided, (4, 4), "AdamW divides by the root"),
+        (undivided, (2, 1), "no root"),
+        (undivided, (1, 1), "times the gradient"),
+        (undivided, (..., ...), "Now the two factors"),
+        (right, (4, 1), "nothing is broken"),
+        (accumulator(lambda *_: 1, zero=True), (4, 1), "only the last part"),
+        (accumulator(lambda part, whole, size: part), (4, 1), "further than asked"),
+        (accumulator(lambda *_: 4), (4, 1), "multiplied by their number"),
+        (lambda *_: ..., (..., ...), "not written yet"),
+    ],
+)
+def test_forget(answer, factors, says):
+    assert says in repr(exercise.check_forget(answer, *factors))
+
+
+def test_the_costs_are_the_library_s():
+    model = create_model("titn_paper")
+    optimizer = make_optimizer(model, Recipe(optimizer="adamw"))
+    sum(logits.sum() for logits in model(torch.randn(1, 3, 32, 32))).backward()
+    optimizer.step()
+    kept = [value for memory in optimizer.state.values() for value in memory.values() if value.ndim]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in [*kept, *model.parameters()])
+    assert size == 12 * count_parameters(model)
+    assert exercise.check_costs(45_000 // 1024, 350 * (45_000 // 1024), size).right
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ((..., 1, 1), "not written yet"),
+        ((44, 15_050, 69_855_360), "incomplete batch is left out"),
+        ((45_000 / 1024, 15_050, 69_855_360), "a step is a whole one"),
+        ((48, 15_050, 69_855_360), "a tenth is held out"),
+        ((43, 15_400, 69_855_360), "of every epoch"),
+        ((43, 25_800, 69_855_360), "on CIFAR-100"),
+        ((43, 15_050, 23_285_120), "the weights alone"),
+        ((43, 15_050, 93_140_480), "gradients were not asked for"),
+        ((43, 15_050, 69_000_000), "too small"),
+        ((43, 15_050, None), "not written yet"),
+    ],
+)
+def test_costs(answers, says):
+    assert says in repr(exercise.check_costs(*answers))
