@@ -64,9 +64,6 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
     def signed_other_way(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return -signed(probabilities, labels, bins)
 
-    def one_bin(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
-        return signed(probabilities, labels, bins).abs()
-
     def true_class(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         confidence = probabilities.gather(-1, labels[:, None])[:, 0]
         right = (probabilities.argmax(dim=-1) == labels).double()
@@ -82,18 +79,19 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
     def ten_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return calibration_error(probabilities, labels, 10)
 
-    signs = "the gaps keep their signs: what is too sure in one bin makes up for what is too modest in another"
+    cancel = (
+        "gaps cancel each other, because they keep their signs or all pictures are in one bin: what is too sure makes "
+        "up for what is too modest"
+    )
     mistakes = {
         "every bin counts the same; it should count by its share of the pictures": unweighted,
         "the gaps are added up and divided by the number of bins; a bin should count by its share of the "
         "pictures": over_all_bins,
         "the gaps are squared": squared,
         "the gaps are squared (and the root is taken at the end)": root,
-        signs: signed,
-        f"{signs} ": signed_other_way,
-        "there is but one bin: the mean confidence against the accuracy": one_bin,
-        "the confidence is the true class's probability; it should be that of the answer, right or "
-        "wrong": true_class,
+        cancel: signed,
+        f"such {cancel}": signed_other_way,
+        "the confidence is the true class's probability; it should be that of the answer, right or wrong": true_class,
         "pictures with a confidence of exactly 1 fall out of the last bin": without_certain,
         "there are ten bins, whatever `bins` says": ten_bins,
     }
@@ -102,9 +100,11 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
 
 
 def some_answers() -> tuple[Tensor, Tensor]:
-    """Probabilities that are not quite honest, and labels. Some bins are empty, and some answers are certain."""
-    logits = 1.5 * torch.randn(400, 10, dtype=torch.float64)
-    labels = torch.distributions.Categorical(logits=0.6 * logits).sample()
+    """Probabilities and labels, too modest in some bins and too sure in others. Some bins are empty, and some answers
+    are certain."""
+    logits = torch.randn(400, 10, dtype=torch.float64)
+    labels = torch.distributions.Categorical(logits=2 * logits).sample()
+    logits[200:] *= 4  # too sure; the others are too modest
     logits[:40] += 1000 * nn.functional.one_hot(torch.randint(10, (40,)), 10)
     return logits.softmax(dim=-1), labels
 
