@@ -2,36 +2,44 @@
 
     uv run python notebooks/site.py --out site
 
-Links between notebooks become links between pages, and each is checked. Formulas need MathJax, which a page fetches
+Links between notebooks become links between pages, and each is checked. What they link to elsewhere in the project
+comes along. Formulas need MathJax, which a page fetches
 when it is read; all else is inside.
 """
 
 import argparse
 import html
+import os
 import re
 import sys
 from pathlib import Path
 
 import nbformat
 from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+TOP = HERE.parent
 LINK = re.compile(r'(href|src)="(?!https?:|data:|mailto:|#)([^"#]+)(#[^"]*)?"')
-PAGE = """<!DOCTYPE html>
+TEXT = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>TITN: the course</title>
+<title>{title}</title>
 <style>
 body {{ font: 18px/1.5 system-ui, sans-serif; max-width: 46em; margin: 2em auto; padding: 0 1em; }}
-img {{ max-width: 100%; }} li {{ margin: 0.5em 0; }}
+img {{ max-width: 100%; }} li {{ margin: 0.5em 0; }} table {{ border-collapse: collapse; font-size: 0.8em; }}
+td, th {{ padding: 0.2em 0.6em; text-align: left; border-bottom: 1px solid #888; }}
 @media (prefers-color-scheme: dark) {{
   body {{ background: #111; color: #ddd; }} a {{ color: #8bf; }} img {{ background: #fff; }}
 }}
 </style></head><body>
-<h1>TITN: a transformer in a transformer, with a teacher at its side</h1>
+{body}
+</body></html>
+"""
+CONTENTS = """<h1>TITN: a transformer in a transformer, with a teacher at its side</h1>
 <p><img src="pictures/tokens.png" alt="Patches for the outer stream, pixels inside every patch for the inner one."></p>
-<ol start="0">
+<ul style="list-style: none; padding: 0">
 {chapters}
-</ol></body></html>
+</ul>
 """
 
 
@@ -39,30 +47,51 @@ def title_of(book: nbformat.NotebookNode) -> str:
     return book.cells[0].source.splitlines()[0].lstrip("# ")
 
 
-def make_site(out: Path) -> list[str]:
-    """Write the pages; returns the links that lead nowhere."""
+def render(source: Path) -> str:
+    """A notebook or a Markdown page as HTML."""
+    if source.suffix == ".md":
+        return TEXT.format(title=source.parent.name, body=markdown2html(source.read_text()))
+    book = nbformat.read(source, as_version=4)
     exporter = HTMLExporter(template_name="lab")
-    chapters, pages = [], {}
-    for path in [*sorted(HERE.glob("[0-9]*.ipynb")), *sorted(HERE.glob("solutions/*.ipynb"))]:
-        place = path.relative_to(HERE).with_suffix(".html")
-        book = nbformat.read(path, as_version=4)
-        body, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": title_of(book)}})
-        pages[place] = LINK.sub(lambda link: link[0].replace(".ipynb", ".html"), body)
-        if len(place.parts) == 1:
-            chapters.append(f'<li><a href="{place}">{html.escape(title_of(book).split("·")[-1].strip())}</a></li>')
-    pages[Path("index.html")] = PAGE.format(chapters="\n".join(chapters))
-    for picture in HERE.glob("pictures/*"):
-        (out / "pictures").mkdir(parents=True, exist_ok=True)
-        (out / "pictures" / picture.name).write_bytes(picture.read_bytes())
-    for place, body in pages.items():
-        (out / place).parent.mkdir(parents=True, exist_ok=True)
-        (out / place).write_text(body)
-    return [
-        f"{place}: {link[2]}"
-        for place, body in pages.items()
-        for link in LINK.finditer(body)
-        if not (out / place).parent.joinpath(link[2]).exists()
-    ]
+    return exporter.from_notebook_node(book, resources={"metadata": {"name": title_of(book)}})[0]
+
+
+def place_of(source: Path) -> Path:
+    """Where a file of the project stands in the site."""
+    place = source.relative_to(HERE if source.is_relative_to(HERE) else TOP)
+    return place.with_suffix(".html") if source.suffix in (".ipynb", ".md") else place
+
+
+def make_site(out: Path) -> list[str]:
+    """Write the pages and all that they link to within the project; returns the links that lead nowhere."""
+    chapters = sorted(HERE.glob("[0-9]*.ipynb"))
+    waiting, broken = [*chapters, *sorted(HERE.glob("solutions/*.ipynb")), HERE / "pictures" / "tokens.png"], []
+    seen = set(waiting)
+
+    def follow(source: Path, link: re.Match) -> str:
+        target = Path(os.path.normpath(source.parent / link[2]))
+        if not target.is_file() or not target.is_relative_to(TOP):
+            broken.append(f"{source.relative_to(TOP)}: {link[2]}")
+            return link[0]
+        if target not in seen:
+            seen.add(target)
+            waiting.append(target)
+        return f'{link[1]}="{os.path.relpath(place_of(target), place_of(source).parent)}{link[3] or ""}"'
+
+    while waiting:
+        source = waiting.pop()
+        place = out / place_of(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.suffix == ".html":
+            place.write_text(LINK.sub(lambda link, source=source: follow(source, link), render(source)))
+        else:
+            place.write_bytes(source.read_bytes())
+    titles = {path: title_of(nbformat.read(path, as_version=4)) for path in chapters}
+    lines = [f'<li><a href="{place_of(path)}">{html.escape(title)}</a></li>' for path, title in titles.items()]
+    (out / "index.html").write_text(
+        TEXT.format(title="TITN: the course", body=CONTENTS.format(chapters="\n".join(lines)))
+    )
+    return broken
 
 
 def main() -> int:
