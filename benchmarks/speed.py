@@ -17,12 +17,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import seaborn as sns
 import torch
 import torch._inductor.config
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titn_lib import create_model
+from titn_lib.figures import STYLE, save_figure
 from titn_lib.kernels import keep_memory
 from titn_lib.records import circumstances
 
@@ -164,6 +168,27 @@ def table(record: dict) -> str:
     return "\n".join(lines)
 
 
+def draw(record: dict) -> Figure:
+    """The table as bars: each job in a panel, each model as shipped and at its best."""
+    medians = record["medians"]
+    jobs = dict.fromkeys(" ".join(name.split()[:2]) for name in medians if name.startswith(("training", "inference")))
+    sns.set_theme(**STYLE)
+    grey, orange = "0.65", sns.color_palette("colorblind")[1]
+    figure, panels = plt.subplots(1, len(jobs), figsize=(12, 3.2), layout="constrained", squeeze=False)
+    for axis, job in zip(panels[0], jobs, strict=True):
+        shipped = [medians[f"{job} {model} float32"] for model in MODELS]
+        best = [max(medians[name] for name in medians if name.startswith(f"{job} {model} ")) for model in MODELS]
+        for offset, values, colour, label in ((-0.2, shipped, grey, "as shipped"), (0.2, best, orange, "at its best")):
+            bars = axis.barh([row + offset for row in range(len(MODELS))], values, 0.38, color=colour, label=label)
+            axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize="small")
+        axis.set_yticks(range(len(MODELS)), MODELS if job == next(iter(jobs)) else [])
+        axis.set(title=job.replace(" ", ", batch "), xlabel="images a second", xlim=(0, 1.25 * max(best)))
+        axis.grid(visible=False, axis="y")
+        axis.invert_yaxis()
+    panels[0, 0].legend(loc="lower right", fontsize="small")
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
@@ -172,7 +197,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--jobs", nargs="+", choices=("training", "inference"), default=["training", "inference"])
     parser.add_argument("--batch", type=int, help="of training: 128 on a CPU, 1024 on a GPU")
-    parser.add_argument("--out", type=Path, help="write the record here (JSON)")
+    parser.add_argument("--out", type=Path, help="write the record here (JSON), and a picture of it beside it")
     options = parser.parse_args()
     keep_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -210,6 +235,7 @@ def main() -> None:
     print(f"\n{table(record)}")
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n")
+        save_figure(draw(record), options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ TEXT = """<!DOCTYPE html>
 <title>{title}</title>
 <style>
 body {{ font: 18px/1.5 system-ui, sans-serif; max-width: 46em; margin: 2em auto; padding: 0 1em; }}
-.anchor-link {{ display: none; }} img {{ max-width: 100%; }} li {{ margin: 0.5em 0; }} table {{ border-collapse: collapse; font-size: 0.8em; }}
+.anchor-link {{ display: none; }}
+img {{ max-width: 100%; }}
+li {{ margin: 0.5em 0; }}
+table {{ border-collapse: collapse; font-size: 0.8em; }}
 td, th {{ padding: 0.2em 0.6em; text-align: left; border-bottom: 1px solid #888; }}
 @media (prefers-color-scheme: dark) {{
   body {{ background: #111; color: #ddd; }} a {{ color: #8bf; }} img {{ background: #fff; }}
