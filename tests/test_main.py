@@ -112,7 +112,7 @@ def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
     save_model(create_model("titn_nano", depth=1), good)
 
     assert "unknown data set 'digit': did you mean 'digits'" in fails(capsys, "distil", "--data", "digit", *out)
-    assert "unknown student 'titn_mini'" in fails(capsys, "distil", "--model", "titn_mini", *out)
+    assert "unknown student 'titn_micro'" in fails(capsys, "distil", "--model", "titn_micro", *out)
     assert "unknown budget 'big'" in fails(capsys, "distil", "--budget", "big", *out)
     assert "unknown teacher 'vgg'" in fails(capsys, "distil", "--teacher", "vgg", *out)
     assert "unknown teacher 'titn_nano'" in fails(capsys, "teacher", "--model", "titn_nano", *out)

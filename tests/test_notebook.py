@@ -27,6 +27,7 @@ def test_example_pictures_are_real_where_they_are(real_data):
 
 
 def test_sliders_draw_again():
+    plt.close("all")
     drawn = []
 
     def draw(side=3, colour=1):
