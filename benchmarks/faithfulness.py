@@ -1,0 +1,118 @@
+"""Is the answer where the map says? Deletion and insertion curves of several maps, on test pictures.
+
+    uv run python benchmarks/faithfulness.py --out results/faithfulness-cifar10-titn_nano.json   # six minutes
+
+Squares of 2×2 points are taken away (or put in) in the order of each map; what counts is the area under the probability
+of the class that the class head answers. A good map has a small area in deletion and a large one in insertion.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from titn_lib import explain, load_model
+from titn_lib.augment import normalise
+from titn_lib.datasets import load_data
+
+CELL = 2
+PAIRS = (
+    ("relevance", "outer rollout"),
+    ("relevance, by class", "outer rollout, by class"),
+    ("relevance, by class", "relevance"),
+    ("gradient x input", "relevance, by class"),
+    ("relevance", "|gradient|"),
+)
+
+
+def make_maps(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The answered classes, the input gradient, and the maps ("batch height width") by name."""
+    size, grid = model.config.image_size, model.config.grid
+    classes = explain.answer(model)(images).argmax(dim=-1)
+    gradient = explain.input_gradient(model, images, classes)
+
+    def rollout(chosen: Tensor | None) -> Tensor:
+        patches = explain.outer_rollout(model, images, classes=chosen)[:, 1 : 1 + grid[0] * grid[1], None]
+        return explain.spread(patches, grid, size)
+
+    maps = {
+        "random": torch.rand(len(images), *size),
+        "|gradient|": gradient.abs().sum(dim=1),
+        "gradient x input": (gradient * images).sum(dim=1),
+        "outer rollout": rollout(None),
+        "outer rollout, by class": rollout(classes),
+        "relevance": explain.relevance(model, images).picture,
+        "relevance, by class": explain.relevance(model, images, classes=classes).picture,
+    }
+    return classes, gradient, maps
+
+
+def summary(values: Tensor) -> tuple[float, list[float]]:
+    """Mean, and 95 % bootstrap interval."""
+    return round(float(values.mean()), 4), [round(bound, 4) for bound in explain.bootstrap(values)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", default="titn_nano.cifar10")
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--out", type=Path, help="write the record here (JSON)")
+    options = parser.parse_args()
+    began = time.monotonic()
+    model = load_model(options.weights).requires_grad_(False)
+    data = load_data(model.preprocessing.data)
+    images = normalise(data.test.images[: options.pictures], data.mean, data.std)
+    logits = explain.answer(model)
+
+    torch.manual_seed(0)
+    parts = [make_maps(model, part) for part in images.split(100)]
+    classes, gradients = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    maps = {name: torch.cat([part[2][name] for part in parts]) for name in parts[0][2]}
+
+    def area(start: Tensor, end: Tensor, order: Tensor) -> Tensor:
+        batches = zip(*(whole.split(100) for whole in (start, end, order, classes)), strict=True)
+        return torch.cat([explain.area(explain.fade(logits, *batch, steps=options.steps)) for batch in batches])
+
+    record = {
+        "model": options.weights,
+        "head": "class",
+        "pictures": len(images),
+        "steps": options.steps,
+        "cell": f"{CELL}x{CELL} points",
+        "accuracy of the class head": round(float((classes == data.test.labels[: len(images)]).float().mean()), 4),
+        "probability at the start": round(float(logits(images).softmax(-1).gather(1, classes[:, None]).mean()), 4),
+        "areas": {},
+    }
+    for title, blank in {"mean colour": torch.zeros_like(images), "blur": explain.blur(images)}.items():
+        if title != "mean colour":  # there, the blank is zero, and this is gradient x input
+            maps["gradient x (input - blank)"] = (gradients * (images - blank)).sum(dim=1)
+        areas = {}
+        for name, values in maps.items():
+            order = explain.order_cells(values, CELL)
+            areas[name] = {"deletion": area(images, blank, order), "insertion": area(blank, images, order)}
+        rows: dict[str, dict] = {}
+        for name, both in areas.items():
+            rows[name] = {}
+            for kind, values in both.items():
+                mean, interval = summary(values)
+                gap, gap_interval = summary(values - areas["random"][kind])
+                rows[name][kind] = {
+                    "mean": mean, "interval": interval, "minus random": gap, "its interval": gap_interval
+                }  # fmt: skip
+            print(f"{title:12} {name:28}", {kind: row["mean"] for kind, row in rows[name].items()}, flush=True)
+        differences = {}
+        for a, b in PAIRS:
+            gaps = {kind: summary(areas[a][kind] - areas[b][kind]) for kind in ("deletion", "insertion")}
+            differences[f"{a} minus {b}"] = {kind: [mean, *interval] for kind, (mean, interval) in gaps.items()}
+        record["areas"][title] = {"maps": rows, "differences (mean, 95 % interval)": differences}
+    record["minutes"] = round((time.monotonic() - began) / 60, 1)
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
