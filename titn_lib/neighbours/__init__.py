@@ -1,0 +1,22 @@
+"""Ten systems that stand beside TITN in its literature: each a small idea on how a classifier should look or learn, in
+one file, built from this library's pieces, to be trained on the same data with the same recipe.
+"""
+
+from . import adapto, care, cmt, fusion, revit, vitae
+
+FAMILIES: dict[str, tuple[type, type]] = {
+    "revit": (revit.ReViT, revit.ReViTConfig),
+    "fusion": (fusion.Fusion, fusion.FusionConfig),
+    "adapto": (adapto.AdaptoVision, adapto.AdaptoConfig),
+    "care": (care.CARE, care.CAREConfig),
+    "cmt": (cmt.CMT, cmt.CMTConfig),
+    "vitae": (vitae.ViTAE, vitae.ViTAEConfig),
+}
+PRESETS: dict = {
+    **revit.PRESETS,
+    **fusion.PRESETS,
+    **adapto.PRESETS,
+    **care.PRESETS,
+    **cmt.PRESETS,
+    **vitae.PRESETS,
+}
