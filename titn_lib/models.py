@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import teachers, titn, vit
+from . import neighbours, teachers, titn, vit
 from .classifier import Classifier, Preprocessing
 from .errors import TITNError, unknown
 from .files import write_atomically
@@ -23,15 +23,16 @@ FAMILIES: dict[str, tuple[type[Classifier], type]] = {
     "titn": (titn.TITN, titn.TITNConfig),
     "vit": (vit.ViT, vit.ViTConfig),
     "teacher": (teachers.Teacher, teachers.TeacherConfig),
+    **neighbours.FAMILIES,
 }
 STUDENTS: dict[str, Configs] = {**titn.PRESETS, **vit.PRESETS}
 TEACHERS: dict[str, Configs] = {**teachers.PRESETS}
-MODELS = {**STUDENTS, **TEACHERS}
+MODELS = {**STUDENTS, **neighbours.PRESETS, **TEACHERS}
 SHIPPED = Path(__file__).with_name("weights")  # trained weights, each with its record; weights/README.md tells of them
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows: students first, then teachers."""
+    """The names that `create_model` knows: students first, then neighbours, then teachers."""
     return list(MODELS)
 
 
@@ -58,8 +59,8 @@ def create_model(name: str, **settings: object) -> Classifier:
     for setting in settings:
         if setting not in known:
             raise unknown(f"setting of {name}", setting, known)
-    config = replace(config, **settings)  # type: ignore[arg-type]
-    model_class = next(model for model, config_class in FAMILIES.values() if isinstance(config, config_class))
+    config = replace(config, **settings)
+    model_class = next(model for model, config_class in FAMILIES.values() if type(config) is config_class)
     return model_class(config)
 
 
@@ -89,7 +90,7 @@ def save_model(
     Raises:
         TITNError: the file can't be written; nothing half-written is left behind.
     """
-    family = next(name for name, (model_class, _) in FAMILIES.items() if isinstance(model, model_class))
+    family = next(name for name, (model_class, _) in FAMILIES.items() if type(model) is model_class)
     weights = {
         name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
@@ -130,6 +131,11 @@ def load_model(path: str | Path, image_size: tuple[int, int] | None = None) -> C
     try:
         model.load_state_dict(weights)
     except RuntimeError as problem:
+        if target != config:
+            raise TITNError(
+                f"the weights of {config.name} belong to pictures of {'×'.join(map(str, config.image_size))}: resize "
+                "the pictures, or train it for another size"
+            ) from problem
         raise TITNError(
             f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or "
             "copy it again"

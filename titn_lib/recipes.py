@@ -199,7 +199,7 @@ def student_for(data: str, budget: str) -> str:
     """The default student: the paper's on a GPU; elsewhere one of ours that is small enough."""
     if budget == "gpu":
         return "titn_paper"
-    return "titn_pico" if data in ("mnist", "fashion_mnist") else "titn_nano"
+    return {"digits": "titn_nano", "mnist": "titn_pico", "fashion_mnist": "titn_pico"}.get(data, "titn_mini")
 
 
 def teacher_for(budget: str) -> str:
