@@ -3,7 +3,8 @@
     uv run python notebooks/execute.py                    # all of them, solutions too
     uv run python notebooks/execute.py 01 02              # those whose names begin so
 
-Widgets' state and the times of cells stay out: they change with every run.
+Widgets' state and the times of cells stay out: they change with every run. What a widget says in HTML beside itself
+stays in, for where no kernel runs.
 """
 
 import sys
@@ -16,13 +17,22 @@ HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
+def without_widget(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """The output without its live widget; None if nothing is left to be seen."""
+    data = output.get("data", {})
+    if WIDGET not in data:
+        return output
+    del data[WIDGET]
+    return output if "text/html" in data else None
+
+
 def execute(path: Path) -> None:
     book = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(book, timeout=3600, resources=place, store_widget_state=False).execute()
+    NotebookClient(book, timeout=3600, resources=place, store_widget_state=False, coalesce_streams=True).execute()
     for cell in book.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            cell.outputs = [output for output in map(without_widget, cell.outputs) if output]
             cell.metadata.pop("execution", None)
     book.metadata.pop("widgets", None)
     nbformat.write(book, path)

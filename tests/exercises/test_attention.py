@@ -68,6 +68,8 @@ def test_rollout(answer, says):
         ((31 / 32 / 18, 1 / 32), "it also reads itself"),
         ((31 / 32 / 18, 31 / 32 / 18), "itself it also keeps"),
         ((31 / 32 / 18, 0.5 + 1 / 36), "a single block; there are five"),
+        ((0.0538, 0.1), "rounded"),
+        ((31 / 32 / 18, 0.085), "rounded"),
         ((0.9, 0.9), "too large"),
         ((..., 0.1), "not written yet"),
         (("a lot", 0.1), "a number was asked for"),
@@ -108,6 +110,7 @@ def spoil(function, model, images):
         (moved, ..., "moved is right. Now use it"),
         (lambda f, m, x: moved(f, m, x, blocks=0), "b", "the blocks kept their weights"),
         (lambda f, m, x: moved(f, m, x, blocks=2), "b", "the pixel embedding isn't"),
+        (lambda f, m, x: moved(f, m, x, blocks=5), "b", "the pixel embedding isn't"),  # the notebook's own depth
         (lambda f, m, x: rank_correlation(cells(f(m, x), 2), cells(f(m, x), 2)).mean(), "b", "the same weights"),
         (lambda f, m, x: 1 - moved(f, m, x), "b", "it should be 1"),
         (lambda f, m, x: -moved(f, m, x), "b", "it should be 1"),

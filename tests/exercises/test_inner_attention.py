@@ -31,6 +31,8 @@ def loops(q, k, v):
         (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1 / q.shape[1]), "not by its root"),
         (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=q.shape[1] ** 0.5), "divide"),
         (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=len(q) ** -0.5), "number of tokens"),
+        (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=3**-0.5), "divided by √3, whatever"),
+        (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0) / q.shape[1] ** 0.5, "shares are divided"),
         (lambda q, k, v: (q @ k.T / q.shape[1] ** 0.5).softmax(0) @ v, "columns sum to 1"),
         (lambda q, k, v: F.scaled_dot_product_attention(k, q, v), "swapped"),
         (lambda q, k, v: F.scaled_dot_product_attention(q, k, k), "not the values"),
@@ -65,6 +67,11 @@ def slices(tokens, weight, bias, out, out_bias, heads, scale=None, axis=-1, swap
     return join(answers, dim=-1).reshape(tokens.shape) @ out.T + out_bias
 
 
+def by_reshape(tokens, weight, bias, out, out_bias, heads):
+    q, k, v = (x.reshape(heads, len(tokens), -1) for x in F.linear(tokens, weight, bias).chunk(3, 1))
+    return F.linear(F.scaled_dot_product_attention(q, k, v).reshape(tokens.shape), out, out_bias)
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
@@ -82,6 +89,7 @@ def slices(tokens, weight, bias, out, out_bias, heads, scale=None, axis=-1, swap
         (lambda t, w, b, o, p, h: slices(t, w, 0 * b, o, 0 * p, h), "the biases are left out"),
         (lambda t, w, b, o, p, h: slices(t, w, 0 * b, o, p, h), "queries, keys and values is left out"),
         (lambda t, w, b, o, p, h: slices(t, w, b, o, 0 * p, h), "output's bias is left out"),
+        (by_reshape, "by a reshape alone"),
         (lambda *a: slices(*a) + 1, "the numbers are off by up to 1"),
         (lambda t, w, *_: t @ w, "it stopped with RuntimeError"),
         (lambda *a: None, "not written yet"),
@@ -93,6 +101,8 @@ def test_all_heads(answer, says):
 
 def test_heads_that_are_cut_or_compared_wrongly():
     cut = {"cut": "t (three w head) -> three head t w", "join": "head t w -> t (w head)"}
+    head_first = {"cut": "t (head three w) -> three head t w"}
+    assert "taken to lie together" in repr(exercise.check_all_heads(partial(exercise.all_heads, **head_first)))
     assert "lie apart" in repr(exercise.check_all_heads(partial(exercise.all_heads, **cut)))
     assert "over the heads" in repr(exercise.check_all_heads(partial(exercise.all_heads, axis=0)))
 
@@ -107,6 +117,11 @@ def test_heads_that_are_cut_or_compared_wrongly():
         ((1, 4, 1, 8**-0.5), "the same number everywhere"),
         ((1, 4, 0, 48**-0.5), "whole width"),
         ((1, 4, 0, 8**0.5), "inverse"),
+        ((1, 4, 0, 0.354), "✓"),  # rounded
+        ((1, 4, 0, 0.35), "✓"),
+        ((1, 4, 0, 0.34), "too small"),
+        ((1, 4, 0, 2.83), "inverse"),
+        ((1, 4, 0, "an eighth"), "a number was asked for"),
         ((1, 4, 0, 0.125), "root is missing"),
         ((1, 4, 0, 6**-0.5), "number of heads"),
         ((..., 4, 0, 8**-0.5), "not written yet"),

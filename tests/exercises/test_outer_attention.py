@@ -61,10 +61,20 @@ def sample(inner, outer, *weights):
     return variant(norm=False)(scaled, outer, *weights)
 
 
+def another_eps(eps):
+    def answer(inner, outer, *weights):
+        deviation = (inner.var(-1, keepdim=True, correction=0) + eps).sqrt()
+        return variant(norm=False)((inner - inner.mean(-1, keepdim=True)) / deviation, outer, *weights)
+
+    return answer
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
         (by_library, "✓"),
+        (another_eps(0), "✓"),
+        (another_eps(1e-6), "✓"),
         (by_loops, "✓"),
         (variant(), "✓"),
         (variant(first=0), "begin at row 1"),
@@ -101,6 +111,7 @@ def by_pieces(outer, first, second):
     [
         (by_pieces, "✓"),
         (lambda z, a, b: 0.5 * a(z[:, :-1].mean(1)) + 0.5 * b(z[:, -1]), "✓"),
+        (lambda z, a, b: (a(z[:, :-1].sum(1)) + b(z[:, -1])) / 2, "✓"),  # LayerNorm takes the factor of 17 away
         (lambda z, a, b: (a(z[:, 0]) + b(z[:, -1])) / 2, "class token alone"),
         (lambda z, a, b: (a(z.mean(1)) + b(z[:, -1])) / 2, "takes in the distillation token"),
         (lambda z, a, b: (a(z[:, 1:-1].mean(1)) + b(z[:, -1])) / 2, "leaves the class token out"),

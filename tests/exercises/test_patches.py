@@ -1,5 +1,6 @@
 """The checks of 01_patches_and_pixels see wrong answers and say what is wrong; the framework they share."""
 
+import math
 import re
 
 import pytest
@@ -38,6 +39,29 @@ def test_functions_are_compared(answer, right, says):
     verdict = compare(answer, twice, inputs, {"nothing is doubled": lambda x: x})
     assert verdict.right is right
     assert re.search(says, repr(verdict))
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda x: x.sum().item(), "✓"),
+        (lambda x: x[0, 0].item(), "this is what comes out when the first is taken"),
+        (lambda x: x.sum().item() + 0.5, "✗ the shape is right, the numbers are off by up to 0.5"),
+        (lambda x: 1000, "off by up to 1e+03"),
+        (lambda x: math.nan, "off by up to nan"),
+        (lambda x: 10**400, "it stopped with OverflowError"),
+        (lambda x: True, "it returns bool True; a tensor was asked for"),
+        (lambda x: str(x.sum().item()), "a tensor was asked for"),
+    ],
+)
+def test_a_number_will_do_where_the_truth_is_one(answer, says, shape):
+    mistakes = {"the first is taken": lambda x: x[0, 0].reshape(shape)}
+    assert says in repr(compare(answer, lambda x: x.sum().reshape(shape), inputs, mistakes))
+
+
+def test_a_number_will_not_do_for_several():
+    assert "it returns float 0.5; a tensor was asked for" in repr(compare(lambda x: 0.5, twice, inputs))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +117,15 @@ def test_join(pattern, says):
     assert says in repr(exercise.check_join(lambda *arguments: join(*arguments, pattern)))
 
 
+@pytest.mark.parametrize("fixed", [{"r": 4}, {"y": 4}, {"p": 2, "q": 2}, {"r": 4, "y": 4, "p": 2, "q": 2}])
+def test_join_is_asked_for_more_than_one_size(fixed):
+    def answer(tokens, patch, pixel):
+        sizes = {"r": round(len(tokens) ** 0.5), "y": patch // pixel, "p": pixel, "q": pixel} | fixed
+        return rearrange(tokens, "(r k) (y x) (c p q) -> c (r y p) (k x q)", **sizes)
+
+    assert not exercise.check_join(answer).right
+
+
 @pytest.mark.parametrize(
     ("answers", "says"),
     [((12, 16, 48), "✓"), ((7, 16, 48), "multiply"), ((12, 4, 48), "two sides"), ((12, 16, 16), "three colours"),
@@ -105,7 +138,9 @@ def test_sizes(answers, says):
 def test_symmetric():
     picture = torch.rand(3, 32, 32)
     assert "256 pixels" in repr(exercise.check_symmetric(picture))
-    assert "3×32×32" in repr(exercise.check_symmetric(picture[0]))
+    assert "Tensor of shape (32, 32); a tensor of 3×32×32" in repr(exercise.check_symmetric(picture[0]))
+    assert "ndarray of shape (3, 32, 32)" in repr(exercise.check_symmetric(picture.numpy()))
+    assert "it is int 5" in repr(exercise.check_symmetric(5))
     assert "not written" in repr(exercise.check_symmetric(...))
     picture[:, 1::2, 0::2] = picture[:, 0::2, 1::2]
     assert exercise.check_symmetric(picture).right

@@ -64,11 +64,24 @@ def test_the_counts_are_the_library_s():
         ((..., 6_154), "not written yet"),
         ((483_828, 6_154), "a block of titn_paper"),
         ((1_781_688, 6_154), "the projection is missing"),
+        ((7_224 + (24 * 384 + 384 + 48) + 1_774_464, 6_154), "all pixels of a patch"),
+        ((1_929_576 - 147_888 - 7_224, 6_154), "the outer layer alone"),
+        ((1_929_576 - 2 * 24, 6_154), "the LayerNorm before the projection is missing"),
+        ((1_929_576 - 384, 6_154), "the projection's bias is missing"),
+        ((1_929_576 + 2 * 15 * 24, 6_154), "over c numbers here"),
+        ((7_224 * 16 + 1_774_464 + 147_888, 6_154), "serves all pixels"),
+        ((12 * 1_929_576, 6_154), "all twelve blocks"),
         ((1_923_840, 6_154), "biases and LayerNorms count"),
         ((7_224 * 196 + 1_774_464 + 147_888, 6_154), "for each"),
         ((1_929_576, ...), "not written yet"),
         ((1_929_576, 2_314), "that is the head alone"),
+        ((1_929_576, 2_314 + 192), "there are three tables"),
         ((1_929_576, 2_698), "for distillation alone"),
+        ((1_929_576, 2_314 + 3 * 192), "a row in three tables"),
+        ((1_929_576, 2_314 + 18 * 192), "rows in the other two are missing"),
+        ((1_929_576, 2_314 + (2 + 19) * 192), "counted twice"),
+        ((1_929_576, 2_314 + (1 + 18) * 192), "row in one of the other two tables is missing"),
+        ((1_929_576, 2_314 + 3 * 18 * 192), "two of them the model without distillation has"),
         ((1_929_576, 23_524), "with 100 classes"),
         ((1_929_576, 7_000), "too large"),
         ((1_929_576, "many"), "a number was asked for"),
@@ -97,6 +110,12 @@ def hidden(query, key):
     return answer
 
 
+def all_but_itself(outer, layer):
+    allowed = torch.ones(outer.shape[1], outer.shape[1], dtype=torch.bool)
+    allowed[:, -1] = False
+    return masked(layer, outer, allowed)
+
+
 def apart(outer, layer):
     return torch.cat([layer(outer[:, :-1])[0], layer(outer[:, -1:])[0]], dim=1)
 
@@ -110,16 +129,18 @@ def token_by_token(outer, layer):
     [
         (apart, "✓"),
         (by_mask, "✓"),
+        (lambda z, layer: torch.cat([layer(z[:, :17])[0], layer(z[:, 17:18])[0]], 1), "✓"),  # TITN's own 18 tokens
         (hidden(True, True), "✓"),
         (lambda z, layer: layer(z)[0], "nothing is left out"),
         (hidden(False, True), "it still reads the others"),
         (hidden(True, False), "the others still read it"),
+        (all_but_itself, "reads all but itself"),
         (lambda z, layer: torch.cat([layer(z[:, :-1])[0], z[:, -1:]], 1), "skips the whole layer"),
         (lambda z, layer: torch.cat([layer(z[:, :-1])[0], z[:, -1:] + layer.mlp(layer.mlp_norm(z[:, -1:]))], 1),
          "skips attention"),
         (lambda z, layer: layer(torch.cat([z[:, :-1], 0 * z[:, -1:]], 1))[0], "set to zero"),
         (lambda z, layer: torch.cat([layer(z[:, :1])[0], layer(z[:, 1:])[0]], 1), "the class token is left out"),
-        (lambda z, layer: layer(z[:, :-1])[0], "✗ the shape is (2, 5, 12)"),
+        (lambda z, layer: layer(z[:, :-1])[0], "✗ the shape is (2, 17, 12)"),
         (token_by_token, "✗ the shape is right"),
         (lambda z, layer: layer(z), "it returns tuple"),
         (lambda z, layer: ..., "not written yet"),

@@ -28,6 +28,16 @@ class Verdict:
 NOT_YET = Verdict(False, "not written yet: replace the dots with your answer, and run the cell again.")
 
 
+def unwritten(*answers: Any) -> bool:
+    """Whether one of the answers still has its dots."""
+    return any(answer is None or answer is ... for answer in answers)
+
+
+def stopped(problem: Exception) -> Verdict:
+    """The verdict on an answer that raised an error."""
+    return Verdict(False, f"it stopped with {type(problem).__name__}: {problem}")
+
+
 def compare(
     answer: Callable[..., Any],
     truth: Callable[..., Tensor],
@@ -36,7 +46,7 @@ def compare(
     praise: str = "right, on three random inputs.",
     tolerance: float = 1e-4,
 ) -> Verdict:
-    """A reader's function against the true one.
+    """A reader's function against the true one. A Python number will do where the truth is a tensor of one value.
 
     Args:
         inputs: makes one set of arguments.
@@ -49,9 +59,11 @@ def compare(
         expected = truth(*arguments)
         try:
             got = answer(*(value.clone() if isinstance(value, Tensor) else value for value in arguments))
+            if expected.numel() == 1 and isinstance(got, int | float) and not isinstance(got, bool):
+                got = torch.full_like(expected, float(got), dtype=torch.float64)
         except Exception as problem:  # whatever the reader's code may do
-            return Verdict(False, f"it stopped with {type(problem).__name__}: {problem}")
-        if got is None or got is ...:
+            return stopped(problem)
+        if unwritten(got):
             return NOT_YET
         if not isinstance(got, Tensor):
             return Verdict(False, f"it returns {describe(got)}; a tensor was asked for.")
@@ -78,7 +90,7 @@ def number(answer: Any, truth: float, near: Mapping[float, str] | None = None, p
     Args:
         near: wrong answers that have a reason, and the sentence that says so.
     """
-    if answer is None or answer is ...:
+    if unwritten(answer):
         return NOT_YET
     try:
         value = float(answer)

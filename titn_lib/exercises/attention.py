@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .. import explain
 from ..models import create_model
-from . import NOT_YET, Verdict, compare, describe, number, together
+from . import NOT_YET, Verdict, compare, describe, number, stopped, together, unwritten
 
 MapFunction = Callable[[nn.Module, Tensor], Tensor]  # model, "batch channel height width" → "batch height width"
 
@@ -77,6 +77,11 @@ def check_uniform(patch: Any, itself: Any) -> Verdict:
     kept, even = 1 / 32, 1 / 18
     others = (1 - kept) * even
     wrong = {
+        **{
+            round(value, d): "that is rounded: write the expression."
+            for value in (others, kept + others)
+            for d in (3, 4)
+        },
         even: "that is attention alone; half of every block's mixing is I.",
         even**5: "rows of a product of such matrices still sum to 1; yours would sum to much less.",
         even / 2: "that is a single block; there are five.",
@@ -119,7 +124,7 @@ def map_c(model: nn.Module, images: Tensor) -> Tensor:
 def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspect: Any) -> Verdict:
     """`moved(map_function, model, images)`: the mean rank correlation of the maps before and after all weights are made
     fresh; and which of the maps a, b, c doesn't depend on them."""
-    model = create_model("titn_nano", in_channels=1, image_size=(8, 8), depth=2).eval()
+    model = create_model("titn_nano", in_channels=1, image_size=(8, 8), depth=5).eval()
     images, before = torch.randn(4, 1, 8, 8), {name: value.clone() for name, value in model.state_dict().items()}
 
     def still(model: nn.Module, images: Tensor) -> Tensor:
@@ -140,8 +145,8 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
         try:
             got = moved(one, model, images)
         except Exception as problem:  # whatever the reader's code may do
-            return Verdict(False, f"it stopped with {type(problem).__name__}: {problem}")
-        if got is None or got is ...:
+            return stopped(problem)
+        if unwritten(got):
             return NOT_YET
         try:
             values.append(float(got))
@@ -159,7 +164,7 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
         return Verdict(False, "the blocks kept their weights: ask randomise for depth + 1.")
     if start:
         return Verdict(False, "the blocks are fresh, the pixel embedding isn't: ask randomise for depth + 1.")
-    if suspect is None or suspect is ...:
+    if unwritten(suspect):
         return Verdict(False, "moved is right. Now use it: which of a, b and c is it?")
     letter = str(suspect).strip().lower().removeprefix("map_")
     if letter != "b":

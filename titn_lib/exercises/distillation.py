@@ -14,7 +14,7 @@ from ..datasets import load_data
 from ..distillation import MixedLabels, ask_teacher, freeze, soft_loss
 from ..models import load_model
 from ..teachers import Teacher
-from . import NOT_YET, Verdict, compare, describe, furthest, number, together
+from . import NOT_YET, Verdict, compare, describe, furthest, number, stopped, together, unwritten
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -90,9 +90,9 @@ def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdic
     return verdict
 
 
-def gradient(loss: Tensor, logits: Tensor) -> float:
-    """How large the largest entry of the loss's gradient is."""
-    if not loss.requires_grad:
+def gradient(loss: Tensor | float, logits: Tensor) -> float:
+    """How large the largest entry of the loss's gradient is; a plain number has none."""
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
         return 0.0
     found = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0]
     return 0.0 if found is None else found.abs().max().item()
@@ -105,7 +105,8 @@ def check_losses(louder: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
     """By how much the hard loss changes when the teacher's logits are multiplied by 100; the soft loss and the hard
     loss of a student that says exactly what its teacher says: 0.8, 0.1 and 0.1."""
     with suppress(TypeError, ValueError):
-        hard_copy = COPY if abs(float(hard_copy) - COPY) < 0.005 else hard_copy  # two digits will do
+        close = [known for known in (COPY, COPY / 2) if abs(float(hard_copy) - known) < 0.005]  # two digits will do
+        hard_copy = close[0] if close else hard_copy
     return together(
         number(louder, 0, {100: "hard labels ask for the largest logit only, and it stays where it is."}),
         number(soft_copy, 0, {COPY: "that is the hard loss; KL compares two distributions, and these are the same."}),
@@ -114,6 +115,7 @@ def check_losses(louder: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
             COPY,
             {
                 0: "a hard label wants all of the probability for one class; a faithful copy gives it 0.8.",
+                COPY / 2: "that is with the ½ in front; it was asked for without.",
                 0.8: "that is the probability; the loss is its logarithm with a minus.",
                 0.2: "the loss is a logarithm: −ln of the probability of the teacher's class.",
                 -COPY: "a loss has a minus before the logarithm.",
@@ -152,10 +154,10 @@ def check_prepare(answer: Callable[..., Any]) -> Verdict:
     try:
         got = answer(teacher, images.clone(), labels.clone(), rng_of(seed))
     except Exception as problem:  # whatever the reader's code may do
-        return Verdict(False, f"it stopped with {type(problem).__name__}: {problem}")
-    if got is None or got is ...:
+        return stopped(problem)
+    if unwritten(got):
         return NOT_YET
-    if not isinstance(got, tuple) or len(got) != 3 or isinstance(got, MixedLabels):
+    if not isinstance(got, tuple | list) or len(got) != 3 or isinstance(got, MixedLabels):
         return Verdict(False, f"it returns {describe(got)}; three things were asked for: pictures, labels, logits.")
     mixed, mixed_labels, logits = got
     if not isinstance(mixed, Tensor) or mixed.shape != images.shape:

@@ -1,6 +1,6 @@
 """Exercises of 02_inner_attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..transformer import Attention
-from . import NOT_YET, ROUNDS, Verdict, compare, furthest, number, together
+from . import NOT_YET, ROUNDS, Verdict, compare, furthest, number, stopped, together
 
 
 def one_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -31,6 +31,12 @@ def check_one_head(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Verdic
     def multiplied(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (q @ k.T * q.shape[-1] ** 0.5).softmax(-1) @ v
 
+    def always_3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.T / 3**0.5).softmax(-1) @ v
+
+    def scale_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.T).softmax(-1) / q.shape[-1] ** 0.5 @ v
+
     def wrong_axis(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (q @ k.T / q.shape[-1] ** 0.5).softmax(0) @ v
 
@@ -42,6 +48,8 @@ def check_one_head(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Verdic
         "the scores are divided by the width and not by its root": no_root,
         "the scores are divided by the root of the number of tokens; it is the width that counts": root_of_tokens,
         "the scores are multiplied by the root of the width; divide": multiplied,
+        "the scores are divided by √3, whatever the width; take the width from the query's shape": always_3,
+        "the shares are divided by the root of the width; it is the scores, before the softmax": scale_last,
         "the softmax goes over the queries, so that columns sum to 1; it is the rows (dim=-1) that must": wrong_axis,
         "queries and keys are swapped": lambda q, k, v: one_head(k, q, v),
         "the keys are mixed and not the values": lambda q, k, v: one_head(q, k, k),
@@ -86,6 +94,11 @@ def check_all_heads(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, in
     def no_output(tokens: Tensor, weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, heads: int) -> Tensor:
         return all_heads(tokens, weight, bias, torch.eye(len(out)), 0 * out_bias, heads)
 
+    def reshaped(tokens: Tensor, weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, heads: int) -> Tensor:
+        q, k, v = (part.reshape(heads, len(tokens), -1) for part in (tokens @ weight.T + bias).chunk(3, dim=-1))
+        answers = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
+        return answers.reshape(tokens.shape) @ out.T + out_bias
+
     def transposed(tokens: Tensor, weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, heads: int) -> Tensor:
         return all_heads(tokens, weight, bias, out.T, out_bias, heads)
 
@@ -97,6 +110,7 @@ def check_all_heads(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, in
 
     columns = "the softmax goes over the queries, so that columns sum to 1; it is the rows (dim=-1) that must"
     scattered = "token (three width head) -> three head token width"
+    head_first = "token (head three width) -> three head token width"
     interleaved = "head token width -> token (width head)"
     as_they_lie = "head token width -> head token width"
     mistakes: dict[str, Callable[..., Any]] = {
@@ -107,6 +121,10 @@ def check_all_heads(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, in
         "queries and keys are swapped": partial(all_heads, swap=True),
         "there is one head, whatever `heads` says": one,
         "a head takes numbers that lie apart and not neighbours": partial(all_heads, cut=scattered, join=interleaved),
+        "each head's rows of `qkv_weight` are taken to lie together; all queries' rows come first, then all keys', "
+        "then all values'": partial(all_heads, cut=head_first),
+        "queries, keys and values are cut into heads by a reshape alone; split each token's numbers first, then bring "
+        "the heads to the front": reshaped,
         "the heads' answers are interleaved and not put side by side": partial(all_heads, join=interleaved),
         "the heads' answers are only reshaped; a token's answers must first come together, then lie side by side": (
             partial(all_heads, join=as_they_lie)
@@ -127,22 +145,33 @@ def check_all_heads(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, in
     return compare(answer, all_heads, inputs, mistakes, tolerance=1e-3)
 
 
+def as_meant(answer: Any, numbers: Iterable[float]) -> Any:
+    """The number that an answer with two decimals or more stands for; the answer itself where it is near none."""
+    try:
+        value = float(answer)
+    except (TypeError, ValueError):
+        return answer
+    return next((number for number in numbers if abs(value - number) < 0.005), answer)
+
+
 def check_predictions(row_sum: Any, factor: Any, change: Any, scale: Any) -> Verdict:
     """The keys are doubled: a row's sum. Queries and keys are doubled: the factor on the scores. One vector is added to
     all keys: the largest change of the attention. Width 48, 6 heads: what the scores are multiplied by."""
+    right = 8**-0.5
+    wrong = {
+        48**-0.5: "that is the whole width's; a head has fewer numbers.",
+        8**0.5: "the scores are divided by this: give its inverse.",
+        1 / 8: "the root is missing.",
+        6**-0.5: "that is the number of heads.",
+    }
     return together(
         number(row_sum, 1, {2: "the softmax comes after the scores, and divides by the row's sum."}),
         number(factor, 4, {2: "that is what one of the two does alone.", 1: "longer arrows, larger dot products."}),
         number(change, 0, {1: "each row of scores gets the same number everywhere: what does the softmax do with it?"}),
         number(
-            scale,
-            8**-0.5,
-            {
-                48**-0.5: "that is the whole width's; a head has fewer numbers.",
-                8**0.5: "the scores are divided by this: give its inverse.",
-                1 / 8: "the root is missing.",
-                6**-0.5: "that is the number of heads.",
-            },
+            as_meant(scale, [right, *wrong]),
+            right,
+            wrong,
             "all four are right. (So the bias of the keys does nothing at all: it adds one vector to all keys.)",
         ),
     )
@@ -160,7 +189,7 @@ def check_deaf(answer: Callable[[Attention], Any]) -> Verdict:
                 attention = returned if isinstance(returned, Attention) else attention
                 one, other = (attention(torch.randn(16, 12), return_attention=True)[0] for _ in range(2))
         except Exception as problem:  # whatever the reader's code may do
-            return Verdict(False, f"it stopped with {type(problem).__name__}: {problem}")
+            return stopped(problem)
         after = attention.state_dict()
         if attention.scale == 3**-0.5 and all(torch.equal(after[name], before[name]) for name in before):
             return NOT_YET

@@ -1,36 +1,36 @@
 """Exercises of 01_patches_and_pixels."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from . import NOT_YET, Verdict, compare, describe, number, together
+from . import NOT_YET, Verdict, compare, describe, number, together, unwritten
 
 
-def cut(image: Tensor, size: int) -> Tensor:
-    return rearrange(image, "c (row y) (column x) -> (row column) c y x", y=size, x=size)
+def cut(image: Tensor, size: int, pattern: str = "c (row y) (column x) -> (row column) c y x") -> Tensor:
+    """A picture as patches; another pattern is a way to get it wrong."""
+    return rearrange(image, pattern, y=size, x=size)
 
 
 def check_cut(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
     """`answer(image, size)`: "channel height width" → "patch channel size size", row by row."""
 
-    def column_by_column(image: Tensor, size: int) -> Tensor:
-        return rearrange(image, "c (row y) (column x) -> (column row) c y x", y=size, x=size)
-
     def plain_reshape(image: Tensor, size: int) -> Tensor:
         return image.reshape(-1, image.shape[0], size, size)
 
-    def scattered(image: Tensor, size: int) -> Tensor:
-        return rearrange(image, "c (y row) (x column) -> (row column) c y x", y=size, x=size)
-
-    mistakes = {
-        "the patches are numbered down the columns and not along the rows": column_by_column,
+    mistakes: dict[str, Callable[..., Tensor]] = {
+        "the patches are numbered down the columns and not along the rows": partial(
+            cut, pattern="c (row y) (column x) -> (column row) c y x"
+        ),
         "the numbers are only reshaped: a patch then gets points that are next to each other in memory, not in the "
         "picture": plain_reshape,
-        "a patch takes every so-manieth point of the picture and not neighbours": scattered,
+        "a patch takes every so-manieth point of the picture and not neighbours": partial(
+            cut, pattern="c (y row) (x column) -> (row column) c y x"
+        ),
     }
     sizes = iter([4, 8, 2])
     return compare(answer, cut, lambda: (torch.rand(3, 16, 24), next(sizes)), mistakes)
@@ -46,48 +46,49 @@ def check_sizes(patches: Any, pixels: Any, numbers: Any) -> Verdict:
     )
 
 
+def join(
+    tokens: Tensor,
+    patch_size: int,
+    pixel_size: int,
+    pattern: str = "(row column) (y x) (c p q) -> c (row y p) (column x q)",
+) -> Tensor:
+    """Tokens as a square picture; another pattern is a way to get it wrong."""
+    rows, inside = round(tokens.shape[0] ** 0.5), patch_size // pixel_size
+    return rearrange(tokens, pattern, row=rows, y=inside, p=pixel_size, q=pixel_size)
+
+
 def check_join(answer: Callable[[Tensor, int, int], Tensor]) -> Verdict:
     """`answer(tokens, patch_size, pixel_size)`: the way back from "patch pixel number" to "channel height width" for a
     square picture."""
-
-    def join(tokens: Tensor, patch_size: int, pixel_size: int) -> Tensor:
-        rows, inside = round(tokens.shape[0] ** 0.5), patch_size // pixel_size
-        return rearrange(
-            tokens, "(row column) (y x) (c p q) -> c (row y p) (column x q)",
-            row=rows, y=inside, p=pixel_size, q=pixel_size,
-        )  # fmt: skip
-
-    def transposed(tokens: Tensor, patch_size: int, pixel_size: int) -> Tensor:
-        rows, inside = round(tokens.shape[0] ** 0.5), patch_size // pixel_size
-        return rearrange(
-            tokens, "(row column) (y x) (c p q) -> c (row y q) (column x p)",
-            row=rows, y=inside, p=pixel_size, q=pixel_size,
-        )  # fmt: skip
-
-    def patches_transposed(tokens: Tensor, patch_size: int, pixel_size: int) -> Tensor:
-        side = round(tokens.shape[0] ** 0.5)
-        return join(rearrange(tokens, "(a b) m k -> (b a) m k", a=side), patch_size, pixel_size)
-
-    def colours_last(tokens: Tensor, patch_size: int, pixel_size: int) -> Tensor:
-        return join(rearrange(tokens, "n m (p c) -> n m (c p)", p=pixel_size**2), patch_size, pixel_size)
-
     mistakes = {
-        "rows and columns change places inside every pixel": transposed,
-        "rows and columns of patches change places": patches_transposed,
-        "the colours are taken to be last inside a token; they are first": colours_last,
+        "rows and columns change places inside every pixel": partial(
+            join, pattern="(row column) (y x) (c q p) -> c (row y p) (column x q)"
+        ),
+        "rows and columns of patches change places": partial(
+            join, pattern="(column row) (y x) (c p q) -> c (row y p) (column x q)"
+        ),
+        "the colours are taken to be last inside a token; they are first": partial(
+            join, pattern="(row column) (y x) (p q c) -> c (row y p) (column x q)"
+        ),
     }
-    return compare(answer, join, lambda: (torch.rand(16, 16, 12), 8, 2), mistakes, tolerance=0)
+    sizes = iter([(16, 16, 12, 8, 2), (9, 4, 48, 8, 4), (4, 16, 3, 4, 1)])
+
+    def inputs() -> tuple[Tensor, int, int]:
+        patches, pixels, numbers, patch_size, pixel_size = next(sizes)
+        return torch.rand(patches, pixels, numbers), patch_size, pixel_size
+
+    return compare(answer, join, inputs, mistakes, tolerance=0)
 
 
 def check_symmetric(picture: Any) -> Verdict:
     """A picture whose tokens don't change when p and q change places in the pattern, though it isn't of one colour in
     any of its pixels."""
-    if picture is None or picture is ...:
+    if unwritten(picture):
         return NOT_YET
     if not isinstance(picture, Tensor) or picture.shape != (3, 32, 32):
-        return Verdict(
-            False, f"it is {describe(getattr(picture, 'shape', picture))}; a tensor of 3×32×32 was asked for."
-        )
+        shape = getattr(picture, "shape", None)
+        what = describe(picture) if shape is None else f"{type(picture).__name__} of shape {tuple(shape)}"
+        return Verdict(False, f"it is {what}; a tensor of 3×32×32 was asked for.")
     pixels = rearrange(picture.float(), "c (y p) (x q) -> (y x) c p q", p=2, q=2)
     if (pixels != pixels.transpose(-1, -2)).any():
         wrong = int((pixels != pixels.transpose(-1, -2)).flatten(1).any(dim=1).sum())

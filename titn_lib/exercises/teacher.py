@@ -1,6 +1,7 @@
 """Exercises of 05_teacher."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..datasets import DataSplits, load_data
 from ..distillation import freeze
 from ..models import create_model, load_model
 from ..teachers import Teacher
-from . import NOT_YET, Verdict, compare, describe, number, together
+from . import NOT_YET, Verdict, compare, describe, number, stopped, together, unwritten
 
 WHICH = 0  # the test digit that is to be misread
 COMPANY = 15
@@ -46,6 +47,9 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
 
     def unweighted(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return parts(probabilities, labels, bins)[0].abs().mean()
+
+    def by_count(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return calibration_error(probabilities, labels, bins) * len(labels)
 
     def over_all_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return parts(probabilities, labels, bins)[0].abs().sum() / bins
@@ -87,6 +91,7 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
         "every bin counts the same; it should count by its share of the pictures": unweighted,
         "the gaps are added up and divided by the number of bins; a bin should count by its share of the "
         "pictures": over_all_bins,
+        "a bin counts by its number of pictures; divide by the number of all pictures": by_count,
         "the gaps are squared": squared,
         "the gaps are squared (and the root is taken at the end)": root,
         cancel: signed,
@@ -96,7 +101,9 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
         "there are ten bins, whatever `bins` says": ten_bins,
     }
     bins = iter([12, 5, 20])
-    return compare(as_tensor(answer), calibration_error, lambda: (*some_answers(), next(bins)), mistakes)
+    return compare(
+        one_number(answer), calibration_error, lambda: (*some_answers(), next(bins)), mistakes, tolerance=1e-5
+    )
 
 
 def some_answers() -> tuple[Tensor, Tensor]:
@@ -109,17 +116,14 @@ def some_answers() -> tuple[Tensor, Tensor]:
     return logits.softmax(dim=-1), labels
 
 
-def as_tensor(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, its numbers as tensors. Not a number (from the mean of an empty bin) says so."""
+def one_number(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, a tensor of one value as that value. Not a number (from the mean of an empty bin) says so."""
 
     def wrapped(*arguments: Any) -> Any:
         got = answer(*arguments)
-        if isinstance(got, float | int) and not isinstance(got, bool):
-            got = torch.tensor(got, dtype=torch.float64)
-        if isinstance(got, Tensor) and got.numel() == 1:
-            if got.isnan().any():
-                raise ValueError("it is not a number; an empty bin has no mean, so leave it out")
-            got = got.reshape(())
+        got = got.item() if isinstance(got, Tensor) and got.numel() == 1 else got
+        if isinstance(got, float) and math.isnan(got):
+            raise ValueError("it is not a number; an empty bin has no mean, so leave it out")
         return got
 
     return wrapped
@@ -155,7 +159,7 @@ def check_temperature(changed: Any, two_classes: Any, limit: Any) -> Verdict:
 
 def check_company(company: Any) -> Verdict:
     """Fifteen test digits (their numbers) in whose company a teacher in training mode misreads the first one."""
-    if company is None or company is ...:
+    if unwritten(company):
         return NOT_YET
     data = load_data("digits")
     try:
@@ -218,8 +222,8 @@ def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
         try:
             got = answer(teacher)
         except Exception as problem:  # whatever the reader's code may do
-            return Verdict(False, f"it stopped with {type(problem).__name__}: {problem}")
-        if got is None or got is ...:
+            return stopped(problem)
+        if unwritten(got):
             return NOT_YET
         if not isinstance(got, bool) and not (isinstance(got, Tensor) and got.dtype == torch.bool and got.numel() == 1):
             return Verdict(False, f"it returns {describe(got)}; True or False was asked for.")

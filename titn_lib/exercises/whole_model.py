@@ -74,6 +74,7 @@ def check_counts(block: Any, extra: Any) -> Verdict:
             {
                 483_828: "that is a block of titn_paper, with c = 12 and d = 192.",
                 1_781_688: "the projection is missing.",
+                1_791_336: "the projection takes all pixels of a patch, M · c numbers, and not one pixel's c.",
                 1_774_464: "that is the outer layer alone.",
                 1_923_840: "those are the matrices; biases and LayerNorms count, too.",
                 1_929_528: "the LayerNorm before the projection is missing: a scale and a shift for each of c numbers.",
@@ -164,7 +165,7 @@ def check_left_out(answer: Callable[..., Any]) -> Verdict:
         layer = Layer(12, heads=3)
         for parameter in layer.parameters():
             nn.init.normal_(parameter, std=0.5)
-        return torch.randn(2, 6, 12), layer.requires_grad_(False)
+        return torch.randn(2, 18, 12), layer.requires_grad_(False)  # 18: an answer may count TITN's own tokens
 
     praise = (
         "right. In a whole TITN the distillation logits are now the same for all pictures: that token starts from a "

@@ -1,13 +1,15 @@
 """Exercises of 09_your_pictures."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..augment import normalise
-from . import NOT_YET, ROUNDS, Verdict, describe, number, together
+from ..datasets import CIFAR_MEAN, CIFAR_STD
+from . import NOT_YET, ROUNDS, Verdict, describe, furthest, number, stopped, together, unwritten
 
 # --- 1 · a fair split
 
@@ -28,7 +30,7 @@ def check_split(answer: Callable[[Tensor, float, int], tuple[Tensor, Tensor]]) -
             try:
                 got = answer(labels.clone(), fraction, seed)
             except Exception as problem:  # whatever the reader's code may do
-                return Verdict(False, f"it stopped with {type(problem).__name__}: {problem}")
+                return stopped(problem)
             parts = read_parts(got, len(labels))
             if isinstance(parts, Verdict):
                 return parts
@@ -55,11 +57,7 @@ def check_split(answer: Callable[[Tensor, float, int], tuple[Tensor, Tensor]]) -
 
 def read_parts(got: Any, count: int) -> tuple[Tensor, Tensor] | Verdict:
     """Two lists of places in a list of so many pictures, or what is wrong with them."""
-    if (
-        got is None
-        or got is ...
-        or (isinstance(got, tuple | list) and any(part is None or part is ... for part in got))
-    ):
+    if unwritten(got) or (isinstance(got, tuple | list) and unwritten(*got)):
         return NOT_YET
     if not isinstance(got, tuple | list) or len(got) != 2:
         return Verdict(False, f"it returns {describe(got)}; a pair was asked for: places to keep, places to set aside.")
@@ -174,11 +172,12 @@ def check_needed(pictures: Any) -> Verdict:
         (6284, 6286): "that would be for a difference of 1 point.",
         (3200, 3215): "that finds the difference in four of five cases (a power of 80 %): more than was asked.",
     }
-    if isinstance(pictures, int | float | Tensor):
+    with suppress(TypeError, ValueError):
+        count = float(pictures)
         for (low, high), reason in near.items():
-            if low <= float(pictures) <= high:
-                return Verdict(False, f"{float(pictures):,.0f} is not it: {reason}")
-        if 1570 <= float(pictures) <= 1575:
+            if low <= count <= high:
+                return Verdict(False, f"{count:,.0f} is not it: {reason}")
+        if 1570 <= count <= 1575:
             return Verdict(
                 True,
                 "right: 1.96² · (0.9 · 0.1 + 0.92 · 0.08) / 0.02² ≈ 1,572. And that is only where hope begins: in half "
@@ -213,7 +212,7 @@ ROLES = {"A": "quiet", "B": "right", "C": "loud"}
 def check_suspects(right: Any, quiet: Any, loud: Any) -> Verdict:
     """Which of `suspects` is right, which is broken and hardly shows, which is broken and shows at once."""
     claims = {"right": right, "quiet": quiet, "loud": loud}
-    if any(letter is None or letter is ... for letter in claims.values()):
+    if unwritten(right, quiet, loud):
         return NOT_YET
     for letter in claims.values():
         if not isinstance(letter, str) or letter.strip().upper() not in suspects:
@@ -222,11 +221,8 @@ def check_suspects(right: Any, quiet: Any, loud: Any) -> Verdict:
     if len(set(named.values())) < 3:
         return Verdict(False, "each letter has one role: name all three.")
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-    gaps = {
-        letter: float((suspect(images, mean, std) - normalise(images, mean, std)).abs().max())
-        for letter, suspect in suspects.items()
-    }
+    true = normalise(images, CIFAR_MEAN, CIFAR_STD)
+    gaps = {letter: furthest(suspect(images, CIFAR_MEAN, CIFAR_STD), true) for letter, suspect in suspects.items()}
     letter = named["right"]
     if ROLES[letter] != "right":
         size = "little" if ROLES[letter] == "quiet" else "a lot"

@@ -1,0 +1,42 @@
+"""A notebook that can't fail checks nothing: with a fault planted in the library, one of them must fail."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parent.parent
+FAULTS = {
+    "no scale in the attention": (
+        "transformer.py", "(query * self.scale @ key", "(query @ key", "02_inner_attention",
+    ),
+    "a softmax over the wrong axis": (
+        "transformer.py", "key.transpose(-2, -1)).softmax(dim=-1)", "key.transpose(-2, -1)).softmax(dim=-2)",
+        "02_inner_attention",
+    ),
+    "a teacher in training mode": (
+        "distillation.py", "return teacher.eval()", "return teacher.train()", "06_distillation",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_a_planted_fault_makes_a_notebook_fail(fault, tmp_path):
+    file, right, wrong, notebook = FAULTS[fault or "no scale in the attention"]
+    shutil.copytree(TOP / "titn_lib", tmp_path / "titn_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    source = tmp_path / "titn_lib" / file
+    text = source.read_text()
+    assert text.count(right) == 1
+    if fault:
+        source.write_text(text.replace(right, wrong))
+    for name in ("pyproject.toml", "experiments", "results"):
+        (tmp_path / name).symlink_to(TOP / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"notebooks/{notebook}.ipynb"],
+        cwd=TOP, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == (1 if fault else 0), done.stdout[-2000:]
+    assert bool(fault) == ("1 failed" in done.stdout), done.stdout[-2000:]
