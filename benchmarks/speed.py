@@ -17,16 +17,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import seaborn as sns
 import torch
 import torch._inductor.config
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titn_lib import create_model
-from titn_lib.figures import STYLE, save_figure
 from titn_lib.kernels import keep_memory
 from titn_lib.records import circumstances
 
@@ -142,6 +138,19 @@ def ceilings(device: torch.device) -> dict[str, Callable[[float], float]]:
     return measures
 
 
+def standings(medians: dict[str, float]) -> dict[str, dict[str, tuple[str, str]]]:
+    """For each job ("training 128") and model: the name of its measurement as shipped, and of its fastest."""
+    modes: dict[str, dict[str, list[str]]] = {}
+    for name in medians:
+        if name.startswith(("training", "inference")):
+            job, size, model, _ = name.split(maxsplit=3)
+            modes.setdefault(f"{job} {size}", {}).setdefault(model, []).append(name)
+    return {
+        job: {model: (f"{job} {model} float32", max(names, key=medians.__getitem__)) for model, names in models.items()}
+        for job, models in modes.items()
+    }
+
+
 def table(record: dict) -> str:
     """Images per second, as a Markdown table; ratios are medians over the rounds."""
     medians, rounds = record["medians"], record["rounds"]
@@ -149,44 +158,47 @@ def table(record: dict) -> str:
         "| job | | as shipped (float32) | at its best | ours is so many times faster |",
         "|---|---|---|---|---|",
     ]
-    jobs = dict.fromkeys(" ".join(name.split()[:2]) for name in medians if name.startswith(("training", "inference")))
-
-    def best(job: str, model: str) -> str:
-        return max((name for name in medians if name.startswith(f"{job} {model} ")), key=medians.__getitem__)
-
-    def faster(job: str, name: str) -> str:
-        pairs = zip(rounds[best(job, "ours")], rounds[name], strict=True)
-        return f"{statistics.median(ours / theirs for ours, theirs in pairs):.2f}"
-
-    for job in jobs:
-        for model in MODELS:
-            shipped, top = f"{job} {model} float32", best(job, model)
+    for job, models in standings(medians).items():
+        where = f"{job.split()[0]}, batch {job.split()[1]}"
+        for model, (shipped, top) in models.items():
+            ratios = ""
+            if model != "ours" and "ours" in models:
+                mine = rounds[models["ours"][1]]
+                faster = [
+                    statistics.median(ours / theirs for ours, theirs in zip(mine, rounds[name], strict=True))
+                    for name in (shipped, top)
+                ]
+                ratios = f"{faster[0]:.2f} as shipped, {faster[1]:.2f} at its best"
             mode = top.removeprefix(f"{job} {model} ")
-            ratios = "" if model == "ours" else f"{faster(job, shipped)} as shipped, {faster(job, top)} at its best"
-            where = f"{job.split()[0]}, batch {job.split()[1]}" if model == "ours" else ""
             lines.append(f"| {where} | {model} | {medians[shipped]:,.0f} | {medians[top]:,.0f} ({mode}) | {ratios} |")
+            where = ""
     return "\n".join(lines)
 
 
-def draw(record: dict) -> Figure:
+def draw(record: dict, path: Path) -> None:
     """The table as bars: each job in a panel, each model as shipped and at its best."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    from titn_lib.figures import STYLE, save_figure
+
     medians = record["medians"]
-    jobs = dict.fromkeys(" ".join(name.split()[:2]) for name in medians if name.startswith(("training", "inference")))
+    jobs = standings(medians)
     sns.set_theme(**STYLE)
     grey, orange = "0.65", sns.color_palette("colorblind")[1]
     figure, panels = plt.subplots(1, len(jobs), figsize=(12, 3.2), layout="constrained", squeeze=False)
-    for axis, job in zip(panels[0], jobs, strict=True):
-        shipped = [medians[f"{job} {model} float32"] for model in MODELS]
-        best = [max(medians[name] for name in medians if name.startswith(f"{job} {model} ")) for model in MODELS]
-        for offset, values, colour, label in ((-0.2, shipped, grey, "as shipped"), (0.2, best, orange, "at its best")):
-            bars = axis.barh([row + offset for row in range(len(MODELS))], values, 0.38, color=colour, label=label)
+    for axis, (job, models) in zip(panels[0], jobs.items(), strict=True):
+        for offset, part, colour, label in ((-0.2, 0, grey, "as shipped"), (0.2, 1, orange, "at its best")):
+            values = [medians[names[part]] for names in models.values()]
+            bars = axis.barh([row + offset for row in range(len(models))], values, 0.38, color=colour, label=label)
             axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize="small")
-        axis.set_yticks(range(len(MODELS)), MODELS if job == next(iter(jobs)) else [])
-        axis.set(title=job.replace(" ", ", batch "), xlabel="images a second", xlim=(0, 1.25 * max(best)))
+        axis.set_yticks(range(len(models)), models if axis is panels[0, 0] else [])
+        best = max(medians[names[1]] for names in models.values())
+        axis.set(title=job.replace(" ", ", batch "), xlabel="images a second", xlim=(0, 1.25 * best))
         axis.grid(visible=False, axis="y")
         axis.invert_yaxis()
     panels[0, 0].legend(loc="lower right", fontsize="small")
-    return figure
+    save_figure(figure, path)
 
 
 def main() -> None:
@@ -197,7 +209,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--jobs", nargs="+", choices=("training", "inference"), default=["training", "inference"])
     parser.add_argument("--batch", type=int, help="of training: 128 on a CPU, 1024 on a GPU")
-    parser.add_argument("--out", type=Path, help="write the record here (JSON), and a picture of it beside it")
+    parser.add_argument("--out", type=Path, help="write the record here (JSON), and a picture beside it where possible")
     options = parser.parse_args()
     keep_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -235,7 +247,10 @@ def main() -> None:
     print(f"\n{table(record)}")
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n")
-        save_figure(draw(record), options.out.with_suffix(".png"))
+        try:
+            draw(record, options.out.with_suffix(".png"))
+        except ModuleNotFoundError as missing:  # a borrowed machine
+            print(f"no picture: the package {missing.name} is missing")
 
 
 if __name__ == "__main__":

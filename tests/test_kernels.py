@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from titn_lib import create_model, kernels
 from titn_lib.titn import Block, TITNConfig
-from titn_lib.transformer import Attention
+from titn_lib.transformer import Attention, Layer
 
 pytestmark = pytest.mark.skipif(not kernels.find_compiler(), reason="there is no C++ compiler")
 
@@ -170,3 +170,10 @@ def test_a_cache_that_cannot_be_written_or_a_compiler_that_fails(monkeypatch, ca
 def test_importing_the_library_does_not_import_the_compiler():
     code = "import sys, titn_lib; assert not {'torch._dynamo', 'torch._inductor', 'torchvision'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 5)])
+def test_nothing_in_nothing_out(batch, length):
+    """A wrong slice must not hang."""
+    tokens = torch.randn(batch, length, 12)
+    assert Layer(12, heads=3)(tokens)[0].shape == tokens.shape

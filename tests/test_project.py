@@ -2,12 +2,17 @@
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
 import jaxtyping
+import nbformat
 import pytest
 import torch
 import yaml
@@ -23,6 +28,14 @@ TOP = Path(__file__).parent.parent
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
 README = (TOP / "README.md").read_text()
 NOTEBOOKS = sorted((TOP / "notebooks").rglob("*.ipynb"))
+
+
+def load_script(path):
+    """A script that belongs to no package, as a module."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 def requirements():
@@ -59,13 +72,40 @@ def test_notebooks_were_run_from_top_to_bottom(path):
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
     assert "widgets" not in book["metadata"]
-    assert "".join(code[0]["source"]).startswith("from titn_lib.notebook import setup")
+
+
+def test_notebooks_carry_the_address_that_pyproject_names(tmp_path):
+    stamp = load_script(TOP / "notebooks" / "stamp.py")
+    for path in NOTEBOOKS:
+        place, book = path.relative_to(TOP).as_posix(), nbformat.read(path, as_version=4)
+        assert stamp.stamp(nbformat.read(path, as_version=4), place, stamp.read_address()) == book, place
+        moved = nbformat.writes(stamp.stamp(book, place, "https://github.com/another/course"))
+        assert f"colab.research.google.com/github/another/course/blob/main/{place}" in moved
+        assert "git+https://github.com/another/course" in moved
+        assert "your_name" not in moved
+
+
+def test_the_wheel_serves_notebooks_without_a_checkout(tmp_path):
+    """What they read beside code: kernels, weights, records."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=TOP, check=True, capture_output=True)
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path / "site")
+    code = """
+from titn_lib import kernels, load_model, results
+from titn_lib.files import recorded
+assert kernels.KERNELS.exists() and kernels.BYTES.exists()
+assert load_model("titn_nano.digits").preprocessing.data == "digits"
+assert results.recorded_rows()["digits-vgg7_bn-laptop"].records
+print(recorded())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site"))
 
 
 def test_the_site_has_every_notebook_and_no_broken_link(tmp_path):
-    spec = importlib.util.spec_from_file_location("site_maker", TOP / "notebooks" / "site.py")
-    site = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(site)
+    site = load_script(TOP / "notebooks" / "site.py")
     assert site.make_site(tmp_path) == []
     pages = list(tmp_path.rglob("*.html"))
     assert {path.relative_to(TOP / "notebooks").with_suffix(".html") for path in NOTEBOOKS} <= {
@@ -121,9 +161,7 @@ def test_every_record_belongs_to_an_experiment_that_asks_for_it():
 
 
 def test_the_speed_table_comes_from_its_record():
-    spec = importlib.util.spec_from_file_location("speed", TOP / "benchmarks" / "speed.py")
-    speed = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(speed)
+    speed = load_script(TOP / "benchmarks" / "speed.py")
     record = json.loads((TOP / "benchmarks" / "speed-cpu.json").read_text())
     assert re.search(r"<!-- speed -->\n(.*?)\n<!-- /speed -->", README, re.S)[1] == speed.table(record)
 

@@ -4,6 +4,7 @@ titn distil --data cifar10 --budget laptop --out runs/cifar10
 titn teacher --data cifar10 --model resnet18
 titn evaluate runs/cifar10/distilled/model.safetensors
 titn predict cat.jpg --weights runs/cifar10/distilled/model.safetensors
+titn explore cat.jpg --weights titn_nano.cifar10 --out cat.html
 titn data
 titn experiments
 titn results
@@ -131,6 +132,24 @@ def predict(pictures: list[Path], weights: Path) -> None:
             print(f"  {100 * share:5.1f} %  {about.classes[label]}")
 
 
+def explore(pictures: list[Path], weights: Path, compare: Path | None, teacher: Path | None, out: Path) -> None:
+    """Write a page that shows where a student looks: one file, for any browser, to hover and click."""
+    import torch
+
+    from .datasets import read_picture
+    from .explain import check
+    from .explorer import write_page
+    from .models import load_model
+
+    model = check(load_model(weights))
+    other, master = (load_model(path) if path else None for path in (compare, teacher))
+    config = model.config
+    images = torch.stack([read_picture(path, config.in_channels, config.image_size) for path in pictures])
+    names = [str(path).removesuffix(".safetensors") for path in (weights, compare) if path]
+    write_page(out, model, images, compare=other, teacher=master, names=names, titles=[path.name for path in pictures])
+    print(f"open it in a browser: {out}")
+
+
 def data(names: list[str]) -> None:
     """Fetch data sets and say how they are split; without a name, list them."""
     from .datasets import SOURCES, data_folder, load_data
@@ -235,6 +254,15 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("predict", predict)
     sub.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
     sub.add_argument("--weights", type=Path, required=True)
+
+    sub = add("explore", explore)
+    sub.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    sub.add_argument(
+        "--weights", type=Path, required=True, help="a student's file, or a name such as titn_nano.cifar10"
+    )
+    sub.add_argument("--compare", type=Path, metavar="WEIGHTS", help="a second student, shown beside the first")
+    sub.add_argument("--teacher", type=Path, metavar="WEIGHTS", help="a teacher whose answers are shown too")
+    sub.add_argument("--out", type=Path, default=Path("attention.html"), metavar="FILE", help="default: %(default)s")
 
     sub = add("data", data)
     sub.add_argument("names", nargs="*", metavar="NAME")

@@ -22,7 +22,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import functional as TF
 
 from .errors import TITNError, unknown
-from .files import REASONS, cannot_write, make_folder
+from .files import REASONS, cannot_write, checkout, make_folder
 
 SPLIT_SEED = 0  # every run, whatever its own seed, sees the same split
 VALIDATION = 0.1  # of what is not the test set
@@ -88,12 +88,6 @@ class Source:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_size: tuple[int, int] = (32, 32)
-
-
-def checkout() -> Path | None:
-    """The top of the checkout that this library is used from, if it is."""
-    top = Path(__file__).resolve().parent.parent
-    return top if (top / "pyproject.toml").exists() else None
 
 
 def data_folder() -> Path:

@@ -165,6 +165,24 @@ class PatchLoss(nn.Module):
             for block, stage in self.pairs
         ]
 
+    def between(
+        self,
+        place: int,
+        student: Float[Tensor, "batch patch width"],
+        teacher: Float[Tensor, "batch patch _channel"],
+    ) -> Float[Tensor, ""]:
+        """The loss of the pair in this place."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        blocks: list[Float[Tensor, "batch token width"]],
+        maps: list[Float[Tensor, "batch _channel _height _width"]],
+    ) -> Float[Tensor, ""]:
+        """The mean over pairs."""
+        pairs = enumerate(self.paired(blocks, maps))
+        return torch.stack([self.between(place, *pair) for place, pair in pairs]).mean()
+
 
 class FeatureLoss(PatchLoss):
     """Pulls patch tokens towards the teacher's feature maps.
@@ -178,16 +196,14 @@ class FeatureLoss(PatchLoss):
         super().__init__(student, teacher)
         self.projections = nn.ModuleList(nn.Linear(student.token_width, channels) for channels in self.channels)
 
-    def forward(
+    def between(
         self,
-        blocks: list[Float[Tensor, "batch token width"]],
-        maps: list[Float[Tensor, "batch _channel _height _width"]],
+        place: int,
+        student: Float[Tensor, "batch patch width"],
+        teacher: Float[Tensor, "batch patch _channel"],
     ) -> Float[Tensor, ""]:
-        losses = []
-        for projection, (tokens, teacher) in zip(self.projections, self.paired(blocks, maps), strict=True):
-            student, channels = projection(tokens), teacher.shape[-1:]
-            losses.append(F.mse_loss(F.layer_norm(student, channels), F.layer_norm(teacher, channels)))
-        return torch.stack(losses).mean()
+        projected, channels = self.projections[place](student), teacher.shape[-1:]
+        return F.mse_loss(F.layer_norm(projected, channels), F.layer_norm(teacher, channels))
 
 
 class ManifoldLoss(PatchLoss):
@@ -199,20 +215,18 @@ class ManifoldLoss(PatchLoss):
     WITHIN, BETWEEN, SAMPLED = 4.0, 0.1, 0.2  # weights, as published
     SAMPLE = 192
 
-    def forward(
+    def between(
         self,
-        blocks: list[Float[Tensor, "batch token width"]],
-        maps: list[Float[Tensor, "batch _channel _height _width"]],
+        place: int,
+        student: Float[Tensor, "batch patch width"],
+        teacher: Float[Tensor, "batch patch _channel"],
     ) -> Float[Tensor, ""]:
-        losses = []
-        for student, teacher in self.paired(blocks, maps):
-            chosen = torch.randperm(student.shape[0] * student.shape[1], device=student.device)[: self.SAMPLE]
-            losses.append(
-                self.WITHIN * likeness_gap(student, teacher)
-                + self.BETWEEN * likeness_gap(student.transpose(0, 1), teacher.transpose(0, 1))
-                + self.SAMPLED * likeness_gap(student.flatten(0, 1)[chosen], teacher.flatten(0, 1)[chosen])
-            )
-        return torch.stack(losses).mean()
+        chosen = torch.randperm(student.shape[0] * student.shape[1], device=student.device)[: self.SAMPLE]
+        return (
+            self.WITHIN * likeness_gap(student, teacher)
+            + self.BETWEEN * likeness_gap(student.transpose(0, 1), teacher.transpose(0, 1))
+            + self.SAMPLED * likeness_gap(student.flatten(0, 1)[chosen], teacher.flatten(0, 1)[chosen])
+        )
 
 
 def likeness_gap(student: Float[Tensor, "*group row width"], teacher: Float[Tensor, "*group row _width"]) -> Tensor:
@@ -259,7 +273,7 @@ class Objective(nn.Module):
         self.token_method = next((name for name in TOKEN_METHODS if name in method.split("+")), "none")
         self.temperature = temperature
         self.label_smoothing = label_smoothing
-        self.patch_loss: FeatureLoss | ManifoldLoss | None = None
+        self.patch_loss: PatchLoss | None = None
         self.patch_weight = 1.0
         if teacher is not None and isinstance(network, TokenClassifier):
             if "feature" in method:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from torch import Tensor
 
+from .errors import TITNError
 from .files import write_atomically
 from .records import Record
 from .titn import TITNConfig
@@ -33,6 +34,11 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150, bbox_inches="tight")
     write_atomically(path, content.getvalue())
+
+
+def palette() -> bytes:
+    """The colours of MAP, from 0 to 255: red, green, blue each."""
+    return np.uint8(np.round(plt.get_cmap(MAP)(np.arange(256))[:, :3] * 255)).tobytes()
 
 
 def plot_curves(records: dict[str, Record]) -> Figure:
@@ -210,6 +216,14 @@ def enlarge(grid: Float[Tensor, "row column"], size: tuple[int, int]) -> Float[T
     return grid.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 
 
+def draw_map(axis: Axes, values: Float[Tensor, "row column"], title: str) -> None:
+    """Attention from 0 to its largest, with its colour bar."""
+    drawn = axis.imshow(values.numpy(), cmap=MAP, interpolation="nearest", vmin=0)
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title)
+    axis.figure.colorbar(drawn, ax=axis, shrink=0.75, label="attention")
+
+
 def plot_attention(
     image: UInt8[Tensor, "channel height width"],
     maps: AttentionMaps,
@@ -246,11 +260,100 @@ def plot_attention(
     show(axes[0, 0], image)
     draw_grid(axes[0, 0], size, rows, columns)
     for axis, (name, values) in zip(axes[0, 1:], panels, strict=True):
-        drawn = axis.imshow(enlarge(values, size).numpy(), cmap=MAP, interpolation="nearest", vmin=0)
-        axis.set(xticks=[], yticks=[])
+        draw_map(axis, enlarge(values, size), name)
         draw_grid(axis, size, rows, columns)
-        axis.set_title(name)
-        figure.colorbar(drawn, ax=axis, shrink=0.75, label="attention")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def plot_nested(
+    image: UInt8[Tensor, "channel height width"],
+    maps: AttentionMaps,
+    grid: tuple[int, int],
+    patch: int,
+    pixel: int | None = None,
+    block: int = -1,
+) -> Figure:
+    """One patch in both streams, in one block, averaged over heads: where its token looks, and what its pixels look at.
+
+    Args:
+        maps: the attention of this picture alone (a batch of one), of a model with an inner stream.
+        grid: patches down and across.
+        patch: the patch's row in the outer attention, from 1.
+        pixel: the pixel token whose row is shown, from 1; None: the mean of all rows.
+
+    Raises:
+        TITNError: there is no inner stream, or no such patch or pixel.
+    """
+    rows, columns = grid
+    if not maps.inner:
+        raise TITNError("this model has no inner stream: draw plot_heads, or take a TITN or TNT")
+    pixels = maps.inner[block].shape[-1]
+    for name, value, last in (("patch", patch, rows * columns), ("pixel", pixel or 1, pixels)):
+        if not 1 <= value <= last:
+            raise TITNError(f"there is no {name} {value}: choose one from 1 to {last}")
+    sns.set_theme(style="white", context="notebook")
+    accent = sns.color_palette("colorblind")[3]
+    (down, across), inside = divmod(patch - 1, columns), round(pixels**0.5)
+    side, size = image.shape[1] // rows, (image.shape[1], image.shape[2])
+    outer = maps.outer[block][0].detach().float().cpu().mean(0)[patch, 1 : 1 + rows * columns].reshape(grid)
+    inner = maps.inner[block][0, patch - 1].detach().float().cpu().mean(0)
+    row = inner.mean(0) if pixel is None else inner[pixel - 1]
+
+    figure, (whole, looks, opened) = plt.subplots(1, 3, figsize=(12, 4.1), layout="constrained")
+    show(whole, image)
+    whole.set_title("picture and patches")
+    draw_map(looks, enlarge(outer, size), f"outer stream: patch {patch} → patches")
+    for axis in (whole, looks):
+        draw_grid(axis, size, rows, columns)
+        corner = (across * side - 0.5, down * side - 0.5)
+        axis.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=accent, linewidth=3))
+    asker = "mean of its pixels" if pixel is None else f"pixel {pixel}"
+    draw_map(opened, row.reshape(inside, inside), f"inner stream, patch {patch}: {asker} → pixels")
+    draw_grid(opened, (inside, inside), inside, inside)
+    for spine in opened.spines.values():
+        spine.set(edgecolor=accent, linewidth=3)
+    return figure
+
+
+def plot_heads(
+    maps: AttentionMaps, grid: tuple[int, int], token: int = 0, patch: int | None = None, title: str = ""
+) -> Figure:
+    """Every head of every block, all on one scale: where a token looks in the outer stream or, with a `patch`, what the
+    pixels inside it look at (the mean of their rows).
+
+    Args:
+        maps: the attention of one picture (a batch of one).
+        grid: patches down and across.
+        token: its row in the outer attention: 0 the class token, 1 … the patches, −1 the last one.
+        patch: the patch's row in the outer attention, from 1; shows the inner stream.
+
+    Raises:
+        TITNError: a patch is asked for and there is no inner stream.
+    """
+    sns.set_theme(style="white", context="notebook")
+    if patch is None:
+        values = torch.stack([one[0, :, token, 1 : 1 + grid[0] * grid[1]] for one in maps.outer], dim=1)
+    elif maps.inner:
+        values = torch.stack([one[0, patch - 1].mean(dim=-2) for one in maps.inner], dim=1)
+        grid = (round(values.shape[-1] ** 0.5),) * 2
+    else:
+        raise TITNError("this model has no inner stream: leave out `patch`")
+    maps_by_head = values.detach().float().cpu().reshape(*values.shape[:2], *grid).numpy()  # head block row column
+    heads, depth = maps_by_head.shape[:2]
+    size = min(1.5, 12 / depth)
+    figure, axes = plt.subplots(
+        heads, depth, figsize=(size * depth + 1, size * heads + 0.8), layout="constrained", squeeze=False
+    )
+    for (head, block), axis in np.ndenumerate(axes):
+        drawn = axis.imshow(maps_by_head[head, block], cmap=MAP, vmin=0, vmax=maps_by_head.max())
+        axis.set(xticks=[], yticks=[])
+        if head == 0:
+            axis.set_title(f"block {block + 1}", fontsize=10)
+        if block == 0:
+            axis.set_ylabel(f"head {head + 1}", fontsize=10)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="attention")
     if title:
         figure.suptitle(title)
     return figure

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Where the project's files are, and files that are either whole or not there."""
 
 import errno
 import os
@@ -18,6 +18,18 @@ REASONS = {
     errno.EEXIST: "part of that path is a file, not a folder: choose another folder",
     errno.EISDIR: "that is a folder: give the name of a file",
 }
+
+
+def checkout() -> Path | None:
+    """The top of the checkout that this library is used from, if it is."""
+    top = Path(__file__).resolve().parent.parent
+    return top if (top / "pyproject.toml").exists() else None
+
+
+def recorded() -> Path:
+    """The folder with experiments/, results/ and benchmarks/: the checkout, or what an installed package brings of it,
+    without weights and pictures."""
+    return checkout() or Path(__file__).parent / "recorded"
 
 
 def cannot_write(path: Path, problem: OSError) -> TITNError:

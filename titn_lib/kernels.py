@@ -49,7 +49,7 @@ def suits_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden:
 
 
 def fits(tokens: Tensor, length: int, width: int) -> bool:
-    small = length <= LONGEST and width <= WIDEST
+    small = 0 < length <= LONGEST and width <= WIDEST
     return small and tokens.device.type == "cpu" and not torch.compiler.is_exporting()
 
 

@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from . import __version__
-from .datasets import checkout, data_folder, load_data
+from .datasets import data_folder, load_data
+from .files import checkout
 
 if TYPE_CHECKING:
     from ipywidgets import VBox
