@@ -1,6 +1,7 @@
 """The command line: what it prints, and that every problem is one sentence."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -226,6 +227,12 @@ def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, caps
     assert states()[1][0] == "under way"
     assert states("--redo", "teach")[0] == 0  # goes on
     assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns != written
+
+    shutil.rmtree(tmp_path / "runs")  # as in a fresh clone: the teacher comes from results/
+    assert states("--redo", "learn")[0] == 0
+    assert load_record(tmp_path / "runs" / "teach" / "seed0") == load_record(
+        tmp_path / "results" / "teach" / "seed0.json"
+    )
 
     (folder / "1-teach.toml").write_text(TEACHER.replace("epochs = 1", "epochs = 2"))
     assert "by other settings" in states()[2].out

@@ -1,14 +1,16 @@
 """The training loop: it learns, stops and goes on without a trace, on one process or two."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from safetensors.torch import load_file
 
 from titn_lib import TITNError, create_model, load_model, training
 from titn_lib.classifier import Preprocessing
-from titn_lib.datasets import ImageSet, load_data
+from titn_lib.datasets import ImageSet, load_data, mislabel
+from titn_lib.distillation import Objective
 from titn_lib.errors import Interrupted
+from titn_lib.neighbours import OBJECTIVES
 from titn_lib.recipes import Recipe, Run, plan_run
 from titn_lib.records import load_record
 from titn_lib.training import CHECKPOINT, WEIGHTS, compare, evaluate, learning_rate, predict, train
@@ -107,7 +111,7 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, mon
         asked.append((images.clone(), answer.logits.clone()))
         return answer
 
-    forward = training.Objective.forward
+    forward = Objective.forward
 
     def note(self, images, labels, answer):
         learned.append((images.clone(), answer.logits.clone()))
@@ -122,7 +126,7 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, mon
         assert all(torch.equal(value, self.before[name]) for name, value in self.teacher.state_dict().items())
 
     monkeypatch.setattr(training, "ask_teacher", spy)
-    monkeypatch.setattr(training.Objective, "forward", note)
+    monkeypatch.setattr(Objective, "forward", note)
     monkeypatch.setattr(training.Training, "train_step", watched)
     run = replace(DISTILLED, recipe=replace(QUICK, epochs=1, augmentation="crop_flip", cutmix=1.0))
     train(run, tmp_path, teacher_folder=finished[0] / "teacher", device="cpu", quiet=True)
@@ -132,6 +136,64 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, mon
         assert torch.equal(said, heard)
     alone, distilled = (load_file(finished[0] / name / WEIGHTS) for name in ("alone", "distilled"))
     assert not torch.equal(alone["heads.class_head.1.weight"], distilled["heads.class_head.1.weight"])
+
+
+# --- another start, another goal, wrong labels
+
+
+def test_a_run_starts_from_anothers_weights(tmp_path, finished):
+    """With a learning rate of nothing it ends where it started: at the weights of the run before."""
+    still = replace(QUICK, epochs=1, lr=0.0, min_lr=0.0)
+    train(replace(STUDENT, recipe=still, start=STUDENT), tmp_path, start_folder=finished[0] / "alone", quiet=True)
+    there, here = load_file(finished[0] / "alone" / WEIGHTS), load_file(tmp_path / WEIGHTS)
+    assert all(torch.equal(there[name], here[name]) for name in there)
+    assert not (tmp_path / "start").exists()
+    assert Run.from_dict(json.loads(json.dumps(asdict(load_record(tmp_path).run)))).start == STUDENT
+
+
+def test_first_weights_that_do_not_fit(tmp_path, finished):
+    start = str(finished[0] / "alone" / WEIGHTS)
+    wider = replace(STUDENT, model_settings={"depth": 1, "outer_width": 64}, start=start)
+    with pytest.raises(TITNError, match=r"the first weights, of titn_nano, don't fit titn_nano \(.* differs\)"):
+        train(wider, tmp_path, device="cpu", quiet=True)
+
+
+class TwoViews(Objective):
+    VIEWS = 2
+    seen: ClassVar[list] = []
+
+    def forward(self, images, labels, answer=None):
+        self.seen.append((images.detach(), labels.first, self.progress))
+        return super().forward(images, labels, answer)
+
+
+def test_an_objective_may_ask_for_two_views(tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "twice", TwoViews)
+    run = replace(STUDENT, objective="twice", recipe=replace(QUICK, epochs=1, augmentation="shift"))
+    train(run, tmp_path, device="cpu", quiet=True)
+    assert [progress for *_, progress in TwoViews.seen] == [step / 8 for step in range(8)]
+    for images, labels, _ in TwoViews.seen:
+        assert len(images) == len(labels) == 64
+        assert torch.equal(labels[:32], labels[32:])
+        assert not torch.equal(images[:32], images[32:])
+    with pytest.raises(TITNError, match="'twice' can't learn from mixed pictures"):
+        train(replace(run, recipe=replace(run.recipe, cutmix=1.0)), tmp_path / "mixed", device="cpu", quiet=True)
+
+
+def test_labels_are_wrong_as_often_as_asked_and_nowhere_else(tmp_path, monkeypatch):
+    seen = []
+    forward = Objective.forward
+    monkeypatch.setattr(Objective, "forward", lambda self, *given: seen.append(given[1].first) or forward(self, *given))
+    clean = training.subset(load_data("digits").train, 256, "digits")
+    noisy = mislabel(clean, 0.4, 10, seed=0)
+    assert int((noisy.labels != clean.labels).sum()) == round(0.4 * 256)
+    assert not torch.equal(mislabel(clean, 0.4, 10, seed=1).labels, noisy.labels)
+    recipe = replace(QUICK, epochs=1, label_noise=0.4)
+    record = train(replace(STUDENT, recipe=recipe), tmp_path, device="cpu", quiet=True)
+    assert torch.equal(torch.cat(seen).bincount(), noisy.labels.bincount())
+    model = load_model(tmp_path / WEIGHTS)
+    honest = evaluate(model, training.subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+    assert honest["top1"] == record.test["top1"]
 
 
 # --- stopping and going on

@@ -157,6 +157,20 @@ def subset(images: ImageSet, count: int, name: str) -> ImageSet:
     return split(images, count / len(images), name)[1]
 
 
+def mislabel(images: ImageSet, share: float, classes: int, seed: int) -> ImageSet:
+    """The same pictures, a share of them under another class than their own, drawn evenly (symmetric noise).
+
+    Which pictures, and which class each gets, depends on the seed alone: what was wrong can be looked up afterwards.
+    """
+    if not share:
+        return images
+    rng = np.random.default_rng([seed, 0x4E015E])
+    wrong = torch.from_numpy(rng.choice(len(images), round(share * len(images)), replace=False))
+    labels = images.labels.clone()
+    labels[wrong] = (labels[wrong] + torch.from_numpy(rng.integers(1, classes, len(wrong)))) % classes
+    return replace(images, labels=labels)
+
+
 def resize(images: ImageSet, size: tuple[int, int]) -> ImageSet:
     """The same pictures at another size (bilinear, antialiased)."""
     if tuple(images.images.shape[2:]) == tuple(size):

@@ -250,7 +250,12 @@ class Objective(nn.Module):
     Raises:
         TITNError: an unknown method, a method that needs a teacher without one, or distillation for a network without
             tokens.
+
+    Attributes:
+        progress: how much of the run is over, from 0 to 1; training sets it before every step.
     """
+
+    VIEWS = 1  # of each picture in a batch, one after the other: "(view batch) channel height width"
 
     def __init__(
         self,
@@ -269,6 +274,7 @@ class Objective(nn.Module):
         if method != "none" and not isinstance(network, TokenClassifier):
             raise TITNError(f"a teacher can't be a student of {method!r} distillation: choose a TITN, TNT or ViT")
         self.network = network
+        self.progress = 0.0
         self.method = method
         self.token_method = next((name for name in TOKEN_METHODS if name in method.split("+")), "none")
         self.temperature = temperature

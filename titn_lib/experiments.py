@@ -9,6 +9,8 @@ A file is a few lines of TOML; its name gives its order and its name (`20-cifar1
     seeds = [0, 1, 2]
     distillation = "hard"
     teacher = "cifar10-vgg16_bn"          # another experiment (its first seed)
+    objective = "classification"          # one of neighbours.OBJECTIVES
+    start = "cifar10-titn_nano-gpu"       # another experiment that gives each seed its first weights
 
     [recipe]                              # settings of the recipe to change
     epochs = 300
@@ -39,7 +41,8 @@ from .recipes import BUDGETS, Run, change, student_recipe, teacher_recipe
 from .records import RECORD, Record, load_record
 from .training import CHECKPOINT, WEIGHTS, differences, leads, train
 
-KNOWN = ("about", "data", "model", "budget", "seeds", "distillation", "teacher", "recipe", "model_settings", "compare")
+SETTINGS = ("about", "data", "model", "budget", "seeds", "recipe", "model_settings")
+KNOWN = (*SETTINGS, "distillation", "teacher", "objective", "start", "compare")
 SHIPPED_BYTES = 16 * 2**20  # larger weights stay in runs/
 
 
@@ -49,6 +52,7 @@ class Experiment:
 
     Attributes:
         teacher: the teacher's folder below runs/, such as "cifar10-vgg16_bn/seed0".
+        start: the name of the experiment that gives the first weights.
         compare: the name of the experiment to compare it with.
         file: the settings file's name, without its number.
         variant: the variant's name; empty where the file has none.
@@ -59,6 +63,7 @@ class Experiment:
     budget: str
     runs: dict[int, Run]
     teacher: str | None
+    start: str | None
     compare: str | None
     file: str
     variant: str
@@ -124,6 +129,11 @@ def read_experiment(file: str, variant: str, about: dict, earlier: dict[str, Exp
             raise unknown("teacher among the experiments before it", about["teacher"], earlier)
         teacher = earlier[about["teacher"]]
     name = f"{file}-{variant}" if variant else file
+    start = about.get("start")
+    if start is not None and start not in earlier:
+        raise unknown("experiment before it to start from", start, earlier)
+    if start is not None and not set(seeds) <= set(earlier[start].runs):
+        raise TITNError(f"{start} has not all the seeds {seeds}: give it the same")
     compare = about.get("compare")
     if compare is not None and compare not in earlier:
         raise unknown("experiment before it to compare with", compare, earlier)
@@ -136,11 +146,13 @@ def read_experiment(file: str, variant: str, about: dict, earlier: dict[str, Exp
             distillation=about.get("distillation", "none"),
             teacher=next(iter(teacher.runs.values())) if teacher else None,
             model_settings=about.get("model_settings", {}),
+            objective=about.get("objective", "classification"),
+            start=earlier[start].runs[seed] if start else None,
         )
         for seed in seeds
     }
     teacher_place = teacher.place(next(iter(teacher.runs))) if teacher else None
-    return Experiment(name, about.get("about", ""), about["budget"], runs, teacher_place, compare, file, variant)
+    return Experiment(name, about.get("about", ""), about["budget"], runs, teacher_place, start, compare, file, variant)
 
 
 def record_path(results: Path, experiment: Experiment, seed: int) -> Path:
@@ -148,7 +160,7 @@ def record_path(results: Path, experiment: Experiment, seed: int) -> Path:
 
 
 def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path, **options: Any) -> Record:
-    """Make one run, its teacher first where that isn't in `runs`; leave the record in `results`.
+    """Make one run, what it needs first where that is in neither `runs` nor `results`; leave the record in `results`.
 
     The weights go beside the record as float16, unless it is a variant's or they are too large to keep (16 MiB).
 
@@ -156,10 +168,15 @@ def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path,
         options: `device`, `minutes` and `quiet`, as in `training.train`.
     """
     folder, target = runs / experiment.place(seed), record_path(results, experiment, seed)
+    start = f"{experiment.start}/seed{seed}" if experiment.start else None
+    for needed in (experiment.teacher, start):
+        if needed and leads():
+            bring_back(needed, runs, results)
     record = train(
         experiment.runs[seed],
         folder,
         teacher_folder=runs / experiment.teacher if experiment.teacher else None,
+        start_folder=runs / start if start else None,
         **options,
     )
     if not leads():
@@ -170,6 +187,15 @@ def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path,
         save_model(model, target.with_suffix(".safetensors"), model.preprocessing, torch.float16)
     write_atomically(target, (folder / RECORD).read_bytes())
     return record
+
+
+def bring_back(place: str, runs: Path, results: Path) -> None:
+    """A run that `results` keeps with its weights (as float16) need not be made again where its folder is gone."""
+    folder, weights = runs / place, results / f"{place}.safetensors"
+    if weights.exists() and not (folder / RECORD).exists() and not (folder / CHECKPOINT).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / WEIGHTS, weights.read_bytes())
+        write_atomically(folder / RECORD, weights.with_suffix(".json").read_bytes())
 
 
 def run_pending(

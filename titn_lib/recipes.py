@@ -14,6 +14,7 @@ from .datasets import SOURCES
 from .distillation import METHODS
 from .errors import TITNError, unknown
 from .models import MODELS, STUDENTS, TEACHERS
+from .neighbours import OBJECTIVES
 
 BUDGETS = ("smoke", "laptop", "gpu")
 GREY = ("digits", "mnist", "fashion_mnist")  # the paper's pipeline for MNIST suits these
@@ -38,6 +39,7 @@ class Recipe:
         temperature: of soft distillation.
         feature_weight: of feature distillation.
         precision: "32-true", "bf16-mixed", "16-mixed", or "auto": the fastest the machine is made for.
+        label_noise: share of the training labels that are replaced by another class at random (`datasets.mislabel`).
         train_images: learn from so many pictures only (the same share of each class); 0 for all.
         test_images: validate and test on so many pictures only; 0 for all.
     """
@@ -58,6 +60,7 @@ class Recipe:
     temperature: float = 4.0
     feature_weight: float = 2.5
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    label_noise: float = 0.0
     train_images: int = 0
     test_images: int = 0
 
@@ -71,7 +74,7 @@ class Recipe:
                 raise TITNError(f"{name} must be a {'text' if isinstance(setting.default, str) else 'number'}")
             if not isinstance(value, str) and value < 0:
                 raise TITNError(f"{name} can't be negative and is {value}")
-        for name in ("ema_decay", "label_smoothing"):
+        for name in ("ema_decay", "label_smoothing", "label_noise"):
             if getattr(self, name) >= 1:
                 raise TITNError(f"{name} must be below 1 and is {getattr(self, name)}")
         for name, choices in {
@@ -96,6 +99,8 @@ class Run:
         teacher: the run that makes the teacher, or the path of a weights file; None where distillation is "none".
         image_size: height and width of the pictures; None for the data set's own.
         model_settings: settings of the model to change, such as {"depth": 6}.
+        objective: one of `neighbours.OBJECTIVES`; "classification" is `distillation.Objective`.
+        start: the run that makes the first weights, or a name or path for `models.load_model`; None to start afresh.
     """
 
     data: str
@@ -106,12 +111,16 @@ class Run:
     teacher: "Run | str | None" = None
     image_size: tuple[int, int] | None = None
     model_settings: dict[str, object] = field(default_factory=dict)
+    objective: str = "classification"
+    start: "Run | str | None" = None
 
     def __post_init__(self) -> None:
         if self.distillation not in METHODS:
             raise unknown("distillation", self.distillation, METHODS)
         if self.model not in MODELS:
             raise unknown("model", self.model, MODELS)
+        if self.objective not in OBJECTIVES:
+            raise unknown("objective", self.objective, OBJECTIVES)
         if self.seed < 0:
             raise TITNError(f"a seed can't be negative and is {self.seed}")
         if self.image_size and min(self.image_size) < 1:
@@ -120,15 +129,14 @@ class Run:
     @classmethod
     def from_dict(cls, about: dict) -> "Run":
         """The run that `dataclasses.asdict` turned into plain values."""
-        teacher, size = about.get("teacher"), about.get("image_size")
-        return cls(
-            **{
-                **about,
-                "recipe": Recipe(**about["recipe"]),
-                "image_size": tuple(size) if size else None,
-                "teacher": cls.from_dict(teacher) if isinstance(teacher, dict) else teacher,
-            }
-        )
+        size = about.get("image_size")
+        others = {
+            name: cls.from_dict(run) if isinstance(run, dict) else run
+            for name, run in about.items()
+            if name in ("teacher", "start")
+        }
+        recipe = Recipe(**about["recipe"])
+        return cls(**{**about, **others, "recipe": recipe, "image_size": tuple(size) if size else None})
 
 
 def published_recipe(data: str) -> Recipe:

@@ -35,11 +35,12 @@ from tqdm.auto import tqdm
 from . import kernels
 from .augment import augment, mix, normalise
 from .classifier import Classifier, Preprocessing
-from .datasets import DataSplits, ImageSet, load_data, subset
-from .distillation import MixedLabels, Objective, ask_teacher, freeze
+from .datasets import DataSplits, ImageSet, load_data, mislabel, subset
+from .distillation import MixedLabels, ask_teacher, freeze
 from .errors import Interrupted, TITNError
 from .files import make_folder, write_atomically
 from .models import count_macs, count_parameters, create_model, load_model, save_model
+from .neighbours import OBJECTIVES
 from .recipes import Recipe, Run
 from .records import RECORD, Record, circumstances, load_record, save_record
 from .teachers import Teacher
@@ -57,6 +58,7 @@ def train(
     out: str | Path,
     *,
     teacher_folder: str | Path | None = None,
+    start_folder: str | Path | None = None,
     device: str = "auto",
     minutes: float | None = None,
     quiet: bool = False,
@@ -66,6 +68,7 @@ def train(
     Args:
         out: the folder for model.safetensors and record.json, and for checkpoint.pt until the run has finished.
         teacher_folder: where the teacher's run is, or will be made; `out`/teacher by default.
+        start_folder: the same for the run that makes the first weights; `out`/start by default.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         minutes: stop after so long, with a checkpoint.
         quiet: no progress bar.
@@ -80,19 +83,23 @@ def train(
         check_same(record.run, run, out)
         return record
     started = time.monotonic()
-    teacher = None
-    if isinstance(run.teacher, Run):
-        folder = Path(teacher_folder or out / "teacher")
-        train(run.teacher, folder, device=device, minutes=minutes, quiet=quiet)
-        teacher = load_model(folder / WEIGHTS)
-    elif run.teacher:
-        teacher = load_model(run.teacher)
-    left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+
+    def left() -> float | None:
+        return None if minutes is None else minutes - (time.monotonic() - started) / 60
+
+    def ready(needed: Run | str | None, folder: Path) -> Classifier | None:
+        if isinstance(needed, Run):
+            train(needed, folder, device=device, minutes=left(), quiet=quiet)
+            return load_model(folder / WEIGHTS)
+        return load_model(needed) if needed else None
+
+    teacher = ready(run.teacher, Path(teacher_folder or out / "teacher"))
+    start = ready(run.start, Path(start_folder or out / "start"))
     fabric = start_fabric(run.recipe.precision, device)
     with fabric.rank_zero_first():  # one process downloads
         data = load_data(run.data, run.image_size)
     try:
-        return Training(run, out, data, teacher, fabric).finish(left, quiet)
+        return Training(run, out, data, teacher, fabric, start).finish(left(), quiet)
     except RuntimeError as problem:
         if isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem):
             raise TITNError(
@@ -229,13 +236,24 @@ class Training:
     """A run under way.
 
     Raises:
-        TITNError: the batch, the teacher or the model doesn't fit the data.
+        TITNError: the batch, the teacher or the model doesn't fit the data, or the first weights don't fit the model.
     """
 
-    def __init__(self, run: Run, out: Path, data: DataSplits, teacher: Classifier | None, fabric: Fabric):
+    def __init__(
+        self,
+        run: Run,
+        out: Path,
+        data: DataSplits,
+        teacher: Classifier | None,
+        fabric: Fabric,
+        start: Classifier | None = None,
+    ):
         self.run, self.recipe, self.out, self.data, self.fabric = run, run.recipe, out, data, fabric
         recipe, processes = self.recipe, fabric.world_size
-        self.train_set = subset(data.train, recipe.train_images, data.name).to(fabric.device)  # bytes: it fits
+        train_set = mislabel(
+            subset(data.train, recipe.train_images, data.name), recipe.label_noise, len(data.classes), run.seed
+        )
+        self.train_set = train_set.to(fabric.device)  # bytes: it fits
         self.validation_set = subset(data.validation, recipe.test_images, data.name)
         many = len(self.validation_set) > 2 * GLIMPSE
         self.glimpse = subset(self.validation_set, GLIMPSE, data.name) if many else self.validation_set
@@ -262,9 +280,11 @@ class Training:
         }
         torch.manual_seed(run.seed)
         self.network = create_model(run.model, **{**fits, **run.model_settings})
+        if start is not None:
+            continue_from(self.network, start)
         self.teacher = self.admit(teacher, fits)
         self.compiled = compile_blocks(self.network, recipe.epochs * self.steps * recipe.batch_size, fabric.device)
-        objective = Objective(
+        self.goal = objective = OBJECTIVES[run.objective](
             self.network,
             run.distillation,
             self.teacher,
@@ -272,6 +292,8 @@ class Training:
             recipe.feature_weight,
             recipe.label_smoothing,
         )
+        if objective.VIEWS > 1 and (recipe.cutmix or recipe.mixup):
+            raise TITNError(f"{run.objective!r} can't learn from mixed pictures: leave cutmix and mixup out")
         if processes > 1 and fabric.device.type == "cuda":
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
         self.objective, self.optimizer = fabric.setup(
@@ -359,6 +381,7 @@ class Training:
         if self.teacher is not None:
             with self.fabric.autocast():
                 answer = ask_teacher(self.teacher, images)
+        self.goal.progress = (place.epoch + place.step / self.steps) / recipe.epochs
         loss, logits = self.objective(images, labels, answer)
         self.fabric.backward(loss)
         if recipe.clip_norm:
@@ -379,12 +402,13 @@ class Training:
         """This process's share of the step's pictures, augmented and normalised, and their labels."""
         start = self.place.step * self.recipe.batch_size
         chosen = self.train_set[torch.from_numpy(order[start : start + self.recipe.batch_size])]
-        images = augment(chosen.images, self.recipe.augmentation, rng)
         labels = MixedLabels(chosen.labels, chosen.labels)
+        views = [augment(chosen.images, self.recipe.augmentation, rng) for _ in range(self.goal.VIEWS)]
         if self.recipe.cutmix or self.recipe.mixup:
-            images, labels = mix(images, chosen.labels, rng, self.recipe.cutmix, self.recipe.mixup)
-        first, second = (part[self.share] for part in labels[:2])
-        return normalise(images[self.share], self.data.mean, self.data.std), MixedLabels(first, second, labels.weight)
+            views[0], labels = mix(views[0], chosen.labels, rng, self.recipe.cutmix, self.recipe.mixup)
+        images = torch.cat([view[self.share] for view in views])
+        first, second = (part[self.share].repeat(len(views)) for part in labels[:2])
+        return normalise(images, self.data.mean, self.data.std), MixedLabels(first, second, labels.weight)
 
     def end_epoch(self) -> None:
         """Measure on some of the validation split and step over to the next epoch."""
@@ -500,6 +524,22 @@ class Training:
                 f"the checkpoint {path} doesn't fit this run (another version of titn_lib, or damaged): delete it to "
                 "start afresh"
             ) from problem
+
+
+def continue_from(network: Classifier, start: Classifier) -> None:
+    """Give a network the weights of another. What only the new one has (gates, say) stays as it was made.
+
+    Raises:
+        TITNError: the other one has weights that the network hasn't, or of another size.
+    """
+    here, there = network.state_dict(), start.state_dict()
+    wrong = [name for name, weight in there.items() if name not in here or here[name].shape != weight.shape]
+    if wrong:
+        raise TITNError(
+            f"the first weights, of {start.config.name}, don't fit {network.config.name} ({wrong[0]} differs): start "
+            "from the same model, for the same pictures and classes"
+        )
+    network.load_state_dict(there, strict=False)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -1,7 +1,11 @@
 """Ten systems that stand beside TITN in its literature: each a small idea on how a classifier should look or learn, in
 one file, built from this library's pieces, to be trained on the same data with the same recipe.
+
+Some are networks (`PRESETS`, by name in `create_model`), some are what a network is trained for (`OBJECTIVES`, by name
+in `recipes.Run`).
 """
 
+from ..distillation import Objective
 from . import adapto, care, cmt, fusion, revit, vitae
 
 FAMILIES: dict[str, tuple[type, type]] = {
@@ -19,4 +23,7 @@ PRESETS: dict = {
     **care.PRESETS,
     **cmt.PRESETS,
     **vitae.PRESETS,
+}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "classification": Objective,
 }
