@@ -1,6 +1,6 @@
 """Is the answer where the map says? Deletion and insertion curves of several maps, on test pictures.
 
-    uv run python benchmarks/faithfulness.py --out results/faithfulness-cifar10-titn_nano.json   # six minutes
+    uv run python benchmarks/faithfulness.py --out results/faithfulness-cifar10-titn_mini.json   # eight minutes
 
 Squares of 2×2 points are taken away (or put in) in the order of each map; what counts is the area under the probability
 of the class that the class head answers. A good map has a small area in deletion and a large one in insertion.
@@ -57,7 +57,7 @@ def summary(values: Tensor) -> tuple[float, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", default="titn_nano.cifar10")
+    parser.add_argument("--weights", default="titn_mini.cifar10")
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")

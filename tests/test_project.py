@@ -197,3 +197,14 @@ def test_shapes_are_checked_here():
     """The checker that conftest installs is awake."""
     with pytest.raises(jaxtyping.TypeCheckError):
         normalise(torch.zeros(2, 3, dtype=torch.uint8), (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize("student", ["mini", "nano"])
+def test_the_table_of_faithful_maps_is_the_records(student):
+    record = json.loads((TOP / f"results/faithfulness-cifar10-titn_{student}.json").read_text())
+    text = (
+        (TOP / "results/README.md").read_text().split(f"faithfulness-cifar10-titn_{student}.json")[1].split("\n\n")[1]
+    )
+    there = sorted(re.findall(r"\d\.\d{3}", text))
+    areas = [row for blank in record["areas"].values() for row in blank["maps"].values()]
+    assert there == sorted(f"{row[kind]['mean']:.3f}" for row in areas for kind in ("deletion", "insertion"))
