@@ -4,7 +4,7 @@ titn distil --data cifar10 --budget laptop --out runs/cifar10
 titn teacher --data cifar10 --model resnet18
 titn evaluate runs/cifar10/distilled/model.safetensors
 titn predict cat.jpg --weights runs/cifar10/distilled/model.safetensors
-titn explore cat.jpg --weights titn_nano.cifar10 --out cat.html
+titn explore cat.jpg --weights titn_mini.cifar10 --out cat.html
 titn data
 titn experiments
 titn results
@@ -258,7 +258,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("explore", explore)
     sub.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
     sub.add_argument(
-        "--weights", type=Path, required=True, help="a student's file, or a name such as titn_nano.cifar10"
+        "--weights", type=Path, required=True, help="a student's file, or a name such as titn_mini.cifar10"
     )
     sub.add_argument("--compare", type=Path, metavar="WEIGHTS", help="a second student, shown beside the first")
     sub.add_argument("--teacher", type=Path, metavar="WEIGHTS", help="a teacher whose answers are shown too")
