@@ -60,15 +60,15 @@ def plot_curves(records: dict[str, Record]) -> Figure:
 
 
 def plot_seeds(points: dict[str, list[float]]) -> Figure:
-    """Test accuracy, a row for each experiment: an open dot for each seed, a full one for their mean. A line marks the
-    first experiment's mean."""
+    """Test accuracy, a row for each experiment: an open dot for each seed, a stroke for their mean. A dashed line marks
+    the first experiment's mean."""
     sns.set_theme(**STYLE)
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.36 * len(points)), layout="constrained")
     blue, orange = sns.color_palette("colorblind")[:2]
     means = [sum(values) / len(values) for values in points.values()]
     axis.axvline(means[0], color="0.4", linestyle="--", linewidth=1, zorder=1)
     for row, (values, mean) in enumerate(zip(points.values(), means, strict=True)):
-        axis.scatter([mean], [row], s=50, color=orange, label="mean", zorder=2)
+        axis.scatter([mean], [row], s=260, marker="|", linewidths=3, color=orange, label="mean", zorder=2)
         axis.scatter(values, [row] * len(values), s=45, linewidths=1.5, color="none", edgecolors=[blue], label="a seed")
     axis.set_yticks(range(len(points)), [name.replace("_", " ") for name in points])
     axis.set(xlabel="top-1 accuracy on the test pictures (%)", ylim=(len(points) - 0.5, -0.5))
@@ -161,7 +161,7 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
     draw_grid(inside, (side, side), pixels, pixels, 2)
     for spine in inside.spines.values():
         spine.set(edgecolor=colours[1], linewidth=3)
-    inside.set_title(f"a patch, {config.pixels} “pixels” of {config.pixel_size}×{config.pixel_size} points")
+    inside.set_title(f"a patch, {config.pixels} pixels")
     for y in (0, 1):
         start = (corner[0] + side, corner[1] + (1 - y) * side)
         line = ConnectionPatch(start, (0, y), "data", "axes fraction", axesA=whole, axesB=inside, color=colours[1])
@@ -172,7 +172,7 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
         axis.set(xlim=(0, max(config.tokens, config.pixels)), ylim=(-0.8, 1))
         axis.axis("off")
         figure.text(0.545, bottom + height, title, fontsize=12, weight="bold", va="top")
-        figure.text(0.545, bottom + height - 0.085, note, fontsize=10, va="top")
+        figure.text(0.545, bottom + height - 0.08, note, fontsize=11, va="top")
         for i, token in enumerate(tokens):
             if isinstance(token, str):
                 colour = colours[2] if token == "class" else colours[4]
@@ -181,7 +181,7 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
                     i + (0.08 if token == "class" else 0.92),
                     -0.4,
                     token,
-                    fontsize=9,
+                    fontsize=10,
                     ha="left" if token == "class" else "right",
                     va="center",
                 )
@@ -200,12 +200,12 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
     draw_row(
         0.50, 0.40, [as_pixels(pixel) for pixel in inner],
         f"inner stream: {config.pixels} pixel tokens of {config.inner_width} numbers, in every patch",
-        "they look at each other, then report to their patch token …",
+        f"“pixels” of {config.pixel_size}×{config.pixel_size} points; they look at each other, then tell their patch",
     )  # fmt: skip
     draw_row(
         0.05, 0.40, ["class", *(as_pixels(piece) for piece in pieces), *special],
         f"outer stream: {config.tokens} tokens of {config.outer_width} numbers",
-        f"… and the patches look at each other, with class and distillation token; {config.depth} blocks of both",
+        f"these look at each other, too; {config.depth} blocks of both",
     )  # fmt: skip
     return figure
 
@@ -262,6 +262,7 @@ def plot_attention(
     for axis, (name, values) in zip(axes[0, 1:], panels, strict=True):
         draw_map(axis, enlarge(values, size), name)
         draw_grid(axis, size, rows, columns)
+    figure.get_layout_engine().set(wspace=0.06)
     if title:
         figure.suptitle(title)
     return figure
