@@ -262,7 +262,7 @@ def plot_attention(
     for axis, (name, values) in zip(axes[0, 1:], panels, strict=True):
         draw_map(axis, enlarge(values, size), name)
         draw_grid(axis, size, rows, columns)
-    figure.get_layout_engine().set(wspace=0.06)
+    figure.set_layout_engine("constrained", wspace=0.06)
     if title:
         figure.suptitle(title)
     return figure

@@ -6,24 +6,32 @@ in `recipes.Run`).
 """
 
 from ..distillation import Objective
-from . import adapto, care, cmt, fusion, revit, vitae
+from . import adapto, adavit, care, cmt, fusion, lacvit, mvit, revit, vitae
 
 FAMILIES: dict[str, tuple[type, type]] = {
     "revit": (revit.ReViT, revit.ReViTConfig),
     "fusion": (fusion.Fusion, fusion.FusionConfig),
     "adapto": (adapto.AdaptoVision, adapto.AdaptoConfig),
+    "adavit": (adavit.AdaViT, adavit.AdaViTConfig),
     "care": (care.CARE, care.CAREConfig),
     "cmt": (cmt.CMT, cmt.CMTConfig),
     "vitae": (vitae.ViTAE, vitae.ViTAEConfig),
+    "mvit": (mvit.MViT, mvit.MViTConfig),
 }
 PRESETS: dict = {
     **revit.PRESETS,
     **fusion.PRESETS,
     **adapto.PRESETS,
+    **adavit.PRESETS,
     **care.PRESETS,
     **cmt.PRESETS,
     **vitae.PRESETS,
+    **mvit.PRESETS,
 }
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Objective,
+    "budgeted": adavit.Budgeted,
+    "contrastive": lacvit.Contrastive,
+    "heads": lacvit.HeadsOnly,
+    "relabelling": mvit.Relabelling,
 }
