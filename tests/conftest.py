@@ -5,6 +5,9 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes, one a core: one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 install_import_hook("titn_lib", "shape_check.check")
 
 import pytest  # noqa: E402
