@@ -35,7 +35,7 @@ def test_a_planted_fault_makes_a_notebook_fail(fault, tmp_path):
     for name in ("pyproject.toml", "experiments", "results"):
         (tmp_path / name).symlink_to(TOP / name)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "0", "-q", "-x", "-p", "no:cacheprovider", f"notebooks/{notebook}.ipynb"],
+        [sys.executable, "-m", "pytest", "-n0", "-q", "-x", "-p", "no:cacheprovider", f"notebooks/{notebook}.ipynb"],
         cwd=TOP, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == (1 if fault else 0), done.stdout[-2000:]

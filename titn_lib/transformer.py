@@ -156,12 +156,15 @@ class Heads(nn.Module):
 
     def both(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch classes"] | TokenLogits:
         """The heads' logits apart, whatever the mode."""
-        last = -1 if self.distillation_head is not None else None
-        pooled = tokens[:, 0] if self.pooling == "class" else tokens[:, :last].mean(dim=1)
-        class_logits = self.class_head(pooled)
+        class_logits = self.class_head(self.pool(tokens))
         if self.distillation_head is None:
             return class_logits
         return TokenLogits(class_logits, self.distillation_head(tokens[:, -1]))
+
+    def pool(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch width"]:
+        """What the class head reads."""
+        last = -1 if self.distillation_head is not None else None
+        return tokens[:, 0] if self.pooling == "class" else tokens[:, :last].mean(dim=1)
 
 
 class TokenConfig(Config, Protocol):

@@ -103,7 +103,7 @@ def test_reads_what_the_class_head_reads(settings):
     tokens = model.encode(torch.randn(3, 3, 32, 32)).blocks[-1]
     both = model.heads.both(tokens)
     class_logits = both.class_logits if isinstance(both, tuple) else both
-    torch.testing.assert_close(model.heads.class_head(lacvit.pool(model, tokens)), class_logits)
+    torch.testing.assert_close(model.heads.class_head(model.heads.pool(tokens)), class_logits)
 
 
 def images_and_labels(views):
@@ -138,7 +138,7 @@ def test_the_loss_of_the_first_run_is_that_of_both_views():
     loss, logits = objective(images, labels)
     tokens = objective.network.encode(images).blocks[-1]
     first, _, last = objective.projection
-    hidden = (lacvit.pool(objective.network, tokens) @ first.weight.T + first.bias).clamp(min=0)
+    hidden = (objective.network.heads.pool(tokens) @ first.weight.T + first.bias).clamp(min=0)
     z = (hidden @ last.weight.T + last.bias).detach().double()
     z = z / z.square().sum(dim=-1, keepdim=True).sqrt()
     assert z.shape == (16, 128)

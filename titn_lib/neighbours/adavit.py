@@ -8,7 +8,8 @@ MLP), read from the class token, and one for each patch, read from its own token
     x = x + sublayer's gate · patch's gate · f(x)      in attention each head times its gate; closed patches are no keys
 
 A closed patch keeps its token, and the next block may open it again. Training computes all and multiplies by the gates,
-as does whoever asks for attention; evaluation leaves out closed patches and sublayers, and answers the same.
+and so does a pass that returns attention (of closed heads and sublayers, too); evaluation leaves out closed patches and
+sublayers, and answers the same.
 
 Published, in paper and code: nets, gates, masks; a first block without gates for heads and sublayers, for its class
 token has seen nothing; the loss of `Budgeted`; more than twice the efficiency for 0.8 points of accuracy on ImageNet.

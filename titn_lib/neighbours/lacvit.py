@@ -51,12 +51,6 @@ def contrastive_loss(
     return -(log_shares.sum(dim=-1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
 
 
-def pool(network: TokenClassifier, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch width"]:
-    """What the class head reads of the last tokens, before its LayerNorm: class token, or mean of class and patches."""
-    last = -1 if network.config.distillation_token else None
-    return tokens[:, 0] if network.heads.pooling == "class" else tokens[:, :last].mean(dim=1)
-
-
 class Stage(Objective):
     """What both stages share; TITNError where the network has no tokens, or there is something to distil."""
 
@@ -92,7 +86,7 @@ class Contrastive(Stage):
     def forward(self, images: Images, labels: MixedLabels, answer: TeacherAnswer | None = None) -> LossAndLogits:
         """Returns the contrastive loss, and the mean of the heads' logits, without gradient."""
         tokens = self.network.encode(images).blocks[-1]
-        z = F.normalize(self.projection(pool(self.network, tokens)).float(), dim=-1)
+        z = F.normalize(self.projection(self.network.heads.pool(tokens)).float(), dim=-1)
         return contrastive_loss(z, labels.first), self.head_logits(tokens).mean(dim=0).detach()
 
 
