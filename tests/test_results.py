@@ -17,6 +17,7 @@ from titn_lib.results import (
     CANDIDATES,
     choose_rows,
     choose_weights,
+    comparison,
     difference,
     fill_in,
     load_rows,
@@ -88,6 +89,26 @@ def test_a_comparison_puts_the_base_first(rows):
     assert cells[4] == ["deep", "Deeper.", "", "14", "", "pending", "", "", "", "0 of 3"]
     with pytest.raises(TITNError, match="unknown experiment 'chang': did you mean 'change'"):
         choose_rows(rows, ["chang"])
+
+
+def test_measured_speeds_stand_in_the_table(places):
+    folder, results = places
+    speeds = {"base": {"learning": 1234.5, "answering": 5000.0}}
+    (results / "neighbours-speed-cpu.json").write_text(json.dumps({"medians": speeds}))
+    table = comparison(load_rows(load_experiments(folder), results), ["change"]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert cells[0][2:] == [
+        "parameters", "MACs", "epochs", "test top-1", "difference", "images/s learning", "answering", "minutes", "seeds"
+    ]  # fmt: skip
+    assert cells[2][3:] == ["0.0 M", "14", "52.00 ± 2.00", "", "1,234", "5,000", "2.0", "3 of 3"]
+    assert cells[3][7:9] == ["", ""]
+
+
+def test_an_experiment_is_not_compared_with_itself(places):
+    folder, _ = places
+    (folder / "3-own.toml").write_text(SETTINGS + VARIANTS.replace('"base"', '"own-wide"'))
+    own = load_experiments(folder)
+    assert (own["own-wide"].compare, own["own-deep"].compare) == (None, "own-wide")
 
 
 def test_the_summary_says_what_is_pending(rows):

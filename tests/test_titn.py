@@ -297,6 +297,33 @@ def test_conv_embeddings_differ_at_patch_borders_only():
     assert F.mse_loss(a[:, 7], b[:, 7]) > 1e-6
 
 
+@pytest.mark.parametrize("name", ["titn_nano", "tnt_paper", "revit_nano"])
+def test_local_perception_hears_eight_neighbours(name):
+    """One block, against its pieces by hand: a patch's news, then nine weights a channel, then the outer layer."""
+    model = create_model(name, image_size=(16, 24), patch_size=8, depth=1, local_perception=True).double().eval()
+    local, heard = model.blocks[0].local, []
+    local.register_forward_hook(lambda _, given, out: heard.append((given[0], out)))
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    (after,) = model.encode(images).blocks
+    ((before, told),) = heard
+    kernel, bias = local.convolution.weight, local.convolution.bias
+    for y, x in [(0, 0), (0, 1), (1, 2)]:
+        expected = before[:, 1 + 3 * y + x] + bias
+        for row in range(max(y - 1, 0), min(y + 2, 2)):
+            for column in range(max(x - 1, 0), min(x + 2, 3)):
+                expected = expected + kernel[:, 0, row - y + 1, column - x + 1] * before[:, 1 + 3 * row + column]
+        torch.testing.assert_close(told[:, 1 + 3 * y + x], expected)
+    assert torch.equal(told[:, 0], before[:, 0])
+    assert torch.equal(told[:, 7:], before[:, 7:])
+
+    plain = create_model(name, image_size=(16, 24), patch_size=8, depth=1).double().eval()
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if ".local." not in name})
+    assert not torch.allclose(after, plain.encode(images).blocks[0])
+    for parameter in local.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(model.encode(images).blocks[0], plain.encode(images).blocks[0])
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -22,7 +22,7 @@ A file is a few lines of TOML; its name gives its order and its name (`20-cifar1
     model_settings.depth = 6
 
 Instead of tables, `variants = "NAME"` takes those of another file before it. Variants are there to be compared: they
-leave records and no weights, and `compare = "NAME"` says with which experiment.
+leave records and no weights, and `compare = "NAME"` says with which experiment (it may be one of the variants).
 """
 
 import shutil
@@ -134,7 +134,7 @@ def read_experiment(file: str, variant: str, about: dict, earlier: dict[str, Exp
         raise unknown("experiment before it to start from", start, earlier)
     if start is not None and not set(seeds) <= set(earlier[start].runs):
         raise TITNError(f"{start} has not all the seeds {seeds}: give it the same")
-    compare = about.get("compare")
+    compare = about.get("compare") if about.get("compare") != name else None  # no one is compared with itself
     if compare is not None and compare not in earlier:
         raise unknown("experiment before it to compare with", compare, earlier)
     runs = {

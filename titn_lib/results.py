@@ -8,10 +8,11 @@ A page says where a table goes, and `titn results --write` fills it in:
     <!-- /table -->
 """
 
+import json
 import re
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import unknown
@@ -41,18 +42,25 @@ CANDIDATES = {  # of the weights that the package brings along: the best on the 
     "vgg7_bn.mnist": ("mnist-vgg7_bn-laptop",),
     "titn_pico.mnist": ("mnist-titn_pico-alone-laptop", "mnist-titn_pico-hard-laptop"),
 }
+SPEEDS = "neighbours-speed-cpu.json"  # benchmarks/neighbours.py measures experiments' networks side by side
 PLACE = re.compile(r"(<!-- table ([^>]+?) -->\n).*?(<!-- /table -->)", re.S)
 
 
 @dataclass(frozen=True)
 class Row:
-    """An experiment and the records of those of its seeds that have been run."""
+    """An experiment, the records of those of its seeds that have been run, and its images per second where they have
+    been measured beside others'."""
 
     experiment: Experiment
     records: list[Record]
+    speeds: dict[str, float] = field(default_factory=dict)
 
     def values(self, measure: Callable[[Record], float]) -> list[float]:
         return [measure(record) for record in self.records]
+
+    def mean(self, measure: Callable[[Record], float]) -> str:
+        """With its spread; empty where nothing has been run."""
+        return mean_and_spread(self.values(measure)) if self.records else ""
 
 
 def top1(record: Record) -> float:
@@ -62,10 +70,12 @@ def top1(record: Record) -> float:
 
 def load_rows(experiments: dict[str, Experiment], results: str | Path) -> dict[str, Row]:
     """Every experiment with its records."""
-    rows = {}
+    rows, speeds = {}, Path(results) / SPEEDS
+    measured = json.loads(speeds.read_text())["medians"] if speeds.exists() else {}
     for name, experiment in experiments.items():
         paths = [record_path(Path(results), experiment, seed) for seed in experiment.runs]
-        rows[name] = Row(experiment, [load_record(path) for path in paths if path.exists()])
+        records = [load_record(path) for path in paths if path.exists()]
+        rows[name] = Row(experiment, records, measured.get(name, {}))
     return rows
 
 
@@ -110,32 +120,33 @@ def difference(values: list[float], base: list[float]) -> str:
 
 
 def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
-    """Experiments side by side, as a Markdown table."""
+    """Experiments side by side, as a Markdown table; cost in more detail where speed has been measured."""
     chosen = choose_rows(rows, names)
     compared = any(row.experiment.compare for row in chosen)
+    timed = any(row.speeds for row in chosen)
     alone = len({row.experiment.file for row in chosen}) == len(chosen)
-    head = ["", "what", "parameters", "epochs", "validation top-1", "test top-1", "test top-5", "minutes", "seeds"]
     lines = []
     for row in chosen:
-        experiment, records = row.experiment, row.records
-        line = [
-            experiment.name if alone else experiment.variant or experiment.name,
-            experiment.about,
-            f"{records[0].parameters:,}" if records else "",
-            str(next(iter(experiment.runs.values())).recipe.epochs),
-            mean_and_spread(row.values(lambda record: record.validation["top1"])) if records else "",
-            mean_and_spread(row.values(top1)),
-            mean_and_spread(row.values(lambda record: record.test["top5"])) if records else "",
-            f"{statistics.mean(row.values(lambda record: record.seconds / 60)):.1f}" if records else "",
-            f"{len(records)} of {len(experiment.runs)}",
-        ]
-        if compared:
-            base = experiment.compare
-            line.insert(6, difference(row.values(top1), rows[base].values(top1)) if base else "")
-        lines.append(line)
-    if compared:
-        head.insert(6, "difference")
-    return markdown(head, lines)
+        experiment, records, base = row.experiment, row.records, row.experiment.compare
+        line = {
+            "": experiment.name if alone else experiment.variant or experiment.name,
+            "what": experiment.about,
+            "parameters": f"{records[0].parameters:,}" if records else "",
+            "MACs": f"{records[0].macs / 1e6:.1f} M" if records else "",
+            "epochs": str(next(iter(experiment.runs.values())).recipe.epochs),
+            "validation top-1": row.mean(lambda record: record.validation["top1"]),
+            "test top-1": mean_and_spread(row.values(top1)),
+            "difference": difference(row.values(top1), rows[base].values(top1)) if base else "",
+            "test top-5": row.mean(lambda record: record.test["top5"]),
+            "images/s learning": f"{row.speeds['learning']:,.0f}" if row.speeds else "",
+            "answering": f"{row.speeds['answering']:,.0f}" if row.speeds else "",
+            "minutes": f"{statistics.mean(row.values(lambda record: record.seconds / 60)):.1f}" if records else "",
+            "seeds": f"{len(records)} of {len(experiment.runs)}",
+        }
+        left_out = set() if compared else {"difference"}
+        left_out |= {"validation top-1", "test top-5"} if timed else {"MACs", "images/s learning", "answering"}
+        lines.append({name: cell for name, cell in line.items() if name not in left_out})
+    return markdown(list(lines[0]), [list(line.values()) for line in lines])
 
 
 def summary(rows: dict[str, Row]) -> str:

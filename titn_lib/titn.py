@@ -48,6 +48,7 @@ class TITNConfig:
             "truncated": N(0, 0.02²) cut at two units, zero biases (TNT, DeiT).
         drop_path: stochastic depth: the chance that a picture skips a step of the last block's outer layer in
             training; it grows evenly from 0 in the first block (none as published).
+        local_perception: patch tokens hear their eight neighbours in every block (`LocalPerception`; not in TITN).
     """
 
     name: str = "titn_paper"
@@ -70,6 +71,7 @@ class TITNConfig:
     distillation_token: bool = True
     initialisation: Literal["normal", "truncated"] = "normal"
     drop_path: float = 0.0
+    local_perception: bool = False
 
     def __post_init__(self) -> None:
         check_patches(self.image_size, self.patch_size)
@@ -208,6 +210,26 @@ class OuterTokens(nn.Module):
         return torch.cat([special[:, :1], patches, special[:, 1:]], dim=1) + self.positions
 
 
+class LocalPerception(nn.Module):
+    """x + DW3×3(x) on the map of patch tokens, DW depthwise: CMT's convolution before attention (Guo et al. 2021,
+    eq. 1). Maps of attention don't show it."""
+
+    def __init__(self, config: TITNConfig):
+        super().__init__()
+        self.config = config
+        self.convolution = nn.Conv2d(
+            config.outer_width, config.outer_width, kernel_size=3, padding=1, groups=config.outer_width
+        )
+
+    def forward(self, outer: Float[Tensor, "batch token outer_width"]) -> Float[Tensor, "batch token outer_width"]:
+        last = self.config.patches + 1
+        patches = rearrange(
+            outer[:, 1:last], "batch (row column) width -> batch width row column", row=self.config.grid[0]
+        )
+        heard = rearrange(self.convolution(patches), "batch width row column -> batch (row column) width")
+        return outer + F.pad(heard, (0, 0, 1, outer.shape[1] - last))
+
+
 class Block(nn.Module):
     """One step of both streams: inner layer, projection into the patch tokens, outer layer."""
 
@@ -215,6 +237,7 @@ class Block(nn.Module):
         super().__init__()
         self.inner = Layer(config.inner_width, config.inner_heads, config.mlp_ratio, config.qkv_bias)
         self.projection = PixelProjection(config, config.projection_norm, bias=config.projection_norm == "pixel")
+        self.local = LocalPerception(config) if config.local_perception else nn.Identity()
         self.outer = Layer(config.outer_width, config.outer_heads, config.mlp_ratio, config.qkv_bias, drop)
 
     def forward(
@@ -231,7 +254,7 @@ class Block(nn.Module):
         inner, normed, inner_attention = self.look_inside(inner, return_attention)
         news = self.projection.project(normed)
         # Class and distillation tokens get no pixels: pad with a zero row before, and after where there is one.
-        outer = outer + F.pad(news, (0, 0, 1, outer.shape[1] - news.shape[1] - 1))
+        outer = self.local(outer + F.pad(news, (0, 0, 1, outer.shape[1] - news.shape[1] - 1)))
         outer, outer_attention = self.outer(outer, return_attention)
         return inner, outer, inner_attention, outer_attention
 

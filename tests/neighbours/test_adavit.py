@@ -275,6 +275,8 @@ def test_a_run_from_a_trained_titn_closes_gates(tmp_path):
 def test_what_does_not_fit():
     with pytest.raises(TITNError, match="the first block has no gates: choose a depth of 2 or more"):
         create_model("adavit_nano", depth=1)
+    with pytest.raises(TITNError, match="AdaViT has no local_perception"):
+        create_model("adavit_nano", local_perception=True)
     with pytest.raises(TITNError, match="titn_nano has no gates to close: choose adavit_nano"):
         answer(Budgeted(create_model("titn_nano")), torch.zeros(2, 3, 32, 32), torch.arange(2))
 

@@ -49,6 +49,8 @@ class AdaViTConfig(titn.TITNConfig):
         super().__post_init__()
         if self.depth < 2:
             raise TITNError("the first block has no gates: choose a depth of 2 or more")
+        if self.local_perception:
+            raise TITNError("a patch whose neighbours were left out can't hear them: AdaViT has no local_perception")
 
 
 class Gates(NamedTuple):

@@ -98,7 +98,7 @@ class ResidualBlock(titn.Block):
         """As `titn.Block.forward`; a stream with residuals comes (but to the first block) and goes as `Carried`."""
         inner, normed, inner_attention = self.look_inside(inner, return_attention)
         news, tokens = self.projection.project(normed), tokens_of(outer)
-        tokens = tokens + F.pad(news, (0, 0, 1, tokens.shape[1] - news.shape[1] - 1))
+        tokens = self.local(tokens + F.pad(news, (0, 0, 1, tokens.shape[1] - news.shape[1] - 1)))
         outer = outer._replace(tokens=tokens) if isinstance(outer, Carried) else tokens
         outer, outer_attention = self.outer(outer, return_attention)
         return inner, outer, inner_attention, outer_attention
