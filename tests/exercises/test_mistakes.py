@@ -50,13 +50,14 @@ def test_mistakes_in_functions(check, monkeypatch):
 def test_mistakes_in_numbers(check, monkeypatch):
     asked = []
 
-    def list_it(answer, truth, near=None, praise=""):
-        asked.append((truth, near or {}))
+    def list_it(answer, truth, near=None, praise="", within=1e-6):
+        asked.append((truth, near or {}, within))
         return Verdict(True, "")
 
     run(check, monkeypatch, compare=lambda *_, **__: Verdict(True, ""), number=list_it)
     assert asked
-    for truth, near in asked:
-        assert number(truth, truth, near).right
+    for truth, near, within in asked:
+        assert number(truth, truth, near, within=within).right
+        assert number(truth * (1 + 0.9 * within), truth, near, within=within).right
         for wrong, reason in near.items():
-            assert repr(number(wrong, truth, near)).endswith(f" is not it: {reason}")
+            assert repr(number(wrong, truth, near, within=within)).endswith(f" is not it: {reason}")

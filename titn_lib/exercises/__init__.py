@@ -38,6 +38,15 @@ def stopped(problem: Exception) -> Verdict:
     return Verdict(False, f"it stopped with {type(problem).__name__}: {problem}")
 
 
+def ask(answer: Callable[..., Any], *arguments: Any) -> Any:
+    """What a reader's function returns, or the verdict on one that raised an error or isn't written yet."""
+    try:
+        got = answer(*arguments)
+    except Exception as problem:  # whatever the reader's code may do
+        return stopped(problem)
+    return NOT_YET if unwritten(got) else got
+
+
 def compare(
     answer: Callable[..., Any],
     truth: Callable[..., Tensor],
@@ -57,14 +66,11 @@ def compare(
     for _ in range(ROUNDS):
         arguments = inputs()
         expected = truth(*arguments)
-        try:
-            got = answer(*(value.clone() if isinstance(value, Tensor) else value for value in arguments))
-            if expected.numel() == 1 and isinstance(got, int | float) and not isinstance(got, bool):
-                got = torch.full_like(expected, float(got), dtype=torch.float64)
-        except Exception as problem:  # whatever the reader's code may do
-            return stopped(problem)
-        if unwritten(got):
-            return NOT_YET
+        got = ask(answer, *(value.clone() if isinstance(value, Tensor) else value for value in arguments))
+        if expected.numel() == 1 and isinstance(got, int | float) and not isinstance(got, bool):
+            got = ask(lambda like, value: torch.full_like(like, float(value), dtype=torch.float64), expected, got)
+        if isinstance(got, Verdict):
+            return got
         if not isinstance(got, Tensor):
             return Verdict(False, f"it returns {describe(got)}; a tensor was asked for.")
         if got.shape != expected.shape:
@@ -84,11 +90,14 @@ def furthest(a: Tensor, b: Tensor) -> float:
     return (a.detach().to(torch.float64) - b.detach().to(torch.float64)).abs().max().item() if a.numel() else 0.0
 
 
-def number(answer: Any, truth: float, near: Mapping[float, str] | None = None, praise: str = "right.") -> Verdict:
+def number(
+    answer: Any, truth: float, near: Mapping[float, str] | None = None, praise: str = "right.", within: float = 1e-6
+) -> Verdict:
     """A reader's prediction of a number.
 
     Args:
         near: wrong answers that have a reason, and the sentence that says so.
+        within: the share of a number by which an answer may miss it: 0.01 for answers with two or three digits.
     """
     if unwritten(answer):
         return NOT_YET
@@ -96,10 +105,10 @@ def number(answer: Any, truth: float, near: Mapping[float, str] | None = None, p
         value = float(answer)
     except (TypeError, ValueError):
         return Verdict(False, f"it is {describe(answer)}; a number was asked for.")
-    if abs(value - truth) <= 1e-6 * max(1.0, abs(truth)):
+    if abs(value - truth) <= max(1e-6, within * abs(truth)):
         return Verdict(True, praise)
     for wrong, reason in (near or {}).items():
-        if abs(value - wrong) <= 1e-6 * max(1.0, abs(wrong)):
+        if abs(value - wrong) <= max(1e-6, within * abs(wrong)):
             return Verdict(False, f"{value:g} is not it: {reason}")
     return Verdict(False, f"{value:g} is too {'large' if value > truth else 'small'}.")
 

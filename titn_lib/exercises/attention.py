@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .. import explain
 from ..models import create_model
-from . import NOT_YET, Verdict, compare, describe, number, stopped, together, unwritten
+from . import Verdict, ask, compare, describe, number, together, unwritten
 
 MapFunction = Callable[[nn.Module, Tensor], Tensor]  # model, "batch channel height width" → "batch height width"
 
@@ -142,12 +142,9 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
 
     values = []
     for one in (still, by_part("heads."), by_part("blocks."), by_part("pixel_embedding.")):
-        try:
-            got = moved(one, model, images)
-        except Exception as problem:  # whatever the reader's code may do
-            return stopped(problem)
-        if unwritten(got):
-            return NOT_YET
+        got = ask(moved, one, model, images)
+        if isinstance(got, Verdict):
+            return got
         try:
             values.append(float(got))
         except (TypeError, ValueError, RuntimeError):

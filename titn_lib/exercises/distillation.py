@@ -14,7 +14,7 @@ from ..datasets import load_data
 from ..distillation import MixedLabels, ask_teacher, freeze, soft_loss
 from ..models import load_model
 from ..teachers import Teacher
-from . import NOT_YET, Verdict, compare, describe, furthest, number, stopped, together, unwritten
+from . import Verdict, ask, compare, describe, furthest, number, together
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -151,12 +151,9 @@ def check_prepare(answer: Callable[..., Any]) -> Verdict:
     seed = next(
         seed for seed in range(first, first + 1000) if 0.3 < cutmix(images, labels, rng_of(seed))[1].weight < 0.7
     )
-    try:
-        got = answer(teacher, images.clone(), labels.clone(), rng_of(seed))
-    except Exception as problem:  # whatever the reader's code may do
-        return stopped(problem)
-    if unwritten(got):
-        return NOT_YET
+    got = ask(answer, teacher, images.clone(), labels.clone(), rng_of(seed))
+    if isinstance(got, Verdict):
+        return got
     if not isinstance(got, tuple | list) or len(got) != 3 or isinstance(got, MixedLabels):
         return Verdict(False, f"it returns {describe(got)}; three things were asked for: pictures, labels, logits.")
     mixed, mixed_labels, logits = got

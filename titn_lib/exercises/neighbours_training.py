@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..distillation import likeness_gap
 from ..neighbours.mvit import relabel
-from . import NOT_YET, ROUNDS, Verdict, compare, describe, furthest, number, stopped, together, unwritten
+from . import ROUNDS, Verdict, ask, compare, describe, furthest, number, together
 
 
 def check_relabel(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
@@ -84,7 +84,7 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
             },
         ),
         number(
-            collapsed if unwritten(collapsed) or not close(collapsed, math.log(99)) else math.log(99),
+            collapsed,
             math.log(99),
             {
                 0: "a collapsed network can't tell its positives from the rest: each gets an even share.",
@@ -94,6 +94,7 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
                 math.log(11): "the mean over positives is outside the logarithm: each has a share of 1 in 99.",
             },
             "all four are right.",
+            within=0.002,
         ),
     )
 
@@ -101,10 +102,6 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
 def check_repair(precision: Any, recall: Any, right: Any) -> Verdict:
     """1,000 labels, 400 of them wrong. 360 are changed: 330 wrong ones to the true class, 20 wrong ones to another
     wrong class, 10 right ones. Precision, recall, and how many labels are right now."""
-    precision, recall = (
-        truth if not unwritten(value) and close(value, truth) else value
-        for value, truth in ((precision, 330 / 360), (recall, 330 / 400))
-    )
     return together(
         number(
             precision,
@@ -114,6 +111,7 @@ def check_repair(precision: Any, recall: Any, right: Any) -> Verdict:
                 330 / 350: "the right ones that were changed count, too.",
                 330 / 400: "that is the recall.",
             },
+            within=0.01,
         ),
         number(
             recall,
@@ -123,6 +121,7 @@ def check_repair(precision: Any, recall: Any, right: Any) -> Verdict:
                 330 / 360: "that is the precision.",
                 360 / 400: "not all changes are right.",
             },
+            within=0.01,
         ),
         number(
             right,
@@ -138,24 +137,13 @@ def check_repair(precision: Any, recall: Any, right: Any) -> Verdict:
     )
 
 
-def close(value: Any, truth: float) -> bool:
-    """Whether a prediction has the truth's first three digits."""
-    try:
-        return abs(float(value) - truth) < 0.005
-    except (TypeError, ValueError):
-        return False
-
-
 def check_stranger(answer: Callable[[Tensor], Tensor]) -> Verdict:
     """`answer(teacher)`: rows of another width than the teacher's, and yet a likeness gap of 0."""
     for _ in range(ROUNDS):
         teacher = torch.randn(6, 8)
-        try:
-            student = answer(teacher.clone())
-        except Exception as problem:  # whatever the reader's code may do
-            return stopped(problem)
-        if unwritten(student):
-            return NOT_YET
+        student = ask(answer, teacher.clone())
+        if isinstance(student, Verdict):
+            return student
         if not isinstance(student, Tensor) or student.ndim != 2 or len(student) != 6:
             shape = tuple(student.shape) if isinstance(student, Tensor) else describe(student)
             return Verdict(False, f"six rows were asked for, one for each of the teacher's, and not {shape}.")

@@ -14,7 +14,7 @@ from ..datasets import DataSplits, load_data
 from ..distillation import freeze
 from ..models import create_model, load_model
 from ..teachers import Teacher
-from . import NOT_YET, Verdict, compare, describe, number, stopped, together, unwritten
+from . import NOT_YET, Verdict, ask, compare, describe, number, together, unwritten
 
 WHICH = 0  # the test digit that is to be misread
 COMPANY = 15
@@ -219,12 +219,9 @@ def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
     for teacher, truth, missed in cases:
         before = state_of(teacher.modules()), [weight.requires_grad for weight in teacher.parameters()]
         weights = copy.deepcopy(teacher.state_dict())
-        try:
-            got = answer(teacher)
-        except Exception as problem:  # whatever the reader's code may do
-            return stopped(problem)
-        if unwritten(got):
-            return NOT_YET
+        got = ask(answer, teacher)
+        if isinstance(got, Verdict):
+            return got
         if not isinstance(got, bool) and not (isinstance(got, Tensor) and got.dtype == torch.bool and got.numel() == 1):
             return Verdict(False, f"it returns {describe(got)}; True or False was asked for.")
         after = state_of(teacher.modules()), [weight.requires_grad for weight in teacher.parameters()]

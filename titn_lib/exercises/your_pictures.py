@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..augment import normalise
 from ..datasets import CIFAR_MEAN, CIFAR_STD
-from . import NOT_YET, ROUNDS, Verdict, describe, furthest, number, stopped, together, unwritten
+from . import NOT_YET, ROUNDS, Verdict, ask, describe, furthest, number, together, unwritten
 
 # --- 1 · a fair split
 
@@ -27,11 +27,7 @@ def check_split(answer: Callable[[Tensor, float, int], tuple[Tensor, Tensor]]) -
         fraction = (0.2, 0.25, 0.1)[turn]
         splits = []
         for seed in (7, 7, 8):
-            try:
-                got = answer(labels.clone(), fraction, seed)
-            except Exception as problem:  # whatever the reader's code may do
-                return stopped(problem)
-            parts = read_parts(got, len(labels))
+            parts = read_parts(ask(answer, labels.clone(), fraction, seed), len(labels))
             if isinstance(parts, Verdict):
                 return parts
             splits.append(parts)
@@ -57,7 +53,9 @@ def check_split(answer: Callable[[Tensor, float, int], tuple[Tensor, Tensor]]) -
 
 def read_parts(got: Any, count: int) -> tuple[Tensor, Tensor] | Verdict:
     """Two lists of places in a list of so many pictures, or what is wrong with them."""
-    if unwritten(got) or (isinstance(got, tuple | list) and unwritten(*got)):
+    if isinstance(got, Verdict):
+        return got
+    if isinstance(got, tuple | list) and unwritten(*got):
         return NOT_YET
     if not isinstance(got, tuple | list) or len(got) != 2:
         return Verdict(False, f"it returns {describe(got)}; a pair was asked for: places to keep, places to set aside.")
