@@ -94,7 +94,7 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
                 math.log(11): "the mean over positives is outside the logarithm: each has a share of 1 in 99.",
             },
             "all four are right.",
-            within=0.002,
+            within=0.001,
         ),
     )
 
