@@ -61,7 +61,8 @@ def test_the_counts_are_those_of_the_library_s_loss():
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        ((9, 90, 18, log(99)), "✓"), ((9, 90, 18, 4.6), "too large"), ((9, 90, 18, 4.595), "✓"), ((9, 90, 18, torch.tensor(4.595)), "✓"),
+        ((9, 90, 18, log(99)), "✓"), ((9, 90, 18, 4.6), "too large"), ((9, 90, 18, 4.595), "✓"),
+        ((9, 90, 18, torch.tensor(4.595)), "✓"),
         ((10, 90, 18, 4.6), "not its own positive"), ((8, 90, 18, 4.6), "the other view of the same"),
         ((4, 90, 18, 4.6), "two views"), ((1, 90, 18, 4.6), "the labels add more"), ((9, 45, 18, 4.6), "two views"),
         ((9, 99, 18, 4.6), "of the anchor's class"), ((9, 100, 18, 4.6), "of the anchor's class"),
