@@ -70,23 +70,25 @@ def test_the_library_carries_so():
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        ((16.5, 16, 4096, 19), "✓ all four"),
-        ((torch.tensor(16.5), 16.0, 256 * 16, 7 + 6 * 2), "✓"),
-        ((16, 16, 4096, 19), "The denominator costs"),
-        ((17, 16, 4096, 19), "no whole number"),
-        ((33, 16, 4096, 19), "both costs have the factor 2"),
-        ((256, 16, 4096, 19), "divide by N·d"),
-        ((16.5, 64, 4096, 19), "that is softmax's"),
-        ((16.5, 32, 4096, 19), "the smaller number counts"),
-        ((16.5, 16, 65536, 19), "attention in full"),
-        ((16.5, 16, 16384, 19), "k² times fewer"),
-        ((16.5, 16, 256, 19), "every place asks"),
-        ((16.5, 16, 4096, 21), "no gap behind it"),
-        ((16.5, 16, 4096, 18), "count both ends"),
-        ((16.5, 16, 4096, 13), "that is dilation 2"),
-        ((16.5, 16, 4096, 30), "30 is too large"),
-        ((16.5, 16, 4096, ...), "not written yet"),
-        ((16.5, "all", 4096, 19), "a number was asked for"),
+        ((16.5, 16, 1024, 19), "✓ all four"),
+        ((torch.tensor(16.5), 16.0, 64 * 16, 7 + 6 * 2), "✓"),
+        ((16, 16, 1024, 19), "The denominator costs"),
+        ((17, 16, 1024, 19), "no whole number"),
+        ((33, 16, 1024, 19), "both costs have the factor 2"),
+        ((256, 16, 1024, 19), "divide by N·d"),
+        ((16.5, 64, 1024, 19), "that is softmax's"),
+        ((16.5, 32, 1024, 19), "the smaller number counts"),
+        ((16.5, 16, 4096, 19), "attention in full"),
+        ((16.5, 16, 2048, 19), "k² times fewer"),
+        ((16.5, 16, 256, 19), "every place of the whole map asks"),
+        ((16.5, 16, 64, 19), "more than one answer"),
+        ((16.5, 16, 16, 19), "those are the keys"),
+        ((16.5, 16, 1024, 21), "no gap behind it"),
+        ((16.5, 16, 1024, 18), "count both ends"),
+        ((16.5, 16, 1024, 13), "that is dilation 2"),
+        ((16.5, 16, 1024, 30), "30 is too large"),
+        ((16.5, 16, 1024, ...), "not written yet"),
+        ((16.5, "all", 1024, 19), "a number was asked for"),
     ],
 )
 def test_counts(answers, says):
@@ -103,8 +105,8 @@ def test_the_counts_are_what_tensors_say():
     seen = F.conv2d(image, torch.ones(1, 1, 7, 7), dilation=3)[0, 0].any(dim=0).nonzero()
     span = int(seen[-1] - seen[0]) + 1
     model = create_model("cmt_nano", image_size=(32, 32))
-    assert model.config.stages[0][3] == 4
-    assert exercise.check_counts(even, int(rank), model.biases[0][0].numel(), span).right
+    assert model.config.stages[1][3] == 2
+    assert exercise.check_counts(even, int(rank), model.biases[1][0].numel(), span).right
 
 
 @pytest.mark.parametrize(
@@ -132,3 +134,18 @@ def test_the_counts_are_what_tensors_say():
 )
 def test_feature_map(phi, says):
     assert says in repr(exercise.check_feature_map(phi))
+
+
+@pytest.mark.parametrize(("sign", "says"), [(1, "above all values"), (-1, "below all values")])
+def test_feature_map_says_on_which_side(monkeypatch, sign, says):
+    """Values 1 and 0: every token weighs them with 2 and −1, or with −1 and 2."""
+    drawn = torch.zeros(3, 64, 4)
+    drawn[2, 0] = 1
+    table = torch.zeros(64, 64)
+    table[:, 0] = 2 if sign > 0 else -1
+    table[:, 1] = 1 - table[0, 0]
+    monkeypatch.setattr(exercise.torch, "randn", lambda *_: drawn.clone())
+    features = iter([table, torch.eye(64)] * exercise.ROUNDS)
+    verdict = exercise.check_feature_map(lambda x: next(features))
+    assert verdict.right
+    assert says in repr(verdict)

@@ -106,6 +106,7 @@ def test_the_best_of_ten():
         ((0.949, 0.42, 6), "not p alone"), ((0.1, 0.42, 6), "alone"), ((0.59, 0.42, 6), "1.96"),
         ((0.3, 0.6, 6), "variances add"), ((0.3, 0.3, 6), "both networks"), ((0.3, 0.18, 6), "take its root"),
         ((0.3, 0.212, 6), "Their difference isn't"), ((0.3, 0.42, 9.26), "further out"), ((0.3, 0.42, 14.2), "divide"),
+        ((0.3, 0.42, 6.17), "two decimals"), ((0.3, 0.42, 6.01), "✓"),
         ((0.3, 0.42, 0.926), "the best of them gets larger"), ((0.3, 0.42, 2.93), "root of ten"),
         ((0.3, 0.42, 3.03), "ten seeds, not a thousand"), ((0.3, 0.42, 20), "too large"), ((0.2, 0.42, 6), "too small"),
         (("small", 0.42, 6), "a number was asked for"), ((0.3, 0.42, ...), "not written yet"),

@@ -52,9 +52,9 @@ def check_carry(answer: Callable[[Tensor, float], Tensor]) -> Verdict:
 
 
 def check_counts(even: Any, rank: Any, scores: Any, span: Any) -> Verdict:
-    """The number of tokens at which linear attention and softmax attention cost the same, for heads 16 wide; the rank
-    of its 64×64 table then, at most; scores of one head in CMT's attention on a map of 16×16, k = 4; the points that a
-    7×7 kernel with dilation 3 spans, one way."""
+    """The number of tokens at which linear attention and softmax attention cost the same, for heads 16 wide; the
+    highest rank that its 64×64 table can have, for heads 16 wide; scores of one head in CMT's attention on a map of
+    8×8, k = 2; the points that a 7×7 kernel with dilation 3 spans, one way."""
     return together(
         number(
             even,
@@ -80,12 +80,12 @@ def check_counts(even: Any, rank: Any, scores: Any, span: Any) -> Verdict:
         ),
         number(
             scores,
-            256 * 16,
+            64 * 16,
             {
-                256**2: "that is attention in full: here K and V come from a map k times smaller each way.",
-                256 * 64: "k times smaller each way: k² times fewer places.",
+                64**2: "that is attention in full: here K and V come from a map k times smaller each way.",
+                64 * 32: "k times smaller each way: k² times fewer places.",
                 16**2: "every place of the whole map asks; only the keys are fewer.",
-                256: "every place asks, and each has more than one answer to weigh.",
+                64: "every place asks, and each has more than one answer to weigh.",
                 16: "those are the keys. How many places ask each of them?",
             },
         ),
@@ -128,15 +128,17 @@ def check_feature_map(phi: Callable[[Tensor], Tensor]) -> Verdict:
                 False, "that gives infinity, or no number at all: φ is too large, or isn't defined somewhere."
             )
         low, high = value.amin(dim=0), value.amax(dim=0)
-        beyond = torch.maximum(told - high, low - told).max().item()
+        above, below = (told - high).max().item(), (low - told).max().item()
+        beyond, side = max((above, "above"), (below, "below"))
         if beyond < 0.01:
             positive = bool((weights >= 0).all())
             reason = "all weights are positive" if positive else "some weights are negative, but too small to show"
             return Verdict(
                 False, f"every token is told something between the smallest and the largest value: {reason}."
             )
+    beyond = float(f"{beyond:.2g}")  # two digits
     return Verdict(
         True,
-        f"done: with weights below zero, a token is told {beyond:.2g} more than anybody says, though each row still "
+        f"done: with weights below zero, a token is told something {beyond:g} {side} all values, though each row still "
         "sums to 1. ELU + 1 is positive everywhere; that is what the 1 is for.",
     )

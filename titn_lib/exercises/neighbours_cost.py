@@ -141,6 +141,7 @@ def check_claim(error: Any, of_difference: Any, spread: Any) -> Verdict:
             9.26 / EXPECTED_BEST_OF_TEN,
             {
                 9.26: "the best of ten lies further out than one standard deviation.",
+                9.26 / 1.5: "take two decimals: the best of ten leads by 1.54, not by 1.5.",
                 9.26 * EXPECTED_BEST_OF_TEN: "divide: it takes 1.54 of them to make 9.26 points.",
                 0.926: "a mean gets surer with ten seeds; the best of them gets larger.",
                 9.26 / 10**0.5: "the root of ten is for means; the best of ten is 1.54 standard deviations out.",
