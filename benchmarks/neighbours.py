@@ -9,20 +9,17 @@ at the start. Contestants take turns, round after round. `titn results` shows th
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from speed import rate, record_of
 
 from titn_lib import create_model
 from titn_lib.datasets import DataSplits, ImageSet
 from titn_lib.experiments import Experiment, load_experiments
 from titn_lib.recipes import Run
-from titn_lib.records import circumstances
 from titn_lib.training import Training, predict, start_fabric
 
 FILES = (
@@ -51,31 +48,17 @@ class Contestant:
         self.learn()
         self.answer()
 
-    def learn(self) -> int:
-        """One step; returns how many pictures it learned from."""
+    def learn(self) -> None:
+        """One step."""
         training = self.training
         training.objective.train()
         training.train_step(np.arange(PICTURES))
         training.place.step = (training.place.step + 1) % training.steps
-        return training.recipe.batch_size
 
-    def answer(self) -> int:
+    def answer(self) -> None:
         images = self.training.train_set.images[:BATCH]
         with self.fabric.autocast():
             predict(self.training.network, images, self.training.preprocessing).sum().item()
-        return BATCH
-
-
-def rate(work: Callable[[], int], seconds: float) -> float:
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        done += work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    return done / (time.perf_counter() - began)
 
 
 def main() -> None:
@@ -85,22 +68,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     options = parser.parse_args()
     experiments = [experiment for experiment in load_experiments().values() if experiment.file in FILES]
-    rounds: dict[str, dict[str, list[float]]] = {}
+    rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         contestants = {}
         for experiment in experiments:
             contestants[experiment.name] = Contestant(experiment, Path(folder))
             print(f"{experiment.name}: ready", flush=True)
         for _ in range(options.rounds):
-            for name, contestant in contestants.items():
-                for job, work in (("learning", contestant.learn), ("answering", contestant.answer)):
-                    rounds.setdefault(name, {}).setdefault(job, []).append(round(rate(work, options.seconds), 1))
-    medians = {name: {job: statistics.median(values) for job, values in jobs.items()} for name, jobs in rounds.items()}
-    for name, jobs in medians.items():
-        print(f"{name:55} learning {jobs['learning']:9,.0f}   answering {jobs['answering']:9,.0f} images/s")
+            for name, one in contestants.items():
+                device, batch = one.fabric.device, one.training.recipe.batch_size
+                rates.setdefault(f"{name} learning", []).append(rate(one.learn, batch, options.seconds, device))
+                rates.setdefault(f"{name} answering", []).append(rate(one.answer, BATCH, options.seconds, device))
+    record = record_of(rates, "auto", device)
     if options.out:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        record = {"medians": medians, "rounds": rounds, **circumstances("auto", 1, device)}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

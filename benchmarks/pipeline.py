@@ -10,13 +10,13 @@ library's own (`training.Training`): on a GPU `titn_paper`, batch 1024, with a V
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from speed import rate, record_of
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import AutoAugmentPolicy, v2
 
@@ -25,7 +25,6 @@ from titn_lib.augment import augment, cutmix, normalise
 from titn_lib.datasets import DataSplits, ImageSet
 from titn_lib.kernels import keep_memory
 from titn_lib.recipes import Run, published_recipe, student_recipe
-from titn_lib.records import circumstances
 from titn_lib.training import Training, start_fabric
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -90,17 +89,14 @@ def whole(images: torch.Tensor, labels: torch.Tensor, gpu: bool, teacher: bool, 
         training.resume()
         training.objective.train()
         order = np.arange(len(images))
-        synchronise = torch.cuda.synchronize if gpu else lambda: None
-        for _ in range(3):
+
+        def step() -> None:
             training.train_step(order)
-        synchronise()
-        began, done = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds:
-            training.train_step(order)
-            done += recipe.batch_size
             training.place.step = (training.place.step + 1) % training.steps
-            synchronise()
-        return done / (time.perf_counter() - began)
+
+        for _ in range(3):
+            step()
+        return rate(step, recipe.batch_size, seconds, training.fabric.device)
 
 
 def main() -> None:
@@ -127,15 +123,8 @@ def main() -> None:
                 note(f"augmentation, batch {batch}, ours, GPU", ours(images.cuda(), labels.cuda(), batch))
     for teacher in (False, True):
         note(f"training step {'with teacher' if teacher else 'alone'}", whole(images, labels, gpu, teacher, 10))
-    medians = {name: round(statistics.median(values), 1) for name, values in measures.items()}
-    for name, value in medians.items():
-        print(f"{name:60} {value:12,.0f} images/s   (from {min(measures[name]):,.0f} to {max(measures[name]):,.0f})")
+    record = record_of(measures, "auto", torch.device("cuda" if gpu else "cpu"))
     if options.out:
-        record = {
-            "medians": medians,
-            "rounds": {name: [round(value, 1) for value in values] for name, values in measures.items()},
-            **circumstances("auto", 1, torch.device("cuda" if gpu else "cpu")),
-        }
         options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

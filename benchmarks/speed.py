@@ -28,8 +28,6 @@ from titn_lib.records import circumstances
 
 CLASSES = 100
 GFLOP = 0.664  # of one picture in a training step: 110.7 M multiply-accumulates, forward and twice that backward
-torch._dynamo.config.recompile_limit = 100  # one for every contestant
-torch._inductor.config.freezing = True  # inference with prepared weights; of no effect in training
 MODES = ("float32", "bfloat16", "float32 compiled", "bfloat16 compiled")
 
 
@@ -138,6 +136,19 @@ def ceilings(device: torch.device) -> dict[str, Callable[[float], float]]:
     return measures
 
 
+def record_of(rates: dict[str, list[float]], precision: str, device: torch.device, **more: object) -> dict:
+    """What a benchmark leaves behind: medians, every round, and when, where and with what; printed, too."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    for name, value in medians.items():
+        print(f"{name:60} {value:12,.1f}   (from {min(rates[name]):,.1f} to {max(rates[name]):,.1f})")
+    return {
+        "medians": {name: round(value, 1) for name, value in medians.items()},
+        "rounds": {name: [round(value, 1) for value in values] for name, values in rates.items()},
+        **more,
+        **circumstances(precision, 1, device),
+    }
+
+
 def standings(medians: dict[str, float]) -> dict[str, dict[str, tuple[str, str]]]:
     """For each job ("training 128") and model: the name of its measurement as shipped, and of its fastest."""
     modes: dict[str, dict[str, list[str]]] = {}
@@ -211,6 +222,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="of training: 128 on a CPU, 1024 on a GPU")
     parser.add_argument("--out", type=Path, help="write the record here (JSON), and a picture beside it where possible")
     options = parser.parse_args()
+    torch._dynamo.config.recompile_limit = 100  # one for every contestant
+    torch._inductor.config.freezing = True  # inference with prepared weights; of no effect in training
     keep_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = options.batch or (1024 if device.type == "cuda" else 128)
@@ -235,15 +248,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, measure in group.items():
                 rates.setdefault(name, []).append(measure(options.seconds))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    record = {
-        "medians": {name: round(value, 1) for name, value in medians.items()},
-        "rounds": {name: [round(value, 1) for value in values] for name, values in rates.items()},
-        "first_seconds": first,
-        **circumstances("as named", 1, device),
-    }
-    for name, value in medians.items():
-        print(f"{name:45} {value:12,.1f}   (from {min(rates[name]):,.1f} to {max(rates[name]):,.1f})")
+    record = record_of(rates, "as named", device, first_seconds=first)
     print(f"\n{table(record)}")
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n")

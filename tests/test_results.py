@@ -1,6 +1,7 @@
 """Tables from records whose figures are known."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from titn_lib.results import (
     fill_in,
     load_rows,
     mean_and_spread,
+    pooled_spread,
     ship_weights,
     summary,
 )
@@ -71,29 +73,34 @@ def test_mean_spread_and_difference():
     assert mean_and_spread([]) == "pending"
     assert mean_and_spread([50.0]) == "50.00"
     assert mean_and_spread([50.0, 52.0, 54.0]) == "52.00 ± 2.00"
-    assert difference([], [1.0]) == ""
-    assert difference([56.0], [50.0, 52.0]) == "+5.00"
-    # variances 2 and 4: √(2/2 + 4/3)
-    assert difference([55.0, 57.0], [50.0, 52.0, 54.0]) == "+4.00 ± 1.53"
+    assert math.isnan(pooled_spread([[50.0], []]))
+    # squares: 2 of (55, 57), 8 of (50, 52, 54), with 1 + 2 degrees of freedom; one value knows no spread
+    spread = pooled_spread([[55.0, 57.0], [50.0, 52.0, 54.0], [70.0]])
+    assert spread == pytest.approx((10 / 3) ** 0.5)
+    assert difference([], [1.0], spread) == ""
+    assert difference([56.0], [50.0, 52.0], math.nan) == "+5.00"
+    # √(10/3 · (1/2 + 1/3)) and, of a single run, √(10/3 · (1 + 1/3))
+    assert difference([55.0, 57.0], [50.0, 52.0, 54.0], spread) == "+4.00 ± 1.67"
+    assert difference([70.0], [50.0, 52.0, 54.0], spread) == "+18.00 ± 2.11"
 
 
 def test_a_comparison_puts_the_base_first(rows):
     assert [row.experiment.name for row in choose_rows(rows, ["change"])] == ["base", "change-wide", "change-deep"]
     table = fill_in("<!-- table change -->\n<!-- /table -->", rows).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1:-1]]
-    assert cells[0][0:7] == ["", "what", "parameters", "epochs", "validation top-1", "test top-1", "difference"]
+    assert cells[0][0:7] == ["", "what", "parameters", "MACs", "epochs", "validation top-1", "test top-1"]
     assert cells[2] == [
-        "base", "As it is.", "1,234", "14", "53.00 ± 2.00", "52.00 ± 2.00", "", "90.00 ± 0.00", "2.0", "3 of 3"
+        "base", "As it is.", "1,234", "0.0 M", "14", "53.00 ± 2.00", "52.00 ± 2.00", "", "90.00 ± 0.00", "2.0", "3 of 3"
     ]  # fmt: skip
-    assert cells[3][:7] == ["wide", "Wider.", "1,234", "14", "57.00 ± 1.41", "56.00 ± 1.41", "+4.00 ± 1.53"]
-    assert cells[4] == ["deep", "Deeper.", "", "14", "", "pending", "", "", "", "0 of 3"]
+    assert cells[3][4:8] == ["14", "57.00 ± 1.41", "56.00 ± 1.41", "+4.00 ± 1.67"]
+    assert cells[4] == ["deep", "Deeper.", "", "", "14", "", "pending", "", "", "", "0 of 3"]
     with pytest.raises(TITNError, match="unknown experiment 'chang': did you mean 'change'"):
         choose_rows(rows, ["chang"])
 
 
 def test_measured_speeds_stand_in_the_table(places):
     folder, results = places
-    speeds = {"base": {"learning": 1234.5, "answering": 5000.0}}
+    speeds = {"base learning": 1234.5, "base answering": 5000.0}
     (results / "neighbours-speed-cpu.json").write_text(json.dumps({"medians": speeds}))
     table = comparison(load_rows(load_experiments(folder), results), ["change"]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]

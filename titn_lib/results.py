@@ -9,6 +9,7 @@ A page says where a table goes, and `titn results --write` fills it in:
 """
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable
@@ -70,12 +71,13 @@ def top1(record: Record) -> float:
 
 def load_rows(experiments: dict[str, Experiment], results: str | Path) -> dict[str, Row]:
     """Every experiment with its records."""
-    rows, speeds = {}, Path(results) / SPEEDS
-    measured = json.loads(speeds.read_text())["medians"] if speeds.exists() else {}
+    rows, file = {}, Path(results) / SPEEDS
+    measured = json.loads(file.read_text())["medians"] if file.exists() else {}
     for name, experiment in experiments.items():
         paths = [record_path(Path(results), experiment, seed) for seed in experiment.runs]
         records = [load_record(path) for path in paths if path.exists()]
-        rows[name] = Row(experiment, records, measured.get(name, {}))
+        speeds = {job: measured[f"{name} {job}"] for job in ("learning", "answering") if f"{name} {job}" in measured}
+        rows[name] = Row(experiment, records, speeds)
     return rows
 
 
@@ -108,15 +110,30 @@ def mean_and_spread(values: list[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def difference(values: list[float], base: list[float]) -> str:
-    """ "+1.20 ± 0.35": the difference of the means and its standard error, where both have two values or more."""
+def pooled_spread(groups: Iterable[list[float]]) -> float:
+    """The standard deviation within groups, all together: two or three seeds can't tell their own. Not a number where
+    no group has two values."""
+    parts = [values for values in groups if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in parts)
+    return (sum(statistics.variance(v) * (len(v) - 1) for v in parts) / freedom) ** 0.5 if parts else math.nan
+
+
+def difference(values: list[float], base: list[float], spread: float) -> str:
+    """ "+1.20 ± 0.35": the difference of the means and, with a known standard deviation, its standard error."""
     if not values or not base:
         return ""
     gap = f"{statistics.mean(values) - statistics.mean(base):+.2f}"
-    if min(len(values), len(base)) < 2:
-        return gap
-    error = sum(statistics.variance(part) / len(part) for part in (values, base)) ** 0.5
-    return f"{gap} ± {error:.2f}"
+    return gap if math.isnan(spread) else f"{gap} ± {spread * (1 / len(values) + 1 / len(base)) ** 0.5:.2f}"
+
+
+def difference_from_base(row: Row, rows: dict[str, Row]) -> str:
+    """Its error comes from the spread of all that is compared with the same experiment, and of that one's file."""
+    if not row.experiment.compare:
+        return ""
+    base = rows[row.experiment.compare].experiment
+    kin = [one for one in rows.values() if base.name == one.experiment.compare or base.file == one.experiment.file]
+    spread = pooled_spread(one.values(top1) for one in kin)
+    return difference(row.values(top1), rows[base.name].values(top1), spread)
 
 
 def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
@@ -127,7 +144,7 @@ def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
     alone = len({row.experiment.file for row in chosen}) == len(chosen)
     lines = []
     for row in chosen:
-        experiment, records, base = row.experiment, row.records, row.experiment.compare
+        experiment, records = row.experiment, row.records
         line = {
             "": experiment.name if alone else experiment.variant or experiment.name,
             "what": experiment.about,
@@ -136,15 +153,15 @@ def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
             "epochs": str(next(iter(experiment.runs.values())).recipe.epochs),
             "validation top-1": row.mean(lambda record: record.validation["top1"]),
             "test top-1": mean_and_spread(row.values(top1)),
-            "difference": difference(row.values(top1), rows[base].values(top1)) if base else "",
+            "difference": difference_from_base(row, rows),
             "test top-5": row.mean(lambda record: record.test["top5"]),
             "images/s learning": f"{row.speeds['learning']:,.0f}" if row.speeds else "",
             "answering": f"{row.speeds['answering']:,.0f}" if row.speeds else "",
-            "minutes": f"{statistics.mean(row.values(lambda record: record.seconds / 60)):.1f}" if records else "",
+            "minutes": f"{min(row.values(lambda record: record.seconds / 60)):.1f}" if records else "",
             "seeds": f"{len(records)} of {len(experiment.runs)}",
         }
         left_out = set() if compared else {"difference"}
-        left_out |= {"validation top-1", "test top-5"} if timed else {"MACs", "images/s learning", "answering"}
+        left_out |= {"validation top-1", "test top-5"} if timed else {"images/s learning", "answering"}
         lines.append({name: cell for name, cell in line.items() if name not in left_out})
     return markdown(list(lines[0]), [list(line.values()) for line in lines])
 

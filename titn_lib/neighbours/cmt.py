@@ -5,11 +5,11 @@
     x ← x + BN(Conv1×1(BN(GELU(y + DW3×3(y)))))      y = BN(GELU(Conv1×1(LN(x)))), `ratio` times as wide
 
 K and V come from a map k times smaller each way, so that n places need n²/k² scores, not n². The bias "head query key",
-a learned table that a stage's blocks share, says what places are to each other, and ties the network to its image_size.
+a learned table, says what places are to each other, and ties the network to its image_size.
 
 Published: all of this, the stem, a Conv2×2 of stride 2 and LN before each stage, the wide head, and `cmt_s` for 224×224
 (83.5 % on ImageNet; 25.1 M parameters in the paper, 26.3 M in its code and here; 4.0 G multiply-accumulates). From the
-code: the bias starts as N(0, 1). Left out: stochastic depth and dropout.
+code: the bias starts as N(0, 1), and a stage's blocks share it. Left out: stochastic depth and dropout.
 Ours: `cmt_nano` for 32×32, 0.98 M (10 classes) and 55 M, and all other first weights, PyTorch's.
 """
 
