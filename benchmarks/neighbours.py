@@ -44,7 +44,6 @@ class Contestant:
         teacher = create_model(run.teacher.model) if isinstance(run.teacher, Run) else None
         self.fabric = start_fabric("auto")
         self.training = Training(run, folder / experiment.name, data, teacher, self.fabric)
-        self.training.resume()
         self.learn()
         self.answer()
 

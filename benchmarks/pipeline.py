@@ -86,7 +86,6 @@ def whole(images: torch.Tensor, labels: torch.Tensor, gpu: bool, teacher: bool, 
     with tempfile.TemporaryDirectory() as folder:
         network = create_model(name) if teacher else None
         training = Training(run, Path(folder), data, network, start_fabric("auto"))
-        training.resume()
         training.objective.train()
         order = np.arange(len(images))
 

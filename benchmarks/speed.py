@@ -27,7 +27,6 @@ from titn_lib.kernels import keep_memory
 from titn_lib.records import circumstances
 
 CLASSES = 100
-GFLOP = 0.664  # of one picture in a training step: 110.7 M multiply-accumulates, forward and twice that backward
 MODES = ("float32", "bfloat16", "float32 compiled", "bfloat16 compiled")
 
 

@@ -36,6 +36,7 @@ def test_a_subset_is_fair_or_refused():
     train = load_data("digits").train
     assert subset(train, 100, "digits").labels.bincount().min() >= 9
     assert len(subset(train, 0, "digits")) == len(train)
+    assert [len(subset(train, count, "digits")) for count in (13, 64, 999)] == [13, 64, 999]
     for count in (5, 1290):
         with pytest.raises(TITNError, match="choose train_images and test_images between 10 and 1283"):
             subset(train, count, "digits")

@@ -15,6 +15,12 @@ from titn_lib.transformer import Attention, Layer
 pytestmark = pytest.mark.skipif(not kernels.find_compiler(), reason="there is no C++ compiler")
 
 
+def forget():
+    """What was compiled, and what couldn't be."""
+    kernels.load.cache_clear()
+    kernels.missing.cache_clear()
+
+
 class InnerStep(Block):
     """Of a block only the part that `kernels.layer` does."""
 
@@ -136,7 +142,7 @@ def test_what_is_too_large_takes_the_other_way(size):
 
 def test_without_a_compiler_all_works_and_says_so_once(monkeypatch, caplog):
     monkeypatch.setattr(kernels, "find_compiler", lambda: None)
-    kernels.load.cache_clear()
+    forget()
     kernels.complain.cache_clear()
     model, images = create_model("titn_paper", depth=2).eval(), torch.randn(2, 3, 32, 32)
     with caplog.at_level(logging.WARNING):
@@ -147,7 +153,7 @@ def test_without_a_compiler_all_works_and_says_so_once(monkeypatch, caplog):
         "there is no C++ compiler (install g++ or clang++)"
     ]
     monkeypatch.undo()
-    kernels.load.cache_clear()
+    forget()
     torch.testing.assert_close(model(images), slow, atol=1e-5, rtol=1e-5)
 
 
@@ -159,12 +165,17 @@ def test_a_cache_that_cannot_be_written_or_a_compiler_that_fails(monkeypatch, ca
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setenv("CXX", "false")
-    kernels.load.cache_clear()
+    forget()
     kernels.complain.cache_clear()
+    tried = []
+    which = kernels.find_compiler
+    monkeypatch.setattr(kernels, "find_compiler", lambda: tried.append(1) or which())
     with caplog.at_level(logging.WARNING):
         assert not kernels.available(3, 6, 2, 12)
+        assert not kernels.available(3, 6, 2, 12)
+    assert len(tried) == 1, "a failure is remembered"
     assert "slower" in caplog.text
-    kernels.load.cache_clear()
+    forget()
 
 
 def test_importing_the_library_does_not_import_the_compiler():

@@ -1,6 +1,8 @@
 """TITN against its published size, a slow float64 reference of its equations, and timm's TNT."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -330,6 +332,7 @@ def test_local_perception_hears_eight_neighbours(name):
         ({"image_size": (30, 32)}, "can't be cut into patches of 8"),
         ({"pixel_size": 3}, "can't be cut into pixels of 3"),
         ({"inner_heads": 5}, "can't be shared by 5 heads"),
+        ({"depth": 0}, "depth must be 1 or more and is 0"),
         ({"drop_path": 1}, "drop_path must be 0 or more and below 1"),
         ({"wings": 2}, "unknown setting of titn_paper 'wings'"),
     ],
@@ -337,6 +340,30 @@ def test_local_perception_hears_eight_neighbours(name):
 def test_impossible_settings(settings, says):
     with pytest.raises(TITNError, match=says):
         create_model("titn_paper", **settings)
+
+
+def test_mistyped_words_are_noticed():
+    """Without the tests' own checker of types, which would notice first."""
+    code = """
+from titn_lib import TITNError, create_model
+from titn_lib.recipes import Recipe
+for make in (
+    lambda: create_model("titn_nano", pixel_embedding="conv_accross"),
+    lambda: create_model("titn_nano", outer_tokens="images"),
+    lambda: create_model("revit_nano", projection_norm="patches"),
+    lambda: create_model("vit_paper", pooling="means"),
+    lambda: create_model("mvit_nano", initialisation="truncate"),
+    lambda: Recipe(optimizer="adam"),
+    lambda: Recipe(precision="bf16-mix"),
+):
+    try:
+        make()
+    except TITNError as problem:
+        assert ": did you mean '" in str(problem), problem
+    else:
+        raise SystemExit("nothing was noticed")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32)])

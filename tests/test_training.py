@@ -447,6 +447,7 @@ def test_a_recipe_from_the_budget():
     assert (run.recipe.epochs, run.recipe.batch_size, run.recipe.lr, run.recipe.cutmix) == (600, 1024, 0.1, 1.0)
     assert run.teacher.model == "vgg16_bn"
     assert Run.from_dict(__import__("dataclasses").asdict(run)) == run
+    assert plan_run("digits", teacher="vgg7_bn.digits").teacher == "vgg7_bn.digits"
     with pytest.raises(TITNError, match="unknown budget 'huge'"):
         plan_run(budget="huge")
     with pytest.raises(TITNError, match="did you mean 'epochs'"):

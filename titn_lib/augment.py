@@ -384,10 +384,9 @@ def random_affine(images: Images, rng: np.random.Generator) -> Images:
 def random_jitter(images: Images, rng: np.random.Generator) -> Images:
     """Brightness and contrast by up to a fifth, in either order."""
     bright, contrasted = (rng.uniform(0.8, 1.2, len(images)) for _ in range(2))
-    bright_first = rng.random(len(images)) < 0.5
-    one, other = (look_up(images, make) for make in (brightness(images, bright), contrast(images, contrasted)))
-    one, other = look_up(one, contrast(one, contrasted)), look_up(other, brightness(other, bright))
-    return torch.where(on_device(bright_first, images), one, other)
+    bright_first = on_device(rng.random(len(images)) < 0.5, images)
+    images = look_up(images, torch.where(bright_first, brightness(images, bright), contrast(images, contrasted)))
+    return look_up(images, torch.where(bright_first, contrast(images, contrasted), brightness(images, bright)))
 
 
 PIPELINES: dict[str, list[Operation]] = {

@@ -129,11 +129,11 @@ def load_data(name: str, image_size: tuple[int, int] | None = None) -> DataSplit
     return DataSplits(Path(name).name, classes, mean, std, *parts)
 
 
-def split(images: ImageSet, fraction: float, name: str) -> tuple[ImageSet, ImageSet]:
-    """Set a fraction aside, with the same share of each class, always the same one."""
+def split(images: ImageSet, aside: float | int, name: str) -> tuple[ImageSet, ImageSet]:
+    """Set a fraction (or so many) aside, with the same share of each class, always the same ones."""
     try:
-        kept, aside = train_test_split(
-            np.arange(len(images)), test_size=fraction, stratify=images.labels.numpy(), random_state=SPLIT_SEED
+        kept, chosen = train_test_split(
+            np.arange(len(images)), test_size=aside, stratify=images.labels.numpy(), random_state=SPLIT_SEED
         )
     except ValueError as problem:
         fewest = int(images.labels.bincount().min())
@@ -141,7 +141,7 @@ def split(images: ImageSet, fraction: float, name: str) -> tuple[ImageSet, Image
             f"{name} has too few pictures to split ({len(images)} in all, {fewest} in the smallest class): "
             "give every class 13 or more"
         ) from problem
-    return images[np.sort(kept)], images[np.sort(aside)]
+    return images[np.sort(kept)], images[np.sort(chosen)]
 
 
 def subset(images: ImageSet, count: int, name: str) -> ImageSet:
@@ -154,7 +154,7 @@ def subset(images: ImageSet, count: int, name: str) -> ImageSet:
             f"{count} pictures of {len(images)} can't be chosen fairly among {classes} classes of {name}: choose "
             f"train_images and test_images between {classes} and {len(images) - classes}, or 0 for all"
         )
-    return split(images, count / len(images), name)[1]
+    return split(images, count, name)[1]
 
 
 def mislabel(images: ImageSet, share: float, classes: int, seed: int) -> ImageSet:

@@ -272,7 +272,9 @@ class Objective(nn.Module):
         if method != "none" and teacher is None:
             raise TITNError(f"distillation {method!r} needs a teacher: name one, or choose 'none'")
         if method != "none" and not isinstance(network, TokenClassifier):
-            raise TITNError(f"a teacher can't be a student of {method!r} distillation: choose a TITN, TNT or ViT")
+            raise TITNError(
+                f"{network.config.name} has no tokens to learn by {method!r} distillation: choose a TITN, TNT or ViT"
+            )
         self.network = network
         self.progress = 0.0
         self.method = method

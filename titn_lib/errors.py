@@ -1,7 +1,9 @@
 """One kind of error for everything a user can mend."""
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin
 
 
 class TITNError(Exception):
@@ -21,3 +23,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> TITNError:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return TITNError(f"unknown {kind} {name!r}: {hint}the choices are {', '.join(known)}")
+
+
+def check_choices(settings: Any) -> None:
+    """Raises TITNError where a setting of a dataclass that is one of a few words (`Literal`) is another."""
+    for field in dataclasses.fields(settings):
+        value, choices = getattr(settings, field.name), get_args(field.type)
+        if get_origin(field.type) is Literal and value not in choices:
+            raise unknown(field.name, str(value), choices)

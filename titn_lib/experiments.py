@@ -39,7 +39,7 @@ from .files import write_atomically
 from .models import TEACHERS, load_model, save_model
 from .recipes import BUDGETS, Run, change, student_recipe, teacher_recipe
 from .records import RECORD, Record, load_record
-from .training import CHECKPOINT, WEIGHTS, differences, leads, train
+from .training import CHECKPOINT, WEIGHTS, differences, leads, start_fabric, train
 
 SETTINGS = ("about", "data", "model", "budget", "seeds", "recipe", "model_settings")
 KNOWN = (*SETTINGS, "distillation", "teacher", "objective", "start", "compare")
@@ -169,8 +169,9 @@ def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path,
     """
     folder, target = runs / experiment.place(seed), record_path(results, experiment, seed)
     start = f"{experiment.start}/seed{seed}" if experiment.start else None
-    for needed in (experiment.teacher, start):
-        if needed and leads():
+    fabric = start_fabric(experiment.runs[seed].recipe.precision, options.get("device", "auto"))
+    with fabric.rank_zero_first():  # one process copies, the others find it done
+        for needed in filter(None, (experiment.teacher, start)):
             bring_back(needed, runs, results)
     record = train(
         experiment.runs[seed],

@@ -273,12 +273,9 @@ def keep_memory() -> None:
 
 def available(*sizes: int) -> bool:
     """Whether `load` has what it takes."""
-    try:
-        load(*sizes)
-    except (OSError, subprocess.SubprocessError) as problem:
-        complain(str(problem))
-        return False
-    return True
+    if reason := missing(*sizes):
+        complain(reason)
+    return not reason
 
 
 # torch.compile need not look inside: what torch.compiler.assume_constant_result does, without its import of seconds.
@@ -288,6 +285,16 @@ available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def find_compiler() -> str | None:
     """The C++ compiler: what CXX names, or else g++ or clang++."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+@cache
+def missing(*sizes: int) -> str:
+    """Why `load` can't, empty where it can: a failure is remembered, too."""
+    try:
+        load(*sizes)
+    except (OSError, subprocess.SubprocessError) as problem:
+        return str(problem)
+    return ""
 
 
 @cache

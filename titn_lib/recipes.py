@@ -12,8 +12,8 @@ from typing import Literal
 from .augment import PIPELINES
 from .datasets import SOURCES
 from .distillation import METHODS
-from .errors import TITNError, unknown
-from .models import MODELS, STUDENTS, TEACHERS
+from .errors import TITNError, check_choices, unknown
+from .models import MODELS, STUDENTS, TEACHERS, list_weights
 from .neighbours import OBJECTIVES
 
 BUDGETS = ("smoke", "laptop", "gpu")
@@ -77,13 +77,9 @@ class Recipe:
         for name in ("ema_decay", "label_smoothing", "label_noise"):
             if getattr(self, name) >= 1:
                 raise TITNError(f"{name} must be below 1 and is {getattr(self, name)}")
-        for name, choices in {
-            "optimizer": ("sgd", "adamw"),
-            "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
-            "augmentation": PIPELINES,
-        }.items():
-            if getattr(self, name) not in choices:
-                raise unknown(name, getattr(self, name), choices)
+        check_choices(self)
+        if self.augmentation not in PIPELINES:
+            raise unknown("augmentation", self.augmentation, PIPELINES)
 
 
 @dataclass(frozen=True)
@@ -229,7 +225,8 @@ def plan_run(
 
     Args:
         model: a student's name; by default the budget's (`student_for`).
-        teacher: a teacher's name, or the path of its weights; by default the budget's (`teacher_for`).
+        teacher: a teacher's name, a name of `models.list_weights()`, or the path of its weights; by default the
+            budget's (`teacher_for`).
         image_size: height and width of the pictures, for teacher and student; by default the data set's own.
         changes: settings of the student's `Recipe` to change, such as `epochs=5`.
 
@@ -252,7 +249,7 @@ def plan_run(
             if recipe.batch_size < student_recipe(data, budget).batch_size:
                 its = replace(its, batch_size=min(its.batch_size, recipe.batch_size))
             taught = Run(data, name, its, seed, image_size=image_size)
-        elif name.endswith(".safetensors"):
+        elif name.endswith(".safetensors") or name in list_weights():
             taught = name
         else:
             raise unknown("teacher", name, TEACHERS)

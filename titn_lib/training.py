@@ -304,7 +304,7 @@ class Training:
             self.ema = AveragedModel(
                 self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
             )
-        self.place = Place()
+        self.place, self.sums = Place(), torch.zeros(2, device=fabric.device)
 
     def admit(self, teacher: Classifier | None, fits: dict[str, Any]) -> Teacher | None:
         """The teacher, frozen and on the device, if it can teach on these pictures."""
@@ -395,7 +395,7 @@ class Training:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(self.network)
-        right = (logits.argmax(dim=-1) == labels.first).float().mean()
+        right = (logits.argmax(dim=-1) == labels.greater).float().mean()
         self.sums += torch.stack([loss.detach(), 100 * right])
 
     def batch(self, order: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, MixedLabels]:
@@ -500,7 +500,6 @@ class Training:
 
     def resume(self) -> None:
         """Go back to where the checkpoint is, if there is one."""
-        self.sums = torch.zeros(2, device=self.fabric.device)
         path = self.out / CHECKPOINT
         if not path.exists():
             return
@@ -611,7 +610,7 @@ def evaluate(
         exact: in float32 whatever Fabric's precision, so that the figure can be measured again anywhere.
     """
     rank, processes = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-    mine = part[np.arange(rank, len(part), processes)]
+    mine = part[rank::processes]
     with fabric.autocast() if fabric and not exact else nullcontext():
         logits = predict(network, mine.images, preprocessing)
     labels = mine.labels.to(logits.device)

@@ -4,6 +4,7 @@ A check returns a `Verdict`, which a notebook shows as a sentence: what is right
 Each notebook has its own module here. Solutions are in notebooks/solutions/.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +106,8 @@ def number(
         value = float(answer)
     except (TypeError, ValueError):
         return Verdict(False, f"it is {describe(answer)}; a number was asked for.")
+    if math.isnan(value):
+        return Verdict(False, "it is not a number (nan).")
     if abs(value - truth) <= max(1e-6, within * abs(truth)):
         return Verdict(True, praise)
     for wrong, reason in (near or {}).items():

@@ -19,14 +19,9 @@ FAMILIES: dict[str, tuple[type, type]] = {
     "mvit": (mvit.MViT, mvit.MViTConfig),
 }
 PRESETS: dict = {
-    **revit.PRESETS,
-    **fusion.PRESETS,
-    **adapto.PRESETS,
-    **adavit.PRESETS,
-    **care.PRESETS,
-    **cmt.PRESETS,
-    **vitae.PRESETS,
-    **mvit.PRESETS,
+    name: config
+    for module in (revit, fusion, adapto, adavit, care, cmt, vitae, mvit)
+    for name, config in module.PRESETS.items()
 }
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Objective,
