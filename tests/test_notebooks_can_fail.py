@@ -11,11 +11,10 @@ import pytest
 TOP = Path(__file__).parent.parent
 FAULTS = {
     "no scale in the attention": (
-        "transformer.py", "(query * self.scale @ key", "(query @ key", "02_inner_attention",
+        "transformer.py", "return query * self.scale, key", "return query, key", "02_inner_attention",
     ),
     "a softmax over the wrong axis": (
-        "transformer.py", "key.transpose(-2, -1)).softmax(dim=-1)", "key.transpose(-2, -1)).softmax(dim=-2)",
-        "02_inner_attention",
+        "transformer.py", "(query @ key.mT).softmax(dim=-1)", "(query @ key.mT).softmax(dim=-2)", "02_inner_attention",
     ),
     "a teacher in training mode": (
         "distillation.py", "return teacher.eval()", "return teacher.train()", "06_distillation",

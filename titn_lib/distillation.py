@@ -306,9 +306,9 @@ class Objective(nn.Module):
             encoding = self.network.encode(images)
             both = self.network.heads.both(encoding.blocks[-1])
         else:
-            encoding, both = None, self.network(images)
-        class_logits, last_logits = both if isinstance(both, TokenLogits) else (both, both)
-        class_logits, last_logits = class_logits.float(), last_logits.float()
+            logits = self.network(images)
+            encoding, both = None, TokenLogits(logits, logits)
+        class_logits, last_logits = (logits.float() for logits in both)
         loss = mixed_cross_entropy(class_logits, labels, self.label_smoothing) / 2
         loss = loss + self.last_head_loss(last_logits, labels, answer) / 2
         if self.patch_loss is not None and isinstance(encoding, Encoding) and answer is not None:

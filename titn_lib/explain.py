@@ -21,7 +21,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from .errors import TITNError, unknown
 from .titn import TITN, PixelProjection
-from .transformer import AttentionMaps, Encoding, TokenClassifier, TokenLogits
+from .transformer import AttentionMaps, Encoding, TokenClassifier
 
 Images = Float[Tensor, "batch channel height width"]
 Classes = Int64[Tensor, " batch"]
@@ -69,14 +69,8 @@ def answer(model: nn.Module, head: str = "class") -> Callable[[Images], Float[Te
     student = check(model, head)
 
     def logits(images: Tensor) -> Tensor:
-        return choose(student.heads.both(student.encode(images).blocks[-1]), head)
+        return student.heads.both(student.encode(images).blocks[-1])[head == "distillation"]
 
-    return logits
-
-
-def choose(logits: Tensor | TokenLogits, head: str) -> Tensor:
-    if isinstance(logits, TokenLogits):
-        return logits.class_logits if head == "class" else logits.distillation_logits
     return logits
 
 
@@ -137,7 +131,7 @@ def follow(
     if classes is None:
         return encoding, reads, [mix(one) for one in maps]
     with torch.enable_grad():
-        chosen = choose(model.heads.both(last), head).gather(1, classes[:, None]).sum()
+        chosen = model.heads.both(last)[head == "distillation"].gather(1, classes[:, None]).sum()
     gradients = torch.autograd.grad(chosen, maps)
     mixed = [mix_gradients(one.detach(), gradient) for one, gradient in zip(maps, gradients, strict=True)]
     return encoding, reads, mixed

@@ -255,11 +255,16 @@ class Block(nn.Module):
         Float[Tensor, "batch outer_head token token"] | None,
     ]:
         inner, normed, inner_attention = self.look_inside(inner, return_attention)
-        news = self.projection.project(normed)
-        # Class and distillation tokens get no pixels: pad with a zero row before, and after where there is one.
-        outer = self.local(outer + F.pad(news, (0, 0, 1, outer.shape[1] - news.shape[1] - 1)))
+        outer = self.tell(outer, self.projection.project(normed))
         outer, outer_attention = self.outer(outer, return_attention)
         return inner, outer, inner_attention, outer_attention
+
+    def tell(
+        self, outer: Float[Tensor, "batch token outer_width"], news: Float[Tensor, "batch patch outer_width"]
+    ) -> Float[Tensor, "batch token outer_width"]:
+        """The pixels' news, added to the patch tokens. Class and distillation tokens get none: zero rows before, and
+        after where there is one."""
+        return self.local(outer + F.pad(news, (0, 0, 1, outer.shape[1] - news.shape[1] - 1)))
 
     def look_inside(
         self, inner: Float[Tensor, "batch patch pixel inner_width"], return_attention: bool

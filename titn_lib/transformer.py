@@ -45,12 +45,20 @@ class Attention(nn.Module):
         qkv = self.qkv(tokens)
         if not return_attention and kernels.suits_attention(qkv, self.heads):
             return self.output(kernels.attention(qkv, self.heads)), None
+        query, key, value = self.split(qkv)
+        attention = (query @ key.mT).softmax(dim=-1)
+        return self.join(attention.to(value.dtype) @ value), attention if return_attention else None
+
+    def split(self, qkv: Float[Tensor, "*batch token three_width"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries, keys and values, each "*batch head token head_width"."""
         query, key, value = rearrange(
             qkv, "... token (three head width) -> three ... head token width", three=3, head=self.heads
         )
-        attention = (query * self.scale @ key.transpose(-2, -1)).softmax(dim=-1)
-        update = rearrange(attention.to(value.dtype) @ value, "... head token width -> ... token (head width)")
-        return self.output(update), attention if return_attention else None
+        return query * self.scale, key, value
+
+    def join(self, mixed: Float[Tensor, "*batch head token head_width"]) -> Float[Tensor, "*batch token width"]:
+        """All heads' mixtures of values → the update of every token."""
+        return self.output(rearrange(mixed, "... head token width -> ... token (head width)"))
 
 
 class MLP(nn.Sequential):
@@ -150,16 +158,14 @@ class Heads(nn.Module):
     def forward(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch classes"] | TokenLogits:
         """Both heads' logits in training, their mean in evaluation (Touvron et al. 2021, section 3)."""
         both = self.both(tokens)
-        if not isinstance(both, TokenLogits) or self.training:
-            return both
-        return (both.class_logits + both.distillation_logits) / 2
-
-    def both(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch classes"] | TokenLogits:
-        """The heads' logits apart, whatever the mode."""
-        class_logits = self.class_head(self.pool(tokens))
         if self.distillation_head is None:
-            return class_logits
-        return TokenLogits(class_logits, self.distillation_head(tokens[:, -1]))
+            return both.class_logits
+        return both if self.training else (both.class_logits + both.distillation_logits) / 2
+
+    def both(self, tokens: Float[Tensor, "batch token width"]) -> TokenLogits:
+        """Each head's logits, whatever the mode; the class head's twice where it is the only one."""
+        first = self.class_head(self.pool(tokens))
+        return TokenLogits(first, first if self.distillation_head is None else self.distillation_head(tokens[:, -1]))
 
     def pool(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch width"]:
         """What the class head reads."""

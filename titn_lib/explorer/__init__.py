@@ -125,7 +125,7 @@ def look_once(model: TokenClassifier, images: Float[Tensor, "1 channel height wi
     with torch.no_grad():
         encoding: Encoding = model.encode(images, return_attention=True)
         both = model.heads.both(encoding.blocks[-1])
-    answers = [both] if isinstance(both, Tensor) else [both.class_logits, both.distillation_logits]
+    answers = both[: 1 + model.config.distillation_token]
     kept: dict[str, list[Tensor]] = dict(zip(("inner", "outer"), encoding.attention, strict=True))
     rolled = {f"rolled_{name}": roll(blocks) if blocks else [] for name, blocks in kept.items()}
     if sum(block.numel() for blocks in (kept | rolled).values() for block in blocks) > ALL_HEADS:

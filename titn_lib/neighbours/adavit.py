@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -114,18 +113,13 @@ class AdaptiveBlock(titn.Block):
         attend, think = (kept * sublayer[:, None, None] for sublayer in gates.sublayers.unbind(dim=1))
         seen, normed, inside = self.look_inside(inner, return_attention)
         inner = patches[..., None] * seen + (1 - patches[..., None]) * inner
-        outer = outer + F.pad(patches * self.projection.project(normed), (0, 0, 1, self.after))
+        outer = self.tell(outer, patches * self.projection.project(normed))
         if every or attend.any():
-            query, key, value = rearrange(
-                layer.attention.qkv(layer.attention_norm(outer)),
-                "batch token (three head width) -> three batch head token width", three=3, head=layer.attention.heads,
-            )  # fmt: skip
+            query, key, value = layer.attention.split(layer.attention.qkv(layer.attention_norm(outer)))
             visible = kept * kept.mT + torch.eye(kept.shape[1]).to(kept)  # a closed patch sees itself
-            scores = query * layer.attention.scale @ key.mT
-            attention = scores.masked_fill(visible[:, None] == 0, -torch.inf).softmax(dim=-1)
-            mixed = heads * (attention.to(value.dtype) @ value)
-            update = layer.attention.output(rearrange(mixed, "batch head token width -> batch token (head width)"))
-            outer = outer + layer.drop(attend * update)
+            scores = (query @ key.mT).masked_fill(visible[:, None] == 0, -torch.inf)
+            attention = scores.softmax(dim=-1)
+            outer = outer + layer.drop(attend * layer.attention.join(heads * (attention.to(value.dtype) @ value)))
         if every or think.any():
             outer = outer + layer.drop(think * layer.mlp(layer.mlp_norm(outer)))
         return inner, outer, inside, attention if return_attention else None

@@ -69,8 +69,7 @@ class Stage(Objective):
         ]
 
     def head_logits(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "head batch classes"]:
-        both = self.network.heads.both(tokens)
-        return torch.stack(list(both) if isinstance(both, tuple) else [both]).float()
+        return torch.stack(list(self.network.heads.both(tokens))).float()
 
 
 class Contrastive(Stage):

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,17 +66,13 @@ class ResidualLayer(Layer):
         self, stream: Float[Tensor, "*batch token width"] | Carried, return_attention: bool = False
     ) -> tuple[Carried, Float[Tensor, "*batch head token token"] | None]:
         """Returns what the next layer needs and, if asked for, the attention softmax(A)."""
-        qkv = self.attention.qkv(self.attention_norm(tokens_of(stream)))
-        query, key, value = rearrange(
-            qkv, "... token (three head width) -> three ... head token width", three=3, head=self.attention.heads
-        )
-        scores = query * self.attention.scale @ key.transpose(-2, -1)
+        query, key, value = self.attention.split(self.attention.qkv(self.attention_norm(tokens_of(stream))))
+        scores = query @ key.mT
         alpha = stream.alpha if isinstance(stream, Carried) else self.alpha
         if isinstance(stream, Carried):
             scores = alpha * scores + (1 - alpha) * stream.scores
         attention = scores.softmax(dim=-1)
-        update = rearrange(attention.to(value.dtype) @ value, "... head token width -> ... token (head width)")
-        tokens = tokens_of(stream) + self.drop(self.attention.output(update))
+        tokens = tokens_of(stream) + self.drop(self.attention.join(attention.to(value.dtype) @ value))
         tokens = tokens + self.drop(self.mlp(self.mlp_norm(tokens)))
         return Carried(tokens, scores, alpha), attention if return_attention else None
 
@@ -97,8 +92,7 @@ class ResidualBlock(titn.Block):
     ) -> tuple[Inner, Outer, Tensor | None, Tensor | None]:
         """As `titn.Block.forward`; a stream with residuals comes (but to the first block) and goes as `Carried`."""
         inner, normed, inner_attention = self.look_inside(inner, return_attention)
-        news, tokens = self.projection.project(normed), tokens_of(outer)
-        tokens = self.local(tokens + F.pad(news, (0, 0, 1, tokens.shape[1] - news.shape[1] - 1)))
+        tokens = self.tell(tokens_of(outer), self.projection.project(normed))
         outer = outer._replace(tokens=tokens) if isinstance(outer, Carried) else tokens
         outer, outer_attention = self.outer(outer, return_attention)
         return inner, outer, inner_attention, outer_attention
