@@ -200,11 +200,11 @@ def read_cifar(kind: type[tv.CIFAR10]) -> Callable[[Path], tuple[ImageSet, Image
     def read(folder: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
         home = folder / kind.base_folder
         wanted = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
-        for file, md5 in wanted:
-            if (home / file).exists() and not check_integrity(str(home / file), md5):
-                raise damaged(home / file)
         obtain(folder, kind, all((home / file).exists() for file, _ in wanted))
-        sets = [kind(str(folder), train=train) for train in (True, False)]
+        try:
+            sets = [kind(str(folder), train=train) for train in (True, False)]
+        except RuntimeError as problem:  # torchvision compares checksums
+            raise damaged(next(home / f for f, md5 in wanted if not check_integrity(str(home / f), md5))) from problem
         parts = [
             ImageSet(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in sets
         ]

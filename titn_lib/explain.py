@@ -10,6 +10,7 @@ Everything here takes normalised pictures and a student in evaluation mode. A `h
 import copy
 import math
 from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple, cast
 
 import torch
@@ -107,10 +108,12 @@ def rollout(attention: list[Float[Tensor, "*batch head query key"]]) -> Float[Te
     Rows sum to 1. The last block stands on the left: its row says where the answer looks, the earlier ones where those
     tokens had looked.
     """
-    rolled = mix(attention[0])
-    for later in attention[1:]:
-        rolled = mix(later) @ rolled
-    return rolled
+    return rollouts(attention)[-1]
+
+
+def rollouts(attention: list[Float[Tensor, "*batch head query key"]]) -> list[Float[Tensor, "*batch query key"]]:
+    """`rollout` through each block."""
+    return list(accumulate(map(mix, attention), lambda before, step: step @ before))
 
 
 def follow(
@@ -213,16 +216,15 @@ def entrances(model: TokenClassifier, images: Tensor, encoding: Encoding) -> Flo
         return torch.cat([whole, whole.new_zeros(depth, batch, patches, 1)])
     inner = model.pixel_embedding(images)
     outer = model.outer_tokens(inner)
-    rolled = torch.eye(model.config.pixels).to(inner).expand(batch, patches, -1, -1)
     if model.config.outer_tokens == "image":
         start = model.outer_tokens.projection
         positions = model.outer_tokens.positions[1 : 1 + patches]
         ways = [news_shares(start, start.norm(inner), positions.expand(batch, -1, -1))]
     else:
-        ways = [torch.zeros_like(rolled[..., 0])]
-    for block, attention, after in zip(model.blocks, encoding.attention.inner, encoding.blocks, strict=True):
+        ways = [inner.new_zeros(inner.shape[:3])]
+    inside = rollouts(encoding.attention.inner)
+    for block, rolled, after in zip(model.blocks, inside, encoding.blocks, strict=True):
         inner, normed, _ = block.look_inside(inner, False)  # type: ignore[operator]
-        rolled = mix(attention) @ rolled
         shares = news_shares(cast(PixelProjection, block.projection), normed, outer[:, 1 : 1 + patches])
         ways.append(einsum(shares, rolled, "batch patch query, batch patch query key -> batch patch key"))
         outer = after

@@ -95,10 +95,7 @@ def maps(data: dict[str, Any], picture: int = 0, model: int = 0) -> AttentionMap
 
 def roll(blocks: list[Float[Tensor, "*batch head query key"]]) -> list[Float[Tensor, "*batch 1 query key"]]:
     """The rollout from the first block through each block, with an axis for its only "head"."""
-    rolled = [explain.mix(blocks[0])]
-    for block in blocks[1:]:
-        rolled.append(explain.mix(block) @ rolled[-1])
-    return [one.unsqueeze(-3) for one in rolled]
+    return [one.unsqueeze(-3) for one in explain.rollouts(blocks)]
 
 
 def best_of(logits: Float[Tensor, "1 classes"]) -> list[list[float]]:
@@ -107,13 +104,18 @@ def best_of(logits: Float[Tensor, "1 classes"]) -> list[list[float]]:
     return [[label, share] for label, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def relevances(model: TokenClassifier, images: Float[Tensor, "1 channel height width"]) -> dict[str, Any]:
-    """Relevance of every pixel token for each head, first whatever the answer, then weighted by its likeliest class."""
+def relevances(
+    model: TokenClassifier, images: Float[Tensor, "1 channel height width"], answers: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """Relevance of every pixel token for each head, first whatever the answer, then weighted by its likeliest class.
+
+    Args:
+        answers: each head's logits.
+    """
     side = getattr(model.config, "pixel_size", None) or model.config.image_size[0] // model.config.grid[0]
     found, classes = [], []
-    for head in ("class", "distillation")[: 1 + model.config.distillation_token]:
-        with torch.no_grad():
-            chosen = explain.answer(model, head)(images).argmax(dim=-1)
+    for head, logits in zip(("class", "distillation"), answers, strict=False):
+        chosen = logits.argmax(dim=-1)
         for one in (None, chosen):
             found.append(explain.cells(explain.relevance(model, images, head, one).picture, side))
         classes.append(int(chosen))
@@ -127,7 +129,7 @@ def look_once(model: TokenClassifier, images: Float[Tensor, "1 channel height wi
         both = model.heads.both(encoding.blocks[-1])
     answers = both[: 1 + model.config.distillation_token]
     kept: dict[str, list[Tensor]] = dict(zip(("inner", "outer"), encoding.attention, strict=True))
-    rolled = {f"rolled_{name}": roll(blocks) if blocks else [] for name, blocks in kept.items()}
+    rolled = {f"rolled_{name}": roll(blocks) for name, blocks in kept.items()}
     if sum(block.numel() for blocks in (kept | rolled).values() for block in blocks) > ALL_HEADS:
         kept = {name: [block.mean(dim=-3, keepdim=True) for block in blocks] for name, blocks in kept.items()}
     size = sum(block.numel() for blocks in (kept | rolled).values() for block in blocks)
@@ -138,7 +140,11 @@ def look_once(model: TokenClassifier, images: Float[Tensor, "1 channel height wi
             "larger patches, or load it for smaller pictures with load_model(path, image_size=…)"
         )
     packed = {name: pack(torch.stack(blocks)[:, 0]) if blocks else None for name, blocks in (kept | rolled).items()}
-    return {**packed, "relevance": relevances(model, images), "answers": [best_of(logits) for logits in answers]}
+    return {
+        **packed,
+        "relevance": relevances(model, images, answers),
+        "answers": [best_of(logits) for logits in answers],
+    }
 
 
 # --- what can be shown
