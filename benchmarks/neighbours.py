@@ -1,9 +1,9 @@
-"""The neighbours' speed, all in one run: pictures a second while they learn, and while they answer.
+"""The neighbours' speed, all in one run: pictures a second in training and in inference.
 
     uv run python benchmarks/neighbours.py --out results/neighbours-speed-cpu.json   # some ten minutes
 
-Learning is the library's own step with all that a neighbour's training asks for (augmentation, two views, a teacher),
-on noise in the shape of CIFAR-10. Answering is `training.predict`, 256 pictures at a time; AdaViT's gates are open, as
+Training is the library's own step with all that a neighbour's training asks for (augmentation, two views, a teacher),
+on noise in the shape of CIFAR-10. Inference is `training.predict`, 256 pictures at a time; AdaViT's gates are open, as
 at the start. Contestants take turns, round after round. `titn results` shows the medians beside the accuracies.
 """
 
@@ -44,17 +44,17 @@ class Contestant:
         teacher = create_model(run.teacher.model) if isinstance(run.teacher, Run) else None
         self.fabric = start_fabric("auto")
         self.training = Training(run, folder / experiment.name, data, teacher, self.fabric)
-        self.learn()
-        self.answer()
+        self.train()
+        self.infer()
 
-    def learn(self) -> None:
+    def train(self) -> None:
         """One step."""
         training = self.training
         training.objective.train()
         training.train_step(np.arange(PICTURES))
         training.place.step = (training.place.step + 1) % training.steps
 
-    def answer(self) -> None:
+    def infer(self) -> None:
         images = self.training.train_set.images[:BATCH]
         with self.fabric.autocast():
             predict(self.training.network, images, self.training.preprocessing).sum().item()
@@ -76,8 +76,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, one in contestants.items():
                 device, batch = one.fabric.device, one.training.recipe.batch_size
-                rates.setdefault(f"{name} learning", []).append(rate(one.learn, batch, options.seconds, device))
-                rates.setdefault(f"{name} answering", []).append(rate(one.answer, BATCH, options.seconds, device))
+                rates.setdefault(f"{name} training", []).append(rate(one.train, batch, options.seconds, device))
+                rates.setdefault(f"{name} inference", []).append(rate(one.infer, BATCH, options.seconds, device))
     record = record_of(rates, "auto", device)
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -100,12 +100,12 @@ def test_a_comparison_puts_the_base_first(rows):
 
 def test_measured_speeds_stand_in_the_table(places):
     folder, results = places
-    speeds = {"base learning": 1234.5, "base answering": 5000.0}
+    speeds = {"base training": 1234.5, "base inference": 5000.0}
     (results / "neighbours-speed-cpu.json").write_text(json.dumps({"medians": speeds}))
     table = comparison(load_rows(load_experiments(folder), results), ["change"]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert cells[0][2:] == [
-        "parameters", "MACs", "epochs", "test top-1", "difference", "images/s learning", "answering", "minutes", "seeds"
+        "parameters", "MACs", "epochs", "test top-1", "difference", "images/s training", "inference", "minutes", "seeds"
     ]  # fmt: skip
     assert cells[2][3:] == ["0.0 M", "14", "52.00 ± 2.00", "", "1,234", "5,000", "2.0", "3 of 3"]
     assert cells[3][7:9] == ["", ""]

@@ -76,7 +76,7 @@ def load_rows(experiments: dict[str, Experiment], results: str | Path) -> dict[s
     for name, experiment in experiments.items():
         paths = [record_path(Path(results), experiment, seed) for seed in experiment.runs]
         records = [load_record(path) for path in paths if path.exists()]
-        speeds = {job: measured[f"{name} {job}"] for job in ("learning", "answering") if f"{name} {job}" in measured}
+        speeds = {job: measured[f"{name} {job}"] for job in ("training", "inference") if f"{name} {job}" in measured}
         rows[name] = Row(experiment, records, speeds)
     return rows
 
@@ -155,13 +155,13 @@ def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
             "test top-1": mean_and_spread(row.values(top1)),
             "difference": difference_from_base(row, rows),
             "test top-5": row.mean(lambda record: record.test["top5"]),
-            "images/s learning": f"{row.speeds['learning']:,.0f}" if row.speeds else "",
-            "answering": f"{row.speeds['answering']:,.0f}" if row.speeds else "",
+            "images/s training": f"{row.speeds['training']:,.0f}" if row.speeds else "",
+            "inference": f"{row.speeds['inference']:,.0f}" if row.speeds else "",
             "minutes": f"{min(row.values(lambda record: record.seconds / 60)):.1f}" if records else "",
             "seeds": f"{len(records)} of {len(experiment.runs)}",
         }
         left_out = set() if compared else {"difference"}
-        left_out |= {"validation top-1", "test top-5"} if timed else {"images/s learning", "answering"}
+        left_out |= {"validation top-1", "test top-5"} if timed else {"images/s training", "inference"}
         lines.append({name: cell for name, cell in line.items() if name not in left_out})
     return markdown(list(lines[0]), [list(line.values()) for line in lines])
 
