@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import kernels
-from .errors import TITNError, check_choices
-from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_patches
+from .errors import TITNError
+from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_student
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ class TITNConfig:
     local_perception: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_patches(self.image_size, self.patch_size)
-        if self.depth < 1:
-            raise TITNError(f"depth must be 1 or more and is {self.depth}")
+        check_student(self)
         if not 0 <= self.drop_path < 1:
             raise TITNError(f"drop_path must be 0 or more and below 1 and is {self.drop_path}")
         if self.patch_size % self.pixel_size:

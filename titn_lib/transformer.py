@@ -7,7 +7,7 @@ Shapes use one vocabulary throughout the library:
     query, key                    the token that looks, the token looked at
 """
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from . import kernels
 from .classifier import Classifier, Config
-from .errors import TITNError
+from .errors import TITNError, check_choices
 
 
 class Attention(nn.Module):
@@ -223,6 +223,14 @@ class TokenClassifier(Classifier):
         encoding = self.encode(images, return_attention)
         logits = self.heads(encoding.blocks[-1])
         return (logits, encoding.attention) if return_attention else logits
+
+
+def check_student(config: Any) -> None:
+    """Raises TITNError where settings of a TITN or ViT have a mistyped word, patches that don't fit, or no depth."""
+    check_choices(config)
+    check_patches(config.image_size, config.patch_size)
+    if config.depth < 1:
+        raise TITNError(f"depth must be 1 or more and is {config.depth}")
 
 
 def check_patches(image_size: tuple[int, int], patch_size: int) -> None:

@@ -13,8 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .errors import TITNError, check_choices
-from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_patches
+from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_student
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,7 @@ class ViTConfig:
     initialisation: Literal["normal", "truncated"] = "normal"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_patches(self.image_size, self.patch_size)
-        if self.depth < 1:
-            raise TITNError(f"depth must be 1 or more and is {self.depth}")
+        check_student(self)
 
     @property
     def grid(self) -> tuple[int, int]:
