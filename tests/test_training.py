@@ -180,6 +180,23 @@ def test_an_objective_may_ask_for_two_views(tmp_path, monkeypatch):
         train(replace(run, recipe=replace(run.recipe, cutmix=1.0)), tmp_path / "mixed", device="cpu", quiet=True)
 
 
+def test_training_accuracy_of_mixed_pictures_counts_the_class_with_the_greater_share(tmp_path, monkeypatch):
+    weights = []
+    forward = Objective.forward
+
+    def always_right(self, images, labels, answer=None):
+        loss, logits = forward(self, images, labels, answer)
+        weights.append(labels.weight)
+        right = labels.first if labels.weight > 0.5 else labels.second
+        return loss, torch.nn.functional.one_hot(right, logits.shape[1]).float()
+
+    monkeypatch.setattr(Objective, "forward", always_right)
+    run = replace(STUDENT, recipe=replace(QUICK, epochs=1, cutmix=1.0))
+    record = train(run, tmp_path, device="cpu", quiet=True)
+    assert min(weights) < 0.5 < max(weights)
+    assert record.curve[0]["train_top1"] == 100
+
+
 def test_labels_are_wrong_as_often_as_asked_and_nowhere_else(tmp_path, monkeypatch):
     seen = []
     forward = Objective.forward
