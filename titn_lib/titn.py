@@ -362,8 +362,9 @@ PRESETS = {
 # Ours, for photographs on a laptop: a convolutional start, wider pixel tokens, one block less. The trial that chose it:
 # experiments/39-cifar10-steps_from_nano-laptop.toml.
 PRESETS["titn_mini"] = replace(PRESETS["titn_nano"], inner_width=24, depth=4, pixel_embedding="stem")
-# Ours, to go beyond the published model on a GPU: as `titn_nano`, wider and deeper, with a convolutional start and
-# stochastic depth. Which of these steps earns its place is to be measured.
+# Ours, to go beyond the published model on a GPU: as `titn_nano`, wider and deeper, with stochastic depth, and with what
+# helped `titn_mini` most in short runs: a convolutional start, local perception, first weights that are not small
+# (results/README.md). What each is worth in long training is to be measured.
 PRESETS["titn_plus"] = replace(
     PRESETS["titn_nano"],
     inner_width=24,
@@ -374,6 +375,8 @@ PRESETS["titn_plus"] = replace(
     mlp_ratio=3,
     pixel_embedding="stem",
     drop_path=0.1,
+    local_perception=True,
+    initialisation="normal",
 )
 # Ours, for grey pictures of digits and clothes: half as deep, and the paper's large patches, which cost half the time.
 PRESETS["titn_pico"] = replace(PRESETS["titn_nano"], depth=3, patch_size=8, pixel_embedding="stem")
