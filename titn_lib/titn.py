@@ -362,8 +362,8 @@ PRESETS = {
 # Ours, for photographs on a laptop: a convolutional start, wider pixel tokens, one block less. The trial that chose it:
 # experiments/39-cifar10-steps_from_nano-laptop.toml.
 PRESETS["titn_mini"] = replace(PRESETS["titn_nano"], inner_width=24, depth=4, pixel_embedding="stem")
-# Ours, to go beyond the published model on a GPU: as `titn_nano`, wider and deeper, with stochastic depth, and with what
-# helped `titn_mini` most in short runs: a convolutional start, local perception, first weights that are not small
+# Ours, to go beyond the published model on a GPU: as `titn_nano`, wider and deeper, with stochastic depth, and with
+# what helped `titn_mini` most in short runs: a convolutional start, local perception, first weights that are not small
 # (results/README.md). What each is worth in long training is to be measured.
 PRESETS["titn_plus"] = replace(
     PRESETS["titn_nano"],
