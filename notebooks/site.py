@@ -53,7 +53,7 @@ def title_of(book: nbformat.NotebookNode) -> str:
 def render(source: Path) -> str:
     """A notebook or a Markdown page as HTML."""
     if source.suffix == ".md":
-        return TEXT.format(title=source.parent.name, body=markdown2html(source.read_text()))
+        return TEXT.format(title=source.parent.name, body=markdown2html(source.read_text(encoding="utf-8")))
     book = nbformat.read(source, as_version=4)
     exporter = HTMLExporter(template_name="lab")
     return exporter.from_notebook_node(book, resources={"metadata": {"name": title_of(book)}})[0]

@@ -21,7 +21,7 @@ runs = setup()"""
 
 
 def read_address() -> str:
-    return tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    return tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
 def stamp(book: nbformat.NotebookNode, place: str, address: str) -> nbformat.NotebookNode:

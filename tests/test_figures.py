@@ -1,5 +1,7 @@
 """Figures: what they show is what they were given."""
 
+import os
+
 import matplotlib
 import numpy as np
 import pytest
@@ -74,6 +76,8 @@ def test_a_patch_in_both_streams(known):
         plot_nested(image, maps, (2, 3), patch=7)
     with pytest.raises(TITNError, match="no pixel 5: choose one from 1 to 4"):
         plot_nested(image, maps, (2, 3), patch=1, pixel=5)
+    with pytest.raises(TITNError, match="no pixel 0: choose one from 1 to 4"):
+        plot_nested(image, maps, (2, 3), patch=1, pixel=0)
     with pytest.raises(TITNError, match="no inner stream"):
         plot_nested(image, AttentionMaps([], maps.outer), (2, 3), patch=1)
 
@@ -91,6 +95,9 @@ def test_every_head_of_every_block(known):
     np.testing.assert_allclose(shown, maps.inner[2][0, 2, 1].mean(dim=0).reshape(2, 2), rtol=1e-6)
     with pytest.raises(TITNError, match="no inner stream"):
         plot_heads(AttentionMaps([], maps.outer), (2, 3), patch=1)
+    for patch in (0, 7):
+        with pytest.raises(TITNError, match=f"no patch {patch}: choose one from 1 to 6"):
+            plot_heads(maps, (2, 3), patch=patch)
 
 
 def test_enlarge():
@@ -107,7 +114,7 @@ def test_tokens_and_pictures(tmp_path):
 
 
 def test_a_full_disk(tmp_path):
-    (tmp_path / "x.png.part").symlink_to("/dev/full")
+    (tmp_path / f"x.png.{os.getpid()}.part").symlink_to("/dev/full")
     with pytest.raises(TITNError, match="the disk is full"):
         save_figure(plt.figure(), tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """The command line: what it prints, and that every problem is one sentence."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from titn_lib import TITNError, create_model, recipes, save_model
 from titn_lib.__main__ import main
 from titn_lib.classifier import Preprocessing
 from titn_lib.experiments import load_experiments
+from titn_lib.files import claim
 from titn_lib.records import load_record
 
 SMALL = [
@@ -149,9 +151,9 @@ def test_a_full_disk_and_a_damaged_checkpoint(tmp_path, capsys):
     for part in ("alone", "alone/model.safetensors"):
         (tmp_path / part).parent.mkdir(exist_ok=True, parents=True)
     out = ["--out", tmp_path, "--distillation", "none", *SMALL]
-    (tmp_path / "alone" / "model.safetensors.part").symlink_to("/dev/full")
+    (tmp_path / "alone" / f"model.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
     assert "the disk is full: free some space" in fails(capsys, "distil", *out)
-    assert [file.name for file in (tmp_path / "alone").iterdir()] == []
+    assert [file.name for file in (tmp_path / "alone").iterdir()] == [".lock"]
     (tmp_path / "alone" / "checkpoint.pt").write_bytes(b"cut short")
     assert "checkpoint.pt is damaged: delete it" in fails(capsys, "distil", *out)
 
@@ -236,6 +238,17 @@ def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, caps
 
     (folder / "1-teach.toml").write_text(TEACHER.replace("epochs = 1", "epochs = 2"))
     assert "by other settings" in states()[2].out
+
+
+def test_what_another_process_makes_is_left_to_it(settings, tmp_path, capsys):
+    _, places = settings
+    folder = tmp_path / "runs" / "teach" / "seed0"
+    folder.mkdir(parents=True)
+    with claim(folder):
+        assert main(["experiments", *places, "--run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("left out: another process is at work in") == 3  # the teacher, and both students who need it
+    assert said.count("pending") == 3
 
 
 def test_variants_share_what_they_do_not_change(settings):

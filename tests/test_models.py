@@ -1,6 +1,7 @@
 """Models by name: sizes, settings, files."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 
 from titn_lib import TITNError, count_parameters, create_model, list_models, load_model, save_model
 from titn_lib.classifier import Preprocessing
+from titn_lib.titn import TITN
 from titn_lib.transformer import interpolate_table
 
 ABOUT = Preprocessing("digits", ("a", "b", "c"), (0.5,), (0.25,))
@@ -86,9 +88,22 @@ def test_files_that_are_no_models(tmp_path):
         load_model(tmp_path / "foreign.safetensors")
 
     config = json.dumps({"name": "titn_nano", "image_size": [32, 32]})
+    odd = {"family": "titn", "config": config, "preprocessing": json.dumps({"classes": ["a"]})}
+    save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata=odd)
+    with pytest.raises(TITNError, match="not the settings of a titn_lib model"):
+        load_model(tmp_path / "odd.safetensors")
+
     save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"family": "titn", "config": config})
     with pytest.raises(TITNError, match="don't fit the settings"):
         load_model(tmp_path / "odd.safetensors")
+
+
+def test_only_models_of_this_library_are_saved(tmp_path):
+    class Mine(TITN):
+        """A subclass, which no file could make again."""
+
+    with pytest.raises(TITNError, match="a Mine is not one of this library's models"):
+        save_model(Mine(create_model("titn_nano", depth=1).config), tmp_path / "m.safetensors")
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -96,7 +111,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     target = tmp_path / "m.safetensors"
     save_model(create_model("titn_nano", depth=1), target)
     before = target.read_bytes()
-    (tmp_path / "m.safetensors.part").symlink_to("/dev/full")
+    (tmp_path / f"m.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
     with pytest.raises(TITNError, match=r"cannot write .*m.safetensors: the disk is full"):
         save_model(create_model("titn_nano", depth=2), target)
     assert target.read_bytes() == before

@@ -100,15 +100,20 @@ def test_a_comparison_puts_the_base_first(rows):
 
 def test_measured_speeds_stand_in_the_table(places):
     folder, results = places
-    speeds = {"base training": 1234.5, "base inference": 5000.0}
-    (results / "neighbours-speed-cpu.json").write_text(json.dumps({"medians": speeds}))
+    rounds = {"training": [100, 1000, 400], "inference": [5000, 5000, 5000]}
+    wide = {"training": [80, 500, 100], "inference": [5000, 5000, 10_000]}  # round by round: 0.8, 0.5, 0.25
+    both = {"base": rounds, "change-wide": wide}
+    speeds = {f"{name} {job}": values for name, jobs in both.items() for job, values in jobs.items()}
+    (results / "neighbours-speed-cpu.json").write_text(json.dumps({"rounds": speeds}))
     table = comparison(load_rows(load_experiments(folder), results), ["change"]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert cells[0][2:] == [
-        "parameters", "MACs", "epochs", "test top-1", "difference", "images/s training", "inference", "minutes", "seeds"
+        "parameters", "MACs", "epochs", "validation top-1", "test top-1", "difference", "images/s training",
+        "images/s inference", "minutes", "seeds",
     ]  # fmt: skip
-    assert cells[2][3:] == ["0.0 M", "14", "52.00 ± 2.00", "", "1,234", "5,000", "2.0", "3 of 3"]
-    assert cells[3][7:9] == ["", ""]
+    assert cells[2][7:] == ["", "400 (1.00)", "5,000 (1.00)", "2.0", "3 of 3"]
+    assert cells[3][8:10] == ["100 (0.50)", "5,000 (1.00)"]
+    assert cells[4][8:10] == ["", ""]
 
 
 def test_an_experiment_is_not_compared_with_itself(places):

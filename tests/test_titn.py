@@ -333,6 +333,13 @@ def test_local_perception_hears_eight_neighbours(name):
         ({"pixel_size": 3}, "can't be cut into pixels of 3"),
         ({"inner_heads": 5}, "can't be shared by 5 heads"),
         ({"depth": 0}, "depth must be 1 or more and is 0"),
+        ({"num_classes": 0}, "num_classes must be 1 or more and is 0"),
+        ({"inner_heads": 0}, "inner_heads must be 1 or more and is 0"),
+        ({"pixel_size": 0}, "pixel_size must be 1 or more and is 0"),
+        ({"patch_size": -8}, "patch_size must be 1 or more and is -8"),
+        ({"image_size": (0, 32)}, r"image_size must be 1 or more and is \(0, 32\)"),
+        ({"mlp_ratio": -1}, "mlp_ratio must be more than 0 and is -1"),
+        ({"pixel_embedding": "conv", "pixel_size": 8}, "would leave gaps between pixels of 8"),
         ({"drop_path": 1}, "drop_path must be 0 or more and below 1"),
         ({"wings": 2}, "unknown setting of titn_paper 'wings'"),
     ],
@@ -340,6 +347,17 @@ def test_local_perception_hears_eight_neighbours(name):
 def test_impossible_settings(settings, says):
     with pytest.raises(TITNError, match=says):
         create_model("titn_paper", **settings)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "pixel_size"), [("linear", 8), ("conv", 4), ("conv_across", 4), ("stem", 2), ("stem", 4), ("stem", 8)]
+)
+def test_every_point_of_a_picture_is_read(embedding, pixel_size):
+    settings = {"pixel_embedding": embedding, "pixel_size": pixel_size, "outer_tokens": "image", "depth": 1}
+    model = create_model("titn_paper", image_size=(32, 48), patch_size=16, **settings)
+    images = torch.randn(2, 3, 32, 48, requires_grad=True)
+    model.eval()(images).sum().backward()
+    assert (images.grad != 0).all()
 
 
 def test_mistyped_words_are_noticed():

@@ -1,6 +1,7 @@
 """The training loop: it learns, stops and goes on without a trace, on one process or two."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -21,10 +22,10 @@ from titn_lib import TITNError, create_model, load_model, training
 from titn_lib.classifier import Preprocessing
 from titn_lib.datasets import ImageSet, load_data, mislabel
 from titn_lib.distillation import Objective
-from titn_lib.errors import Interrupted
+from titn_lib.errors import Busy, Interrupted
 from titn_lib.neighbours import OBJECTIVES
 from titn_lib.recipes import Recipe, Run, plan_run
-from titn_lib.records import load_record
+from titn_lib.records import load_record, versions
 from titn_lib.training import CHECKPOINT, WEIGHTS, compare, evaluate, learning_rate, predict, train
 
 QUICK = Recipe(epochs=2, batch_size=32, lr=1e-3, precision="32-true", train_images=256, test_images=64)
@@ -272,7 +273,7 @@ def test_killed_at_three_random_moments_and_resumed_bit_for_bit(tmp_path, finish
 def test_a_time_limit_leaves_a_checkpoint(tmp_path):
     with pytest.raises(Interrupted, match="stopped by the time limit in epoch 1 of 2; the same command goes on from"):
         train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
-    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
+    assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [CHECKPOINT]
     train(STUDENT, tmp_path, device="cpu", quiet=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == [WEIGHTS, "record.json"]
 
@@ -348,6 +349,41 @@ def test_two_processes_follow_one(tmp_path):
     assert records[0].test["top1"] == records[1].test["top1"]
 
 
+def test_a_record_names_the_code_that_made_it(monkeypatch, tmp_path):
+    def git(*words):
+        return subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "--message", "first")
+    monkeypatch.setattr("titn_lib.records.checkout", lambda: tmp_path)
+    assert versions()["titn-lib"].endswith("+" + git("rev-parse", "--short", "HEAD"))
+    monkeypatch.setattr("titn_lib.records.checkout", lambda: None)  # installed: the version says it all
+    assert "+" not in versions()["titn-lib"]
+
+
+def test_two_processes_do_not_make_one_run(tmp_path):
+    """The other one holds the folder until its standard input ends."""
+    code = f"import sys; from titn_lib.files import claim\nwith claim(__import__('pathlib').Path({str(tmp_path)!r})):"
+    code += " print('in', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(Busy, match="another process is at work in"):
+            train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+        assert not (tmp_path / CHECKPOINT).exists()
+        other.communicate()
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+
+
+def test_a_disk_without_locks(tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", none)
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+
+
 # --- what doesn't fit
 
 
@@ -401,11 +437,11 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
     before = (tmp_path / CHECKPOINT).read_bytes()
-    (tmp_path / f"{CHECKPOINT}.part").symlink_to("/dev/full")
+    (tmp_path / f"{CHECKPOINT}.{os.getpid()}.part").symlink_to("/dev/full")
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     with pytest.raises(TITNError, match=r"cannot write .*checkpoint.pt: the disk is full"):
         train(STUDENT, tmp_path, device="cpu", quiet=True)
-    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
+    assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [CHECKPOINT]
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
@@ -477,6 +513,9 @@ def test_a_recipe_from_the_budget():
         ({"ema_decay": 1.5}, "ema_decay must be below 1"),
         ({"seed": -1}, "a seed can't be negative"),
         ({"image_size": (0, 8)}, "image_size must be 1 or more"),
+        ({"lr": math.nan}, "lr must be a finite number and is nan"),
+        ({"temperature": 0.0}, "temperature must be more than 0"),
+        ({"distillation": "none", "teacher": "vgg7_bn"}, "'none' asks no teacher"),
     ]:
         with pytest.raises(TITNError, match=says):
             plan_run(**changes)
@@ -486,6 +525,10 @@ def test_a_number_that_is_a_text():
     recipe = Recipe()
     object.__setattr__(recipe, "lr", "fast")  # the tests' type checker would stop it at the door
     with pytest.raises(TITNError, match="lr must be a number"):
+        recipe.__post_init__()
+    recipe = Recipe()
+    object.__setattr__(recipe, "epochs", 2.5)
+    with pytest.raises(TITNError, match=r"epochs must be a whole number and is 2\.5"):
         recipe.__post_init__()
 
 

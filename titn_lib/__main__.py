@@ -46,7 +46,7 @@ def complain(sentence: str) -> int:
     return 1
 
 
-# --- the commands: the heavy imports wait until one is called
+# --- the commands: what only they need is imported when one is called
 
 
 def distil(out: Path | None, device: str, minutes: float | None, quiet: bool, **options: object) -> None:
@@ -85,7 +85,7 @@ def teacher(
     if model not in TEACHERS:
         raise unknown("teacher", model, TEACHERS)
     run = Run(name_data(data), model, change(teacher_recipe(data, budget), given), seed, image_size=image_size)
-    out = out or Path("runs") / f"{Path(data).name}-{model}-{budget}-seed{seed}"
+    out = out or Path("runs") / f"{Path(run.data).name}-{model}-{budget}-seed{seed}"
     record = train(run, out, device=device, minutes=minutes, quiet=quiet)
     if leads():
         print(f"{table({'teacher': record})}\n\nweights: {out / 'model.safetensors'}")

@@ -181,8 +181,13 @@ def resize(images: ImageSet, size: tuple[int, int]) -> ImageSet:
 
 def measure(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, scaled to 0–1."""
-    values = images.images.float() / 255
-    mean, std = values.mean(dim=(0, 2, 3)), values.std(dim=(0, 2, 3)).clamp(min=1e-3)
+    count = images.images[:, 0].numel()
+    total = squares = torch.zeros(images.images.shape[1], dtype=torch.float64)
+    for part in images.images.split(256):  # as numbers, pictures take eight times the memory
+        values = part.double() / 255
+        total, squares = total + values.sum(dim=(0, 2, 3)), squares + values.square().sum(dim=(0, 2, 3))
+    mean = total / count
+    std = ((squares - count * mean**2) / (count - 1)).clamp(min=1e-6).sqrt()
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
 

@@ -149,17 +149,16 @@ class PatchLoss(nn.Module):
         depth, stages = student.config.depth, len(channels)
         self.pairs = [(max(0, round(depth * part / 3) - 1), stages - 4 + part) for part in (1, 2, 3)]
         self.channels = [channels[stage] for _, stage in self.pairs]
-        self.grid = student.config.grid
+        self.grid, self.patches = student.config.grid, student.config.patches
 
     def paired(
         self,
         blocks: list[Float[Tensor, "batch token width"]],
         maps: list[Float[Tensor, "batch _channel _height _width"]],
     ) -> list[tuple[Float[Tensor, "batch patch width"], Float[Tensor, "batch patch _channel"]]]:
-        patches = self.grid[0] * self.grid[1]
         return [
             (
-                blocks[block][:, 1 : 1 + patches],
+                blocks[block][:, 1 : 1 + self.patches],
                 rearrange(F.adaptive_avg_pool2d(maps[stage], self.grid), "batch channel y x -> batch (y x) channel"),
             )
             for block, stage in self.pairs

@@ -17,10 +17,14 @@ class Interrupted(TITNError):
     """Training stopped before its end (Ctrl-C, SIGTERM or the time limit); its checkpoint is on disk."""
 
 
+class Busy(TITNError):
+    """Another process is making this run."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> TITNError:
     """The error for a name that is not among the known ones, with the closest known name first."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return TITNError(f"unknown {kind} {name!r}: {hint}the choices are {', '.join(known)}")
 

@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from .errors import TITNError, unknown
+from .errors import Busy, TITNError, unknown
 from .files import write_atomically
 from .models import TEACHERS, load_model, save_model
 from .recipes import BUDGETS, Run, change, student_recipe, teacher_recipe
@@ -87,7 +87,7 @@ def load_experiments(folder: str | Path = "experiments") -> dict[str, Experiment
     for file in files:
         name = file.stem.split("-", 1)[-1]
         try:
-            about = tomllib.loads(file.read_text())
+            about = tomllib.loads(file.read_text(encoding="utf-8"))
             variants = about.pop("variants", {"": {}})
             if isinstance(variants, str):
                 if variants not in all_variants:
@@ -151,8 +151,17 @@ def read_experiment(file: str, variant: str, about: dict, earlier: dict[str, Exp
         )
         for seed in seeds
     }
-    teacher_place = teacher.place(next(iter(teacher.runs))) if teacher else None
-    return Experiment(name, about.get("about", ""), about["budget"], runs, teacher_place, start, compare, file, variant)
+    return Experiment(
+        name=name,
+        about=about.get("about", ""),
+        budget=about["budget"],
+        runs=runs,
+        teacher=teacher.place(next(iter(teacher.runs))) if teacher else None,
+        start=start,
+        compare=compare,
+        file=file,
+        variant=variant,
+    )
 
 
 def record_path(results: Path, experiment: Experiment, seed: int) -> Path:
@@ -203,6 +212,7 @@ def run_pending(
     experiments: dict[str, Experiment], runs: Path, results: Path, minutes: float | None, device: str = "auto"
 ) -> None:
     """Make the pending runs in order, until none is left or the time is up; what was cut off goes on the next time.
+    What another process is making is left to it: several at once share the list.
 
     Raises:
         Interrupted: the time is up, or Ctrl-C.
@@ -214,7 +224,10 @@ def run_pending(
                 left = None if minutes is None else minutes - (time.monotonic() - started) / 60
                 if leads():
                     print(f"{experiment.name}, seed {seed}: {experiment.about}", flush=True)
-                run_experiment(experiment, seed, runs, results, minutes=left, device=device)
+                try:
+                    run_experiment(experiment, seed, runs, results, minutes=left, device=device)
+                except Busy as problem:
+                    print(f"  left out: {problem}", flush=True)
 
 
 def forget(experiment: Experiment, runs: Path, results: Path) -> None:

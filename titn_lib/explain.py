@@ -129,7 +129,7 @@ def follow(
     elif model.heads.pooling == "class":
         reads[:, 0] = 1
     else:
-        patches = model.config.grid[0] * model.config.grid[1]
+        patches = model.config.patches
         reads[:, : 1 + patches] = 1 / (1 + patches)
     if classes is None:
         return encoding, reads, [mix(one) for one in maps]
@@ -210,7 +210,7 @@ def relevance(model: nn.Module, images: Images, head: str = "class", classes: Cl
 
 def entrances(model: TokenClassifier, images: Tensor, encoding: Encoding) -> Float[Tensor, "way batch patch pixel"]:
     """The share of every patch token that comes in at the start and in each block, by the pixel token it began as."""
-    batch, patches, depth = len(images), model.config.grid[0] * model.config.grid[1], len(encoding.blocks)
+    batch, patches, depth = len(images), model.config.patches, len(encoding.blocks)
     if not isinstance(model, TITN):
         whole = torch.ones(1, batch, patches, 1).to(images)
         return torch.cat([whole, whole.new_zeros(depth, batch, patches, 1)])

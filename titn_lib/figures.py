@@ -26,13 +26,14 @@ MAP = "cividis"  # for anything between 0 and 1
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, whole or not at all.
+    """Write a figure as PNG, whole or not at all, and close it.
 
     Raises:
         TITNError: the file can't be written.
     """
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150, bbox_inches="tight")
+    plt.close(figure)
     write_atomically(path, content.getvalue())
 
 
@@ -291,9 +292,8 @@ def plot_nested(
     if not maps.inner:
         raise TITNError("this model has no inner stream: draw plot_heads, or take a TITN or TNT")
     pixels = maps.inner[block].shape[-1]
-    for name, value, last in (("patch", patch, rows * columns), ("pixel", pixel or 1, pixels)):
-        if not 1 <= value <= last:
-            raise TITNError(f"there is no {name} {value}: choose one from 1 to {last}")
+    check_number("patch", patch, rows * columns)
+    check_number("pixel", 1 if pixel is None else pixel, pixels)
     sns.set_theme(style="white", context="notebook")
     accent = sns.color_palette("colorblind")[3]
     (down, across), inside = divmod(patch - 1, columns), round(pixels**0.5)
@@ -318,6 +318,12 @@ def plot_nested(
     return figure
 
 
+def check_number(what: str, number: int, last: int) -> None:
+    """Raises TITNError unless it is one of 1 … last."""
+    if not 1 <= number <= last:
+        raise TITNError(f"there is no {what} {number}: choose one from 1 to {last}")
+
+
 def plot_heads(
     maps: AttentionMaps, grid: tuple[int, int], token: int = 0, patch: int | None = None, title: str = ""
 ) -> Figure:
@@ -331,12 +337,13 @@ def plot_heads(
         patch: the patch's row in the outer attention, from 1; shows the inner stream.
 
     Raises:
-        TITNError: a patch is asked for and there is no inner stream.
+        TITNError: there is no such patch, or no inner stream.
     """
     sns.set_theme(style="white", context="notebook")
     if patch is None:
         values = torch.stack([one[0, :, token, 1 : 1 + grid[0] * grid[1]] for one in maps.outer], dim=1)
     elif maps.inner:
+        check_number("patch", patch, grid[0] * grid[1])
         values = torch.stack([one[0, patch - 1].mean(dim=-2) for one in maps.inner], dim=1)
         grid = (round(values.shape[-1] ** 0.5),) * 2
     else:

@@ -2,10 +2,13 @@
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import TITNError
+from filelock import FileLock, Timeout
+
+from .errors import Busy, TITNError
 
 REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
@@ -53,6 +56,25 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keep other processes' runs out of a folder. (Where the disk knows no locks, nothing does.)
+
+    Raises:
+        Busy: another process is there.
+    """
+    lock = FileLock(folder / ".lock")
+    with suppress(NotImplementedError):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as problem:
+            raise Busy(f"another process is at work in {folder}: wait for it, or choose another folder") from problem
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Write a file so that, whenever the machine stops, the old or the new content is there, whole.
 
@@ -61,7 +83,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     """
     path = Path(path)
     make_folder(path.parent)
-    unfinished = path.with_name(path.name + ".part")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file
     try:
         with open(unfinished, "wb") as file:
             file.write(content)

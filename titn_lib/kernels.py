@@ -284,7 +284,7 @@ available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def find_compiler() -> str | None:
     """The C++ compiler: what CXX names, or else g++ or clang++."""
-    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))), None)
 
 
 @cache
@@ -320,7 +320,7 @@ def load(*sizes: int) -> ctypes.CDLL:
         raise FileNotFoundError("there is no C++ compiler (install g++ or clang++)")
     source = KERNELS if sizes else BYTES
     macros = [f"-D{name}={size}" for name, size in zip(SIZES, sizes, strict=False)]
-    key = "\n".join([source.read_text(), compiler, processor(), *FLAGS, *macros])
+    key = "\n".join([source.read_text(encoding="utf-8"), compiler, processor(), *FLAGS, *macros])
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titn_lib"
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     if not path.exists():
@@ -340,5 +340,5 @@ def load(*sizes: int) -> ctypes.CDLL:
 def processor() -> str:
     """What -march=native depends on."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.platform())

@@ -88,9 +88,15 @@ def save_model(
         dtype: store floating-point weights so, `torch.float16` for half the size; as they are by default.
 
     Raises:
-        TITNError: the file can't be written; nothing half-written is left behind.
+        TITNError: the model is of no class of this library, so that no file could say how to make it again; or the
+            file can't be written; nothing half-written is left behind.
     """
-    family = next(name for name, (model_class, _) in FAMILIES.items() if type(model) is model_class)
+    family = next((name for name, (model_class, _) in FAMILIES.items() if type(model) is model_class), None)
+    if family is None:
+        raise TITNError(
+            f"a {type(model).__name__} is not one of this library's models: save its state_dict with safetensors, or "
+            "the model of this library that is in it"
+        )
     weights = {
         name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
@@ -117,7 +123,8 @@ def load_model(path: str | Path, image_size: tuple[int, int] | None = None) -> C
         model_class, config_class = FAMILIES[about["family"]]
         saved = json.loads(about["config"])
         config = config_class(**{**saved, "image_size": tuple(saved["image_size"])})
-        preprocessing = json.loads(about["preprocessing"]) if "preprocessing" in about else None
+        lists = json.loads(about.get("preprocessing", "{}"))
+        preprocessing = Preprocessing(lists.pop("data"), **{k: tuple(v) for k, v in lists.items()}) if lists else None
     except (KeyError, TypeError, ValueError) as problem:
         raise TITNError(
             f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
@@ -140,9 +147,7 @@ def load_model(path: str | Path, image_size: tuple[int, int] | None = None) -> C
             f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or "
             "copy it again"
         ) from problem
-    if preprocessing:
-        lists = {name: tuple(value) for name, value in preprocessing.items() if name != "data"}
-        model.preprocessing = Preprocessing(preprocessing["data"], **lists)
+    model.preprocessing = preprocessing
     return model.eval()
 
 

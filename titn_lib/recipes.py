@@ -5,6 +5,7 @@ Three budgets: `smoke` (the published pipeline on a sliver of the data, to see i
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ class Recipe:
     Attributes:
         epochs: passes over the training split.
         batch_size: pictures a step, over all processes together; what is left over at an epoch's end is left out.
-        optimizer: "sgd" (momentum 0.9) or "adamw" (weight decay on matrices only).
+        optimizer: "sgd" (momentum 0.9) or "adamw" (`training.make_optimizer` says what decays).
         lr, min_lr: the learning rate's peak and floor; it follows a cosine, step by step, after a linear warm-up.
         warmup_epochs: length of the warm-up.
         weight_decay: as the optimizer defines it.
@@ -72,8 +73,14 @@ class Recipe:
             name, value = setting.name, getattr(self, setting.name)
             if isinstance(value, str) != isinstance(setting.default, str):
                 raise TITNError(f"{name} must be a {'text' if isinstance(setting.default, str) else 'number'}")
+            if isinstance(setting.default, int) and not isinstance(value, int):
+                raise TITNError(f"{name} must be a whole number and is {value}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise TITNError(f"{name} must be a finite number and is {value}")
             if not isinstance(value, str) and value < 0:
                 raise TITNError(f"{name} can't be negative and is {value}")
+        if self.temperature == 0:
+            raise TITNError("temperature must be more than 0")
         for name in ("ema_decay", "label_smoothing", "label_noise"):
             if getattr(self, name) >= 1:
                 raise TITNError(f"{name} must be below 1 and is {getattr(self, name)}")
@@ -231,8 +238,10 @@ def plan_run(
         changes: settings of the student's `Recipe` to change, such as `epochs=5`.
 
     Raises:
-        TITNError: an unknown name or setting.
+        TITNError: an unknown name or setting, or a teacher with nothing to learn from it.
     """
+    if teacher and distillation == "none":
+        raise TITNError("distillation 'none' asks no teacher: leave the teacher out, or choose what to learn from it")
     model = model or student_for(data, budget)
     if model not in STUDENTS:
         raise unknown("student", model, STUDENTS)

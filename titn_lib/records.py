@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import platform
+import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 
 from .errors import TITNError
-from .files import write_atomically
+from .files import checkout, write_atomically
 from .recipes import Run
 
 RECORD = "record.json"
@@ -32,7 +34,7 @@ class Record:
             read once, after training.
         seconds: training and validation together, over all sittings.
         images_per_second: pictures learned from, by the training time alone.
-        hardware, versions: where it ran.
+        hardware, versions: where it ran, and the code it ran.
         finished: date and time, UTC.
     """
 
@@ -67,7 +69,7 @@ def load_record(path: str | Path) -> Record:
     path = Path(path)
     path = path / RECORD if path.is_dir() else path
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
         return Record(**{**about, "run": Run.from_dict(about["run"])})
     except FileNotFoundError as problem:
         raise TITNError(f"there is no record {path}: check the path, or make the run first") from problem
@@ -101,13 +103,18 @@ def circumstances(precision: str, processes: int, device: torch.device) -> dict[
 
 
 def versions() -> dict[str, str]:
-    """The packages a result depends on."""
+    """The packages a result depends on; of titn-lib in a checkout also the commit, as in "0.1.0+1a2b3c4"."""
     found = {"python": platform.python_version()}
     for package in ("titn-lib", "torch", "torchvision", "numpy", "lightning-fabric", "pytorch-lightning"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    if top := checkout():
+        with suppress(OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
+            command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*"]
+            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            found["titn-lib"] = f"{found.get('titn-lib', '')}+{commit}"
     return found
 
 

@@ -38,6 +38,7 @@ CANDIDATES = {  # of the weights that the package brings along: the best on the 
     "titn_nano.digits": ("digits-titn_nano-alone-laptop", "digits-titn_nano-hard-laptop"),
     "titn_nano.cifar10": ("cifar10-titn_nano-alone-laptop", "cifar10-titn_nano-hard-laptop"),
     "titn_mini.cifar10": ("cifar10-titn_mini-laptop", "cifar10-titn_mini-long-laptop"),
+    "titn_mini.cifar100": ("cifar100-titn_mini-laptop",),
     "vgg7_bn.digits": ("digits-vgg7_bn-laptop",),
     "vgg7_bn.cifar10": ("cifar10-vgg7_bn-laptop",),
     "vgg7_bn.mnist": ("mnist-vgg7_bn-laptop",),
@@ -49,12 +50,12 @@ PLACE = re.compile(r"(<!-- table ([^>]+?) -->\n).*?(<!-- /table -->)", re.S)
 
 @dataclass(frozen=True)
 class Row:
-    """An experiment, the records of those of its seeds that have been run, and its images per second where they have
-    been measured beside others'."""
+    """An experiment, the records of those of its seeds that have been run, and its images per second, round by round,
+    where they have been measured beside others'."""
 
     experiment: Experiment
     records: list[Record]
-    speeds: dict[str, float] = field(default_factory=dict)
+    speeds: dict[str, list[float]] = field(default_factory=dict)
 
     def values(self, measure: Callable[[Record], float]) -> list[float]:
         return [measure(record) for record in self.records]
@@ -62,6 +63,13 @@ class Row:
     def mean(self, measure: Callable[[Record], float]) -> str:
         """With its spread; empty where nothing has been run."""
         return mean_and_spread(self.values(measure)) if self.records else ""
+
+    def speed(self, job: str, base: "Row") -> str:
+        """ "466 (1.19)": the median, and that of the ratios to another row's in the same round, which move less."""
+        if job not in self.speeds or job not in base.speeds:
+            return ""
+        ratios = [mine / theirs for mine, theirs in zip(self.speeds[job], base.speeds[job], strict=True)]
+        return f"{statistics.median(self.speeds[job]):,.0f} ({statistics.median(ratios):.2f})"
 
 
 def top1(record: Record) -> float:
@@ -72,7 +80,7 @@ def top1(record: Record) -> float:
 def load_rows(experiments: dict[str, Experiment], results: str | Path) -> dict[str, Row]:
     """Every experiment with its records."""
     rows, file = {}, Path(results) / SPEEDS
-    measured = json.loads(file.read_text())["medians"] if file.exists() else {}
+    measured = json.loads(file.read_text(encoding="utf-8"))["rounds"] if file.exists() else {}
     for name, experiment in experiments.items():
         paths = [record_path(Path(results), experiment, seed) for seed in experiment.runs]
         records = [load_record(path) for path in paths if path.exists()]
@@ -155,13 +163,13 @@ def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
             "test top-1": mean_and_spread(row.values(top1)),
             "difference": difference_from_base(row, rows),
             "test top-5": row.mean(lambda record: record.test["top5"]),
-            "images/s training": f"{row.speeds['training']:,.0f}" if row.speeds else "",
-            "inference": f"{row.speeds['inference']:,.0f}" if row.speeds else "",
+            "images/s training": row.speed("training", chosen[0]),
+            "images/s inference": row.speed("inference", chosen[0]),
             "minutes": f"{min(row.values(lambda record: record.seconds / 60)):.1f}" if records else "",
             "seeds": f"{len(records)} of {len(experiment.runs)}",
         }
         left_out = set() if compared else {"difference"}
-        left_out |= {"validation top-1", "test top-5"} if timed else {"images/s training", "inference"}
+        left_out |= {"test top-5"} if timed else {"images/s training", "images/s inference"}
         lines.append({name: cell for name, cell in line.items() if name not in left_out})
     return markdown(list(lines[0]), [list(line.values()) for line in lines])
 
@@ -238,7 +246,7 @@ def write_results(rows: dict[str, Row], pages: Iterable[Path], folder: Path) -> 
     from .figures import plot_seeds, save_figure
 
     for page in pages:
-        write_atomically(page, fill_in(page.read_text(), rows).encode())
+        write_atomically(page, fill_in(page.read_text(encoding="utf-8"), rows).encode())
     for file, chosen in groups(rows).items():
         points = {row.experiment.variant or row.experiment.name: row.values(top1) for row in chosen if row.records}
         if len(points) > 1:

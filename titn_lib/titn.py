@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from . import kernels
 from .errors import TITNError
-from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_student
+from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, TokenConfig, check_student
 
 
 @dataclass(frozen=True)
-class TITNConfig:
+class TITNConfig(TokenConfig):
     """The settings of a TITN or TNT. The defaults are the published TITN for 32×32 pictures.
 
     Attributes:
@@ -82,25 +82,16 @@ class TITNConfig:
                 f"patches of {self.patch_size} can't be cut into pixels of {self.pixel_size}: choose a pixel_size "
                 f"that divides {self.patch_size}"
             )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        return self.grid[0] * self.grid[1]
+        if self.pixel_embedding in ("conv", "conv_across") and self.pixel_size > 7:
+            raise TITNError(
+                f"a 7×7 convolution would leave gaps between pixels of {self.pixel_size}: choose a pixel_size of 7 or "
+                "less, or pixel_embedding='linear' or 'stem'"
+            )
 
     @property
     def pixels(self) -> int:
         """Pixel tokens in a patch."""
         return (self.patch_size // self.pixel_size) ** 2
-
-    @property
-    def tokens(self) -> int:
-        """Outer tokens: class, patches and, where there is one, distillation."""
-        return 1 + self.patches + self.distillation_token
 
 
 class PixelEmbedding(nn.Module):
@@ -118,7 +109,8 @@ class PixelEmbedding(nn.Module):
             hidden = 4 * config.inner_width
             layers: list[nn.Module] = []
             for channels, stride in ((config.in_channels, config.pixel_size), (hidden, 1), (hidden, 1)):
-                convolution = nn.Conv2d(channels, hidden, kernel_size=3, stride=stride, padding=1, bias=False)
+                side = max(3, 2 * stride - 1)  # larger pixels must not leave gaps
+                convolution = nn.Conv2d(channels, hidden, side, stride, padding=side // 2, bias=False)
                 layers += [convolution, nn.BatchNorm2d(hidden), nn.GELU()]
             last = nn.Conv2d(hidden, config.inner_width, kernel_size=1)
             self.embed = nn.Sequential(*layers, last).to(memory_format=torch.channels_last)
@@ -363,8 +355,8 @@ PRESETS = {
 # experiments/39-cifar10-steps_from_nano-laptop.toml.
 PRESETS["titn_mini"] = replace(PRESETS["titn_nano"], inner_width=24, depth=4, pixel_embedding="stem")
 # Ours, to go beyond the published model on a GPU: as `titn_nano`, wider and deeper, with stochastic depth, and with
-# what helped `titn_mini` most in short runs: a convolutional start, local perception, first weights that are not small
-# (results/README.md). What each is worth in long training is to be measured.
+# what helped `titn_mini` in short runs: a convolutional start, local perception, the published first weights (which, on
+# top of a teacher, made no difference: results/README.md). What each is worth in long training is to be measured.
 PRESETS["titn_plus"] = replace(
     PRESETS["titn_nano"],
     inner_width=24,

@@ -38,7 +38,7 @@ from .classifier import Classifier, Preprocessing
 from .datasets import DataSplits, ImageSet, load_data, mislabel, subset
 from .distillation import MixedLabels, ask_teacher, freeze
 from .errors import Interrupted, TITNError
-from .files import make_folder, write_atomically
+from .files import claim, make_folder, write_atomically
 from .models import count_macs, count_parameters, create_model, load_model, save_model
 from .neighbours import OBJECTIVES
 from .recipes import Recipe, Run
@@ -75,13 +75,10 @@ def train(
 
     Raises:
         Interrupted: Ctrl-C, SIGTERM or the time limit; the same call goes on from the checkpoint.
+        Busy: another process is making a run in `out`.
         TITNError: `out` holds another run, or something in the run doesn't fit; nothing half-written is left behind.
     """
     out = make_folder(out)
-    if (out / RECORD).exists():
-        record = load_record(out)
-        check_same(record.run, run, out)
-        return record
     started = time.monotonic()
 
     def left() -> float | None:
@@ -93,20 +90,25 @@ def train(
             return load_model(folder / WEIGHTS)
         return load_model(needed) if needed else None
 
-    teacher = ready(run.teacher, Path(teacher_folder or out / "teacher"))
-    start = ready(run.start, Path(start_folder or out / "start"))
-    fabric = start_fabric(run.recipe.precision, device)
-    with fabric.rank_zero_first():  # one process downloads
-        data = load_data(run.data, run.image_size)
-    try:
-        return Training(run, out, data, teacher, fabric, start).finish(left(), quiet)
-    except RuntimeError as problem:
-        if isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem):
-            raise TITNError(
-                f"a batch of {run.recipe.batch_size} pictures doesn't fit in memory with {run.model}: choose a smaller "
-                "batch_size (--batch-size)"
-            ) from problem
-        raise
+    with claim(out) if leads() else nullcontext():
+        if (out / RECORD).exists():
+            record = load_record(out)
+            check_same(record.run, run, out)
+            return record
+        teacher = ready(run.teacher, Path(teacher_folder or out / "teacher"))
+        start = ready(run.start, Path(start_folder or out / "start"))
+        fabric = start_fabric(run.recipe.precision, device)
+        with fabric.rank_zero_first():  # one process downloads
+            data = load_data(run.data, run.image_size)
+        try:
+            return Training(run, out, data, teacher, fabric, start).finish(left(), quiet)
+        except RuntimeError as problem:
+            if isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem):
+                raise TITNError(
+                    f"a batch of {run.recipe.batch_size} pictures doesn't fit in memory with {run.model}: choose a "
+                    "smaller batch_size (--batch-size)"
+                ) from problem
+            raise
 
 
 def compare(
@@ -492,7 +494,7 @@ class Training:
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "precision": self.fabric.strategy.precision.state_dict(),
             "place": dataclasses.asdict(self.place),
-            "sums": self.sums.cpu(),
+            "sums": self.sums.cpu(),  # this process's: after a stop of several, the epoch's training figures are rough
         }
         content = io.BytesIO()
         torch.save(state, content)
@@ -570,7 +572,8 @@ def compile_blocks(network: nn.Module, pictures: int, device: torch.device) -> b
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
-    """SGD decays all weights, as published; AdamW decays matrices and not biases, norms and token tables.
+    """SGD decays all weights, as published; AdamW decays matrices and not biases, token tables and norms (but TNT's
+    norms over all pixels of a patch, whose weights are matrices).
 
     Args:
         fused: one kernel for all weights (PyTorch's can't work with float16's gradient scaling and clipping).
@@ -588,10 +591,15 @@ def make_optimizer(module: nn.Module, recipe: Recipe, fused: bool = True) -> tor
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, images: Tensor, preprocessing: Preprocessing, batch_size: int = 500
+    network: nn.Module, images: Tensor, preprocessing: Preprocessing, batch_size: int | None = None
 ) -> Float[Tensor, "picture classes"]:
-    """Logits of "picture channel height width" bytes, in evaluation mode, on the network's device."""
+    """Logits of "picture channel height width" bytes, in evaluation mode, on the network's device.
+
+    Args:
+        batch_size: pictures at a time; by default 500 of 32×32, and as many fewer as they are larger.
+    """
     was_training, device = network.training, next(network.parameters()).device
+    batch_size = batch_size or max(1, min(500, 500 * 32 * 32 // images[0, 0].numel()))
     network.eval()
     mean, std = preprocessing.mean, preprocessing.std
     with torch.compiler.set_stance("force_eager"):  # a few batches, of another size: not worth compiling again

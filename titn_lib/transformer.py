@@ -7,6 +7,7 @@ Shapes use one vocabulary throughout the library:
     query, key                    the token that looks, the token looked at
 """
 
+from dataclasses import fields
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -174,16 +175,28 @@ class Heads(nn.Module):
 
 
 class TokenConfig(Config, Protocol):
-    """The settings that all students have besides."""
+    """The settings that all students have besides, and how many tokens a picture becomes."""
 
+    @property
+    def patch_size(self) -> int: ...
     @property
     def depth(self) -> int: ...
     @property
-    def grid(self) -> tuple[int, int]: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
     def distillation_token(self) -> bool: ...
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """Outer tokens: class, patches and, where there is one, distillation."""
+        return 1 + self.patches + self.distillation_token
 
 
 class TokenClassifier(Classifier):
@@ -226,11 +239,16 @@ class TokenClassifier(Classifier):
 
 
 def check_student(config: Any) -> None:
-    """Raises TITNError where settings of a TITN or ViT have a mistyped word, patches that don't fit, or no depth."""
+    """Raises TITNError where settings of a TITN or ViT have a mistyped word, a size below 1, or patches that don't
+    fit."""
     check_choices(config)
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type in (int, tuple[int, int]) and min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise TITNError(f"{field.name} must be 1 or more and is {value}")
+    if config.mlp_ratio <= 0:
+        raise TITNError(f"mlp_ratio must be more than 0 and is {config.mlp_ratio}")
     check_patches(config.image_size, config.patch_size)
-    if config.depth < 1:
-        raise TITNError(f"depth must be 1 or more and is {config.depth}")
 
 
 def check_patches(image_size: tuple[int, int], patch_size: int) -> None:

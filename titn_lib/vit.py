@@ -13,11 +13,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, check_student
+from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, TokenConfig, check_student
 
 
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(TokenConfig):
     """The settings of a ViT. The defaults are the paper's comparison student for 32×32 pictures.
 
     Attributes:
@@ -43,16 +43,6 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         check_student(self)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    @property
-    def tokens(self) -> int:
-        """Class token, patches and, where there is one, distillation token."""
-        return 1 + self.grid[0] * self.grid[1] + self.distillation_token
 
 
 class ViT(TokenClassifier):

@@ -199,7 +199,8 @@ def look(
     names: Sequence[str] | None = None,
     titles: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """All that the explorer shows. Arrays are packed (`pack`): numbers equal the models' within 1/255.
+    """All that the explorer shows. Arrays are packed (`pack`): numbers equal the models' within 1/510 of
+    their row's largest.
 
     For each picture and model: attention of both streams ("block head query key" and "block patch head query key"),
     rollout from the first block through each one (the same, with one head), relevance of every pixel token for each
@@ -243,7 +244,7 @@ def look(
             "name": name,
             "depth": model.config.depth,
             "distillation": bool(model.config.distillation_token),
-            "patches": model.config.grid[0] * model.config.grid[1],
+            "patches": model.config.patches,
             "pixels": getattr(model.config, "pixels", 0),
             "heads": {
                 "outer": getattr(model.config, "outer_heads", None) or getattr(model.config, "heads", 0),
@@ -276,8 +277,8 @@ def page(data: dict[str, Any], title: str = "Attention", theme: str = "") -> str
     return PAGE.format(
         title=html.escape(title),
         theme=theme,
-        css=(HERE / "explorer.css").read_text(),
-        script=(HERE / "explorer.js").read_text(),
+        css=(HERE / "explorer.css").read_text(encoding="utf-8"),
+        script=(HERE / "explorer.js").read_text(encoding="utf-8"),
         data=json.dumps(data, default=as_text, separators=(",", ":")).replace("<", "\\u003c"),
     )
 

@@ -1,5 +1,6 @@
-"""Ten systems that stand beside TITN in its literature: each a small idea on how a classifier should look or learn, in
-one file, built from this library's pieces, to be trained on the same data with the same recipe.
+"""Systems that stand beside TITN in its literature: each a small idea on how a classifier should look or learn, in one
+file, built from this library's pieces, to be trained on the same data with the same recipe. (A tenth, manifold
+distillation, is in `distillation.py`.)
 
 Some are networks (`PRESETS`, by name in `create_model`), some are what a network is trained for (`OBJECTIVES`, by name
 in `recipes.Run`).

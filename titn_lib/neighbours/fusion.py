@@ -17,18 +17,20 @@ is smaller than both: what a fusion gains, it may owe to its size.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..classifier import Classifier
-from ..errors import TITNError, unknown
+from ..errors import TITNError, check_choices
 from ..teachers import VGG7, build_vgg
 from ..transformer import check_patches
 from ..vit import ViT, ViTConfig
 
-FUSIONS = ("concatenation", "gate", "convolution", "attention")
+Way = Literal["concatenation", "gate", "convolution", "attention"]
+FUSIONS = get_args(Way)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class FusionConfig:
     num_classes: int = 10
     in_channels: int = 3
     image_size: tuple[int, int] = (32, 32)
-    fusion: str = "concatenation"
+    fusion: Way = "concatenation"
     width: int = 128
     patch_size: int = 4
     heads: int = 4
@@ -54,8 +56,7 @@ class FusionConfig:
     mlp_ratio: float = 2
 
     def __post_init__(self) -> None:
-        if self.fusion not in FUSIONS:
-            raise unknown("fusion", self.fusion, FUSIONS)
+        check_choices(self)
         check_patches(self.image_size, self.patch_size)
         if min(self.image_size) < 4:
             raise TITNError("the convolutions halve a picture twice: choose an image_size of 4 or more")

@@ -12,7 +12,7 @@ Published, in the paper and its code: the equations, and one learned α for all 
 """
 
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import titn
-from ..errors import unknown
 from ..transformer import Encoding, Layer
 
 
@@ -32,12 +31,7 @@ class ReViTConfig(titn.TITNConfig):
         residuals: the stream whose layers hand on their scores: "outer", "inner" (within every patch) or "both".
     """
 
-    residuals: str = "outer"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.residuals not in (choices := ("outer", "inner", "both")):
-            raise unknown("stream for residuals", self.residuals, choices)
+    residuals: Literal["outer", "inner", "both"] = "outer"
 
 
 class Carried(NamedTuple):
