@@ -1,5 +1,7 @@
 """Data: splits that never move, files that are missing or damaged, a reader's own pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 from torchvision import datasets as tv
 
 from titn_lib import TITNError
-from titn_lib.datasets import SOURCES, ImageSet, load_data, read_picture, split, subset
+from titn_lib.datasets import SOURCES, ImageSet, load_data, measure, read_picture, split, subset
 
 
 def fingerprints(part):
@@ -30,6 +32,25 @@ def test_digits_need_no_files_and_are_real(tmp_path, monkeypatch, no_internet):
     assert data.train.images.dtype == torch.uint8
     assert data.train.images.max() > 240
     assert data.classes == tuple("0123456789")
+
+
+def test_a_picture_that_pillow_has_opened_and_one_that_is_transparent(tmp_path):
+    ink = Image.new("RGBA", (40, 40), (0, 0, 0, 0))  # black everywhere, and nowhere opaque …
+    ink.paste((0, 0, 0, 255), (0, 0, 20, 40))  # … but on the left
+    read = read_picture(ink, 1, (4, 4))
+    assert read[0, 0, [0, -1]].tolist() == [0, 255]
+    ink.save(tmp_path / "ink.png")
+    assert torch.equal(read_picture(tmp_path / "ink.png", 1, (4, 4)), read)
+    assert ink.getpixel((30, 0)) == (0, 0, 0, 0)  # still open, and unchanged
+
+
+def test_means_and_deviations_are_those_of_all_pictures_at_once():
+    images = ImageSet(torch.randint(0, 256, (700, 2, 5, 4), dtype=torch.uint8), torch.zeros(700, dtype=torch.long))
+    values = images.images.double() / 255
+    mean, std = measure(images)
+    assert mean == pytest.approx(values.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
+    assert std == pytest.approx(values.std(dim=(0, 2, 3)).tolist(), abs=1e-4)
+    assert measure(replace(images, images=torch.full_like(images.images, 7)))[1] == (0.001, 0.001)
 
 
 def test_a_subset_is_fair_or_refused():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,45 @@ def test_files_that_are_no_models(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"family": "titn", "config": config})
     with pytest.raises(TITNError, match="don't fit the settings"):
         load_model(tmp_path / "odd.safetensors")
+
+
+def test_what_is_saved_again_still_knows_its_classes(tmp_path):
+    save_model(create_model("titn_nano", depth=1, num_classes=3), tmp_path / "m.safetensors", ABOUT)
+    save_model(load_model(tmp_path / "m.safetensors"), tmp_path / "again.safetensors")
+    assert load_model(tmp_path / "again.safetensors").preprocessing == ABOUT
+
+
+@pytest.mark.parametrize("name", ["titn_nano", "vgg7_bn", "cmt_nano"])
+def test_other_classes_get_fresh_heads(name, tmp_path):
+    model = create_model(name, num_classes=3)
+    save_model(model, tmp_path / "m.safetensors", ABOUT)
+    other = load_model(tmp_path / "m.safetensors", num_classes=5)
+    assert other(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
+    assert other.preprocessing == replace(ABOUT, classes=tuple("01234"))
+    before, after = model.state_dict(), other.state_dict()
+    fresh = [key for key in before if before[key].shape != after[key].shape]
+    assert fresh
+    assert all("head" in key and before[key].shape[0] == 3 for key in fresh)
+    assert all(torch.equal(before[key], after[key]) for key in before if key not in fresh)
+    save_model(other, tmp_path / "five.safetensors")
+    assert load_model(tmp_path / "five.safetensors").config.num_classes == 5
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    model = create_model("titn_nano", depth=1, num_classes=3)
+    with pytest.raises(TITNError, match="a model of 3 classes can't be saved with 2 names"):
+        save_model(model, tmp_path / "m.safetensors", replace(ABOUT, classes=("a", "b")))
+    model.heads.class_head[1] = torch.nn.Linear(128, 5)
+    with pytest.raises(TITNError, match="no longer what its settings make"):
+        save_model(model, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_number_for_both_sides(tmp_path):
+    model = create_model("titn_nano", image_size=64)
+    assert model.config.image_size == (64, 64)
+    save_model(model, tmp_path / "m.safetensors")
+    assert load_model(tmp_path / "m.safetensors", image_size=48).config.image_size == (48, 48)
 
 
 def test_only_models_of_this_library_are_saved(tmp_path):

@@ -7,7 +7,9 @@ import sys
 import pytest
 import timm
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model
 from titn_lib.transformer import StochasticDepth
@@ -337,7 +339,7 @@ def test_local_perception_hears_eight_neighbours(name):
         ({"inner_heads": 0}, "inner_heads must be 1 or more and is 0"),
         ({"pixel_size": 0}, "pixel_size must be 1 or more and is 0"),
         ({"patch_size": -8}, "patch_size must be 1 or more and is -8"),
-        ({"image_size": (0, 32)}, r"image_size must be 1 or more and is \(0, 32\)"),
+        ({"image_size": (0, 32)}, r"image_size is a height and a width, .* not \(0, 32\)"),
         ({"mlp_ratio": -1}, "mlp_ratio must be more than 0 and is -1"),
         ({"pixel_embedding": "conv", "pixel_size": 8}, "would leave gaps between pixels of 8"),
         ({"drop_path": 1}, "drop_path must be 0 or more and below 1"),
@@ -349,6 +351,102 @@ def test_impossible_settings(settings, says):
         create_model("titn_paper", **settings)
 
 
+class LoRA(torch.nn.Module):
+    """A Linear, and two narrow ones beside it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.down = base, torch.nn.Linear(base.in_features, 2)
+        self.up = torch.nn.Linear(2, base.out_features)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def normalised_and_doubled(linear):
+    torch.nn.utils.parametrizations.weight_norm(linear).parametrizations.weight.original0.data.mul_(2)
+    return linear
+
+
+def exchange(name, make):
+    def change(layer):
+        parent, _, child = name.rpartition(".")
+        setattr(layer.get_submodule(parent), child, make(layer.get_submodule(name)))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        exchange("attention.qkv", LoRA),
+        exchange("attention.qkv", normalised_and_doubled),
+        exchange("mlp.1", lambda _: torch.nn.ReLU()),
+        exchange("mlp.1", lambda _: torch.nn.GELU(approximate="tanh")),
+        exchange("attention_norm", lambda _: torch.nn.Identity()),
+        exchange("mlp_norm", lambda norm: torch.nn.LayerNorm(norm.normalized_shape, eps=1.0)),
+        exchange("mlp_norm", lambda norm: torch.nn.RMSNorm(norm.normalized_shape)),
+        lambda layer: prune.random_unstructured(layer.attention.qkv, "weight", 0.5),
+        lambda layer: layer.attention.register_forward_hook(lambda _, __, out: (2 * out[0], out[1])),
+        lambda layer: layer.mlp.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],)),
+    ],
+)
+def test_an_inner_layer_that_somebody_changed_computes_what_it_says(change):
+    """The fused kernel knows only the layer as it was made."""
+    model = create_model("titn_nano", depth=2).eval()
+    with torch.no_grad():
+        for parameter in model.blocks.parameters():
+            parameter.mul_(4)  # so that a change shows
+    images = torch.randn(2, 3, 32, 32)
+    before = model(images)
+    change(model.blocks[0].inner)
+    expected, _ = model(images, return_attention=True)
+    assert (before - expected).abs().max() > 1e-4
+    torch.testing.assert_close(model(images), expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch.func's own
+def test_what_follows_operations_by_its_own_rules_sees_them_all():
+    """Forward-mode and per-picture derivatives know nothing of the kernels."""
+    model = create_model("titn_nano", depth=2).eval()
+    images, direction = torch.randn(2, 2, 3, 32, 32)
+
+    def slow(images):
+        return model(images, return_attention=True)[0]
+
+    expected = torch.func.jvp(slow, (images,), (direction,))
+    torch.testing.assert_close(torch.func.jvp(model, (images,), (direction,)), expected, atol=1e-5, rtol=1e-4)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(model(forward_ad.make_dual(images, direction))).tangent
+    torch.testing.assert_close(tangent, expected[1], atol=1e-5, rtol=1e-4)
+    each = torch.func.vmap(torch.func.grad(lambda image: model(image[None]).sum()))(images)
+    pictures = images.clone().requires_grad_()
+    torch.testing.assert_close(each, torch.autograd.grad(model(pictures).sum(), pictures)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_torchscript_needs_no_kernels_where_it_is_loaded(tmp_path):
+    """Tracing gives tensors for sizes, which the tests' type checker doesn't like: two processes of their own, the
+    second without this library."""
+    make = (
+        "import sys, torch, titn_lib; torch.manual_seed(0); model = titn_lib.create_model('titn_nano', depth=1).eval()"
+    )
+    make += "; x = torch.randn(2, 3, 32, 32); torch.jit.save(torch.jit.trace(model, x), sys.argv[1] + '/m.ts')"
+    make += "; torch.save((x, model(x)), sys.argv[1] + '/x.pt')"
+    load = "import sys, torch; x, y = torch.load(sys.argv[1] + '/x.pt')"
+    load += "; torch.testing.assert_close(torch.jit.load(sys.argv[1] + '/m.ts')(x), y, atol=1e-5, rtol=1e-4)"
+    for code in (make, load):
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code, tmp_path], check=True)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    model = create_model("titn_nano", depth=1).eval()
+    images = torch.randn(1, 3, 32, 32, requires_grad=True)
+    with pytest.raises(TITNError, match="no second derivative: pass return_attention=True"):
+        torch.autograd.grad(model(images).sum(), images, create_graph=True)
+    (slope,) = torch.autograd.grad(model(images, return_attention=True)[0].sum(), images, create_graph=True)
+    assert torch.autograd.grad(slope.square().sum(), images)[0].abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("embedding", "pixel_size"), [("linear", 8), ("conv", 4), ("conv_across", 4), ("stem", 2), ("stem", 4), ("stem", 8)]
 )
@@ -358,6 +456,15 @@ def test_every_point_of_a_picture_is_read(embedding, pixel_size):
     images = torch.randn(2, 3, 32, 48, requires_grad=True)
     model.eval()(images).sum().backward()
     assert (images.grad != 0).all()
+
+
+@pytest.mark.parametrize("settings", ["depth=2.0", "num_classes='5'", "image_size=(64,)", "image_size='64'"])
+def test_settings_of_another_kind(settings):
+    """In a process without the tests' type checker, which would be first to complain."""
+    code = f"from titn_lib import TITNError, create_model\ntry: create_model('titn_paper', {settings})\n"
+    code += "except TITNError as problem: print(problem)"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "must be a whole number" in said or "image_size is a height and a width" in said
 
 
 def test_mistyped_words_are_noticed():
@@ -387,5 +494,5 @@ for make in (
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32)])
 @pytest.mark.parametrize("name", ["titn_nano", "vit_paper", "vgg7_bn"])
 def test_pictures_that_do_not_fit(name, shape):
-    with pytest.raises(TITNError, match="this model takes batches of 3×32×32 pictures"):
+    with pytest.raises(TITNError, match="titn_paper takes batches of 3×32×32 pictures"):
         create_model(name)(torch.zeros(shape))

@@ -351,7 +351,9 @@ def test_two_processes_follow_one(tmp_path):
 
 def test_a_record_names_the_code_that_made_it(monkeypatch, tmp_path):
     def git(*words):
-        return subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", tmp_path, *words], check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     git("init")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "--message", "first")
@@ -493,6 +495,46 @@ def test_evaluate_counts_by_hand():
     assert (result["top1"], result["top5"], result["pictures"]) == (pytest.approx(30), pytest.approx(70), 10)
     expected = torch.nn.functional.cross_entropy(predict(network, images, about), labels).item()
     assert result["loss"] == pytest.approx(expected)
+
+
+def test_predict_says_what_it_takes_and_leaves_no_trace():
+    network = create_model("titn_mini", depth=1)
+    about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    for wrong, says in [
+        (images / 255, "takes pictures as bytes"),
+        (images[0], "a batch with images"),
+        (images[:, :1], "takes pictures × 3 channels"),
+        (images[:, :, :8], "titn_mini takes batches of 3×32×32"),
+    ]:
+        with pytest.raises(TITNError, match=says):
+            predict(network, wrong, about)
+    network.train().pixel_embedding.eval()  # frozen batch normalisation
+    logits = predict(network, images, about)
+    assert [network.training, network.pixel_embedding.training] == [True, False]
+    torch.testing.assert_close(predict(network, images, about, batch_size=2), logits, atol=1e-5, rtol=1e-4)
+    assert predict(network, images[:0], about).shape == (0, 10)
+    half = predict(network.bfloat16(), images, about)
+    assert (half.dtype, half.shape) == (torch.float32, logits.shape)
+
+
+def test_large_pictures_are_measured_few_at_a_time(monkeypatch):
+    network, sizes = create_model("titn_nano", depth=1, image_size=64), []
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+    predict(network, torch.zeros(130, 3, 64, 64, dtype=torch.uint8), about)
+    assert sizes == [125, 5]
+
+
+def test_a_student_that_does_not_fit_is_noticed_before_its_teacher_is_trained(tmp_path):
+    for changes, says in [
+        ({"image_size": (18, 18)}, "can't be cut into patches of 4"),
+        ({"model": "cmt_nano"}, "cmt_nano has no tokens to learn by 'hard' distillation"),
+    ]:
+        run = plan_run("digits", **{"budget": "smoke", **changes})
+        with pytest.raises(TITNError, match=says):
+            compare(run, tmp_path, device="cpu", quiet=True)
+        assert not (tmp_path / "teacher").exists()
 
 
 def test_a_recipe_from_the_budget():

@@ -49,11 +49,19 @@ class Classifier(nn.Module):
     preprocessing: Preprocessing | None = None
 
     def check_images(self, images: Tensor) -> None:
-        """Raises TITNError unless the images are "batch channel height width" of the size the network takes."""
+        """Raises TITNError unless the images are numbers, "batch channel height width", of the size the network
+        takes."""
         wanted = (self.config.in_channels, *self.config.image_size)
+        if tuple(images.shape) == wanted:
+            raise TITNError("a model takes a batch of pictures and got a single one: make it one, with images[None]")
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise TITNError(
-                f"this model takes batches of {'×'.join(map(str, wanted))} pictures (channels × height × width) and "
-                f"got {'×'.join(map(str, images.shape))}: resize the pictures, or make a model for them with "
+                f"{self.config.name} takes batches of {'×'.join(map(str, wanted))} pictures (channels × height × width)"
+                f" and got {'×'.join(map(str, images.shape))}: resize the pictures, or make a model for them with "
                 "image_size=… and in_channels=… (load_model(path, image_size=…) adapts trained weights to another size)"
+            )
+        if not images.is_floating_point():
+            raise TITNError(
+                "a model takes normalised pictures and got bytes or whole numbers: call titn_lib.augment.normalise "
+                "first, or titn_lib.training.predict"
             )

@@ -2,24 +2,20 @@
 
 Files are looked for in the folder that TITN_DATA names, else in the checkout's data/, and downloaded there by
 torchvision where there is internet. All pictures of a data set come at one size (32×32, digits 16×16, unless you say
-otherwise), as bytes.
+otherwise), as bytes. torchvision and scikit-learn are imported where they work: they take longer than torch itself.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision import datasets as tv
-from torchvision.datasets.utils import check_integrity
-from torchvision.transforms.v2 import functional as TF
 
 from .errors import TITNError, unknown
 from .files import REASONS, cannot_write, checkout, make_folder
@@ -79,11 +75,14 @@ class DataSplits:
         return self.train.images.shape[2], self.train.images.shape[3]
 
 
+Reader = Callable[[Path], tuple[ImageSet, ImageSet | None, tuple[str, ...]]]  # folder → rest, test, classes
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a data set comes from. `mean` and `std` are those of the paper's code, where it has them."""
 
-    load: Callable[[Path], tuple[ImageSet, ImageSet | None, tuple[str, ...]]]
+    load: Reader
     about: str
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -131,6 +130,8 @@ def load_data(name: str, image_size: tuple[int, int] | None = None) -> DataSplit
 
 def split(images: ImageSet, aside: float | int, name: str) -> tuple[ImageSet, ImageSet]:
     """Set a fraction (or so many) aside, with the same share of each class, always the same ones."""
+    from sklearn.model_selection import train_test_split
+
     try:
         kept, chosen = train_test_split(
             np.arange(len(images)), test_size=aside, stratify=images.labels.numpy(), random_state=SPLIT_SEED
@@ -175,6 +176,8 @@ def resize(images: ImageSet, size: tuple[int, int]) -> ImageSet:
     """The same pictures at another size (bilinear, antialiased)."""
     if tuple(images.images.shape[2:]) == tuple(size):
         return images
+    from torchvision.transforms.v2 import functional as TF
+
     parts = [TF.resize(part, list(size), antialias=True) for part in images.images.split(4096)]
     return replace(images, images=torch.cat(parts))
 
@@ -196,13 +199,19 @@ def measure(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def read_digits(_: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
     """1,797 real 8×8 handwritten digits that scikit-learn carries; grey levels 0–16."""
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)
     return ImageSet(images[:, None], torch.from_numpy(digits.target).long()), None, tuple("0123456789")
 
 
-def read_cifar(kind: type[tv.CIFAR10]) -> Callable[[Path], tuple[ImageSet, ImageSet | None, tuple[str, ...]]]:
+def read_cifar(name: str) -> Reader:
     def read(folder: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
+        from torchvision import datasets
+        from torchvision.datasets.utils import check_integrity
+
+        kind = getattr(datasets, name)
         home = folder / kind.base_folder
         wanted = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
         obtain(folder, kind, all((home / file).exists() for file, _ in wanted))
@@ -218,9 +227,11 @@ def read_cifar(kind: type[tv.CIFAR10]) -> Callable[[Path], tuple[ImageSet, Image
     return read
 
 
-def read_mnist(kind: type[tv.MNIST]) -> Callable[[Path], tuple[ImageSet, ImageSet | None, tuple[str, ...]]]:
+def read_mnist(name: str) -> Reader:
     def read(folder: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
-        raw = folder / kind.__name__ / "raw"
+        from torchvision import datasets
+
+        kind, raw = getattr(datasets, name), folder / name / "raw"
         files = [raw / file.removesuffix(".gz") for file, _ in kind.resources]
         obtain(folder, kind, all(file.exists() for file in files))
         for file in files:  # a header of 16 or 8 bytes, then a byte for each picture element or label
@@ -229,13 +240,13 @@ def read_mnist(kind: type[tv.MNIST]) -> Callable[[Path], tuple[ImageSet, ImageSe
                 raise damaged(file)
         sets = [kind(str(folder), train=train) for train in (True, False)]
         parts = [ImageSet(s.data[:, None].contiguous(), s.targets) for s in sets]
-        return parts[0], parts[1], tuple(name.split(" - ")[0] for name in sets[0].classes)
+        return parts[0], parts[1], tuple(label.split(" - ")[0] for label in sets[0].classes)
 
     return read
 
 
-def obtain(folder: Path, kind: type[tv.CIFAR10] | type[tv.MNIST], complete: bool) -> None:
-    """Download what is missing, with torchvision's progress bar and checksums."""
+def obtain(folder: Path, kind: Any, complete: bool) -> None:
+    """Download what is missing of a data set of torchvision's, with its progress bar and checksums."""
     if complete:
         return
     home = folder / getattr(kind, "base_folder", f"{kind.__name__}/raw")
@@ -259,11 +270,11 @@ def damaged(file: Path) -> TITNError:
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 SOURCES = {
     "digits": Source(read_digits, "handwritten digits, 8×8 grey, 1,797; comes with scikit-learn", image_size=(16, 16)),
-    "mnist": Source(read_mnist(tv.MNIST), "handwritten digits, 28×28 grey, 70,000", (0.1307,), (0.3081,)),
-    "fashion_mnist": Source(read_mnist(tv.FashionMNIST), "clothes, 28×28 grey, 70,000", (0.2860,), (0.3530,)),
-    "cifar10": Source(read_cifar(tv.CIFAR10), "ten kinds of things, 32×32 colour, 60,000", CIFAR_MEAN, CIFAR_STD),
+    "mnist": Source(read_mnist("MNIST"), "handwritten digits, 28×28 grey, 70,000", (0.1307,), (0.3081,)),
+    "fashion_mnist": Source(read_mnist("FashionMNIST"), "clothes, 28×28 grey, 70,000", (0.2860,), (0.3530,)),
+    "cifar10": Source(read_cifar("CIFAR10"), "ten kinds of things, 32×32 colour, 60,000", CIFAR_MEAN, CIFAR_STD),
     "cifar100": Source(
-        read_cifar(tv.CIFAR100), "a hundred kinds of things, 32×32 colour, 60,000", CIFAR_MEAN, CIFAR_STD
+        read_cifar("CIFAR100"), "a hundred kinds of things, 32×32 colour, 60,000", CIFAR_MEAN, CIFAR_STD
     ),
 }
 
@@ -287,12 +298,14 @@ def read_folder(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, ImageSet
 
 
 def read_classes(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, tuple[str, ...]]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     classes = tuple(sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and sub.name[0] != "."))
     if len(classes) < 2:
         raise TITNError(f"{folder} needs a subfolder of pictures for each class, two or more, and has {len(classes)}")
     images, labels = [], []
     for label, name in enumerate(classes):
-        files = [file for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in tv.folder.IMG_EXTENSIONS]
+        files = [file for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in IMG_EXTENSIONS]
         if not files:
             raise TITNError(f"the class folder {folder / name} holds no picture: add some, or remove the folder")
         images += [read_picture(file, 3, size) for file in files]
@@ -301,11 +314,13 @@ def read_classes(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, tuple[s
 
 
 def read_picture(
-    path: str | Path, in_channels: int, image_size: tuple[int, int]
+    path: str | Path | Image.Image, in_channels: int, image_size: tuple[int, int]
 ) -> UInt8[Tensor, "channel height width"]:
-    """Any picture file as bytes of the wanted size: turned upright, scaled to cover it, the middle cut out.
+    """Any picture file as bytes of the wanted size: turned upright, on white where it is transparent, scaled to cover
+    the size, the middle cut out.
 
     Args:
+        path: of the file; or a picture that Pillow has opened.
         in_channels: 1 for grey, 3 for colour.
 
     Raises:
@@ -315,8 +330,11 @@ def read_picture(
     if in_channels not in modes:
         raise TITNError(f"picture files have 1 or 3 channels, not {in_channels}: give such a model tensors instead")
     try:
-        with Image.open(path) as picture:
+        with path.copy() if isinstance(path, Image.Image) else Image.open(path) as picture:
             upright: Image.Image = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                inked = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", inked.size, "white"), inked)
             if upright.mode[0] in "IF":  # 16 bits a point: Pillow would cut off what is above 255
                 upright = Image.fromarray(np.uint8(np.asarray(upright).clip(0, 65535) / 257))
             upright = upright.convert(modes[in_channels])

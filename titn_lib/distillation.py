@@ -17,7 +17,7 @@ A token's and a patch's method can be joined: "hard+feature".
 The teacher is frozen, in evaluation mode, sees the very pictures the student sees, and receives no gradient.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from einops import rearrange
@@ -33,6 +33,7 @@ from .transformer import Encoding, TokenClassifier, TokenLogits
 TOKEN_METHODS, PATCH_METHODS = ("hard", "soft", "dkd"), ("feature", "manifold")
 JOINED = tuple(f"{token}+{patch}" for token in TOKEN_METHODS for patch in PATCH_METHODS)
 METHODS = ("none", *TOKEN_METHODS, *PATCH_METHODS, *JOINED)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class MixedLabels(NamedTuple):
@@ -55,20 +56,22 @@ class TeacherAnswer(NamedTuple):
     maps: list[Float[Tensor, "batch _channel _height _width"]]
 
 
-def freeze(teacher: Teacher) -> Teacher:
+def freeze(teacher: Network) -> Network:
     """Put the teacher in evaluation mode and stop its gradients, for good."""
     return teacher.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def ask_teacher(teacher: Teacher, images: Float[Tensor, "batch channel height width"]) -> TeacherAnswer:
-    """The teacher's answer to a batch, without gradient.
+def ask_teacher(teacher: nn.Module, images: Float[Tensor, "batch channel height width"]) -> TeacherAnswer:
+    """The teacher's answer to a batch, without gradient. A teacher that is none of `teachers` gives logits and no maps.
 
     Raises:
         TITNError: the teacher is in training mode: its batch normalisation would change with every question.
     """
     if teacher.training:
         raise TITNError("the teacher is in training mode: call titn_lib.distillation.freeze(teacher) first")
+    if not isinstance(teacher, Teacher):
+        return TeacherAnswer(teacher(images), [])
     maps = teacher.encode(images)
     return TeacherAnswer(teacher.head(maps[-1]), maps)
 
@@ -234,6 +237,16 @@ def likeness_gap(student: Float[Tensor, "*group row width"], teacher: Float[Tens
     return F.mse_loss(student @ student.mT, teacher @ teacher.mT)
 
 
+def check_method(network: Classifier, method: str) -> None:
+    """Raises TITNError for an unknown method, or one that the network has no tokens for."""
+    if method not in METHODS:
+        raise unknown("distillation", method, METHODS)
+    if method != "none" and not isinstance(network, TokenClassifier):
+        raise TITNError(
+            f"{network.config.name} has no tokens to learn by {method!r} distillation: choose a TITN, TNT or ViT"
+        )
+
+
 class Objective(nn.Module):
     """A network and the loss it is trained with.
 
@@ -247,8 +260,8 @@ class Objective(nn.Module):
     A network without a distillation token learns both halves with its one head.
 
     Raises:
-        TITNError: an unknown method, a method that needs a teacher without one, or distillation for a network without
-            tokens.
+        TITNError: an unknown method, a method that needs a teacher without one (or its maps, where it is none of
+            `teachers`), or distillation for a network without tokens.
 
     Attributes:
         progress: how much of the run is over, from 0 to 1; training sets it before every step.
@@ -260,20 +273,15 @@ class Objective(nn.Module):
         self,
         network: Classifier,
         method: str = "none",
-        teacher: Teacher | None = None,
+        teacher: nn.Module | None = None,
         temperature: float = 4.0,
         feature_weight: float = 2.5,
         label_smoothing: float = 0.0,
     ):
         super().__init__()
-        if method not in METHODS:
-            raise unknown("distillation", method, METHODS)
+        check_method(network, method)
         if method != "none" and teacher is None:
             raise TITNError(f"distillation {method!r} needs a teacher: name one, or choose 'none'")
-        if method != "none" and not isinstance(network, TokenClassifier):
-            raise TITNError(
-                f"{network.config.name} has no tokens to learn by {method!r} distillation: choose a TITN, TNT or ViT"
-            )
         self.network = network
         self.progress = 0.0
         self.method = method
@@ -282,10 +290,12 @@ class Objective(nn.Module):
         self.label_smoothing = label_smoothing
         self.patch_loss: PatchLoss | None = None
         self.patch_weight = 1.0
-        if teacher is not None and isinstance(network, TokenClassifier):
+        if isinstance(network, TokenClassifier) and any(name in method for name in PATCH_METHODS):
+            if not isinstance(teacher, Teacher):
+                raise TITNError(f"{method!r} distillation asks for feature maps: choose a teacher of create_model")
             if "feature" in method:
                 self.patch_loss, self.patch_weight = FeatureLoss(network, teacher), feature_weight
-            elif "manifold" in method:
+            else:
                 self.patch_loss = ManifoldLoss(network, teacher)
 
     def forward(
@@ -297,7 +307,7 @@ class Objective(nn.Module):
         """Returns the loss, and the network's logits (the mean of both heads).
 
         Raises:
-            TITNError: the method needs a teacher's answer and there is none.
+            TITNError: the method needs a teacher's answer and there is none, or one about other classes.
         """
         if answer is None and self.method != "none":
             raise TITNError(f"{self.method!r} distillation needs the teacher's answer: pass it (ask_teacher)")
@@ -308,6 +318,11 @@ class Objective(nn.Module):
             logits = self.network(images)
             encoding, both = None, TokenLogits(logits, logits)
         class_logits, last_logits = (logits.float() for logits in both)
+        if answer is not None and answer.logits.shape != class_logits.shape:
+            raise TITNError(
+                f"the teacher knows {answer.logits.shape[-1]} classes and the student {class_logits.shape[-1]}: train "
+                "a teacher on the student's"
+            )
         loss = mixed_cross_entropy(class_logits, labels, self.label_smoothing) / 2
         loss = loss + self.last_head_loss(last_logits, labels, answer) / 2
         if self.patch_loss is not None and isinstance(encoding, Encoding) and answer is not None:

@@ -23,6 +23,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from .errors import TITNError
 
 KERNELS, BYTES = Path(__file__).with_suffix(".cpp"), Path(__file__).with_name("augment.cpp")
 SIZES = ("TOKENS", "WIDTH", "HEADS", "HIDDEN", "SPAN")
@@ -50,7 +53,17 @@ def suits_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden:
 
 def fits(tokens: Tensor, length: int, width: int) -> bool:
     small = 0 < length <= LONGEST and width <= WIDEST
-    return small and tokens.device.type == "cpu" and not torch.compiler.is_exporting()
+    return small and tokens.device.type == "cpu" and not is_followed()
+
+
+def is_followed() -> bool:
+    """Whether PyTorch is doing something else with the operations than computing or compiling them: writing them down
+    (export, TorchScript), or following rules that the kernels don't have (`torch.func`, forward-mode derivatives)."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def operation(schema: str) -> Callable[[Callable], Callable]:
@@ -69,7 +82,7 @@ def operation(schema: str) -> Callable[[Callable], Callable]:
 def attention(qkv: Tensor, heads: int) -> Tensor:
     """softmax(Q Kᵀ / √head_width) V, for each head.
 
-    It can be differentiated once.
+    It can be differentiated once; twice raises TITNError.
 
     Args:
         qkv: "*batch token (three head head_width)", float32 or bfloat16; the arithmetic is float32's.
@@ -102,7 +115,7 @@ def layer(
 ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch token width"]]:
     """x += Attention(LN(x)); x += MLP(LN(x)); news = LN(x).
 
-    It can be differentiated once.
+    It can be differentiated once; twice raises TITNError.
 
     Args:
         tokens: x, float32.
@@ -143,9 +156,9 @@ def layer_backward(
     return result, sums.sum(dim=0)
 
 
-def flat(*modules: nn.Module) -> Float[Tensor, " number"]:
+def flat(modules: list[nn.Module]) -> Float[Tensor, " number"]:
     """All that the modules learn, in the order of `Parameters` in kernels.cpp; a bias that they lack is zero."""
-    leaves: list[Any] = [leaf for module in modules for leaf in module.modules() if hasattr(leaf, "weight")]
+    leaves: list[Any] = [leaf for leaf in modules if hasattr(leaf, "weight")]
     biases = [leaf.weight.new_zeros(len(leaf.weight)) if leaf.bias is None else leaf.bias for leaf in leaves]
     pairs = zip(leaves, biases, strict=True)
     return torch.cat([tensor.flatten() for leaf, bias in pairs for tensor in (leaf.weight, bias)])
@@ -248,11 +261,20 @@ def remember_layer(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(tokens, parameters)
 
 
+def refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # create_graph=True
+        raise TITNError(
+            "the kernels in C++ have no second derivative: pass return_attention=True, which goes without them"
+        )
+
+
 def differentiate_attention(ctx: Any, gradient: Tensor) -> tuple:
+    refuse_second_derivative()
     return attention_backward(*ctx.saved_tensors, gradient, ctx.heads), None
 
 
 def differentiate_layer(ctx: Any, *gradients: Tensor) -> tuple:
+    refuse_second_derivative()
     return *layer_backward(*ctx.saved_tensors, *gradients, *ctx.sizes), None, None, None, None
 
 

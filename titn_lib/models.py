@@ -1,9 +1,10 @@
 """Every model by name: create it, count it, save it, load it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,7 +48,7 @@ def create_model(name: str, **settings: object) -> Classifier:
     Args:
         name: one of `list_models()`.
         settings: anything of the model's settings to change, such as `num_classes=100`, `in_channels=1`,
-            `image_size=(32, 64)`, `depth=6`; see `TITNConfig`, `ViTConfig`, `TeacherConfig`.
+            `image_size=(32, 64)` (or 64, for both), `depth=6`; see `TITNConfig`, `ViTConfig`, `TeacherConfig`.
 
     Raises:
         TITNError: an unknown name or setting, or sizes that don't fit each other.
@@ -59,9 +60,29 @@ def create_model(name: str, **settings: object) -> Classifier:
     for setting in settings:
         if setting not in known:
             raise unknown(f"setting of {name}", setting, known)
+    if "image_size" in settings:
+        settings["image_size"] = height_and_width(settings["image_size"])
     config = replace(config, **settings)
     model_class = next(model for model, config_class in FAMILIES.values() if type(config) is config_class)
     return model_class(config)
+
+
+def height_and_width(size: Any) -> tuple[int, int]:
+    """A picture's size as a pair: of a pair as it is, of one number twice.
+
+    Raises:
+        TITNError: it is neither.
+    """
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise TITNError(f"image_size is a height and a width, or one number for both, and not {size!r}")
+    return sides
+
+
+def shapes(model_class: Callable[[Any], nn.Module], config: Any) -> dict[str, torch.Size]:
+    """The sizes of all that a model's state_dict holds, without making its numbers."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in model_class(config).state_dict().items()}
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -85,17 +106,30 @@ def save_model(
     """Save weights as safetensors, with the model's settings and its preprocessing inside.
 
     Args:
+        preprocessing: by default the model's own, where it has one.
         dtype: store floating-point weights so, `torch.float16` for half the size; as they are by default.
 
     Raises:
-        TITNError: the model is of no class of this library, so that no file could say how to make it again; or the
-            file can't be written; nothing half-written is left behind.
+        TITNError: the model is of no class of this library, or has been changed, so that no file could say how to
+            make it again; the classes' names are more or fewer than its classes; or the file can't be written:
+            nothing half-written is left behind.
     """
     family = next((name for name, (model_class, _) in FAMILIES.items() if type(model) is model_class), None)
     if family is None:
         raise TITNError(
             f"a {type(model).__name__} is not one of this library's models: save its state_dict with safetensors, or "
             "the model of this library that is in it"
+        )
+    if {name: tensor.shape for name, tensor in model.state_dict().items()} != shapes(type(model), model.config):
+        raise TITNError(
+            f"this {model.config.name} is no longer what its settings make, and couldn't be loaded again: make it with "
+            "the settings it needs (create_model or load_model with num_classes=…), or save its state_dict"
+        )
+    preprocessing = preprocessing or model.preprocessing
+    if preprocessing and len(preprocessing.classes) != model.config.num_classes:
+        raise TITNError(
+            f"a model of {model.config.num_classes} classes can't be saved with {len(preprocessing.classes)} names: "
+            "give Preprocessing a name for each class"
         )
     weights = {
         name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
@@ -107,12 +141,17 @@ def save_model(
     write_atomically(path, save(weights, metadata=about))
 
 
-def load_model(path: str | Path, image_size: tuple[int, int] | None = None) -> Classifier:
+def load_model(
+    path: str | Path, image_size: tuple[int, int] | int | None = None, num_classes: int | None = None
+) -> Classifier:
     """A trained model in evaluation mode, from the file alone; `model.preprocessing` holds what was saved with it.
 
     Args:
         path: a file that `save_model` wrote, or a name of `list_weights()`, such as "titn_nano.digits".
-        image_size: use the model at another height and width: positions are interpolated to the new grid of patches.
+        image_size: use the model at another height and width (or one number for both): positions are interpolated to
+            the new grid of patches.
+        num_classes: use it for other classes: the last layer of each head is drawn afresh, and the classes are called
+            "0", "1" … until you name them (`dataclasses.replace(model.preprocessing, classes=…)`).
 
     Raises:
         TITNError: the file is missing or damaged, isn't one of ours, or the size doesn't fit.
@@ -129,8 +168,15 @@ def load_model(path: str | Path, image_size: tuple[int, int] | None = None) -> C
         raise TITNError(
             f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
         ) from problem
-    target = replace(config, image_size=tuple(image_size)) if image_size else config
+    target = replace(config, image_size=height_and_width(image_size)) if image_size is not None else config
+    if num_classes is not None:
+        target = replace(target, num_classes=num_classes)
     model = model_class(target)
+    if target.num_classes != config.num_classes:
+        old, new = (shapes(model_class, one) for one in (config, replace(config, num_classes=target.num_classes)))
+        weights |= {name: weight for name, weight in model.state_dict().items() if new[name] != old[name]}
+        if preprocessing:
+            preprocessing = replace(preprocessing, classes=tuple(map(str, range(target.num_classes))))
     if isinstance(model, TokenClassifier) and target != config:
         for name in model.GRID_TABLES:
             if name in weights:

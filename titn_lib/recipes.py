@@ -14,7 +14,7 @@ from .augment import PIPELINES
 from .datasets import SOURCES
 from .distillation import METHODS
 from .errors import TITNError, check_choices, unknown
-from .models import MODELS, STUDENTS, TEACHERS, list_weights
+from .models import MODELS, TEACHERS, list_weights
 from .neighbours import OBJECTIVES
 
 BUDGETS = ("smoke", "laptop", "gpu")
@@ -231,7 +231,7 @@ def plan_run(
     """A student's run, its teacher's inside.
 
     Args:
-        model: a student's name; by default the budget's (`student_for`).
+        model: a student's or neighbour's name; by default the budget's (`student_for`).
         teacher: a teacher's name, a name of `models.list_weights()`, or the path of its weights; by default the
             budget's (`teacher_for`).
         image_size: height and width of the pictures, for teacher and student; by default the data set's own.
@@ -243,10 +243,10 @@ def plan_run(
     if teacher and distillation == "none":
         raise TITNError("distillation 'none' asks no teacher: leave the teacher out, or choose what to learn from it")
     model = model or student_for(data, budget)
-    if model not in STUDENTS:
-        raise unknown("student", model, STUDENTS)
-    if image_size is None and STUDENTS[model].image_size != (32, 32):
-        image_size = STUDENTS[model].image_size
+    if model not in MODELS or model in TEACHERS:
+        raise unknown("student", model, set(MODELS) - set(TEACHERS))
+    if image_size is None and MODELS[model].image_size != (32, 32):
+        image_size = MODELS[model].image_size
     data = name_data(data)
     recipe = change(student_recipe(data, budget), changes)
     taught: Run | str | None = None

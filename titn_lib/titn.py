@@ -10,7 +10,7 @@ settings.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -222,6 +222,24 @@ class LocalPerception(nn.Module):
         return outer + F.pad(heard, (0, 0, 1, outer.shape[1] - last))
 
 
+PLAIN = [*map(type, Layer(1, 1).modules()), nn.LayerNorm]  # an inner layer and the norm after it
+
+
+def is_plain(parts: list[Any]) -> bool:
+    """Whether they compute what `kernels.layer` does: no module has been exchanged (for a LoRA's, say), hooked or set
+    otherwise."""
+    if [type(part) for part in parts] != PLAIN:
+        return False
+    norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
+    gelu = next(part for part in parts if isinstance(part, nn.GELU))
+    return gelu.approximate == "none" and not any(norm.eps != 1e-5 for norm in norms) and not any(map(is_hooked, parts))
+
+
+def is_hooked(module: nn.Module) -> bool:
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    return bool(before or after or module._backward_pre_hooks or module._backward_hooks)
+
+
 class Block(nn.Module):
     """One step of both streams: inner layer, projection into the patch tokens, outer layer."""
 
@@ -262,11 +280,14 @@ class Block(nn.Module):
         Float[Tensor, "batch patch pixel inner_width"],
         Float[Tensor, "batch patch inner_head pixel pixel"] | None,
     ]:
-        """The inner layer and the first step of the projection, in one piece where the machine can."""
+        """The inner layer and the first step of the projection, in one piece where the machine can and nobody has
+        changed the layer."""
         norm = self.projection.norm
-        sizes = self.inner.attention.heads, self.inner.mlp.hidden, norm.weight.numel()
-        if not return_attention and kernels.suits_layer(inner, *sizes):
-            return *kernels.layer(inner, kernels.flat(self.inner, norm), *sizes), None
+        parts = [*self.inner.modules(), norm]
+        if not return_attention and is_plain(parts):
+            sizes = self.inner.attention.heads, self.inner.mlp.hidden, norm.weight.numel()
+            if kernels.suits_layer(inner, *sizes):
+                return *kernels.layer(inner, kernels.flat(parts), *sizes), None
         inner, attention = self.inner(inner, return_attention)
         return inner, norm(inner), attention
 

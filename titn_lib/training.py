@@ -36,7 +36,7 @@ from . import kernels
 from .augment import augment, mix, normalise
 from .classifier import Classifier, Preprocessing
 from .datasets import DataSplits, ImageSet, load_data, mislabel, subset
-from .distillation import MixedLabels, ask_teacher, freeze
+from .distillation import MixedLabels, ask_teacher, check_method, freeze
 from .errors import Interrupted, TITNError
 from .files import claim, make_folder, write_atomically
 from .models import count_macs, count_parameters, create_model, load_model, save_model
@@ -95,11 +95,13 @@ def train(
             record = load_record(out)
             check_same(record.run, run, out)
             return record
-        teacher = ready(run.teacher, Path(teacher_folder or out / "teacher"))
-        start = ready(run.start, Path(start_folder or out / "start"))
         fabric = start_fabric(run.recipe.precision, device)
         with fabric.rank_zero_first():  # one process downloads
             data = load_data(run.data, run.image_size)
+        with torch.device("meta"):  # what doesn't fit shows before a teacher is trained
+            check_method(create_model(run.model, **{**settings_for(data), **run.model_settings}), run.distillation)
+        teacher = ready(run.teacher, Path(teacher_folder or out / "teacher"))
+        start = ready(run.start, Path(start_folder or out / "start"))
         try:
             return Training(run, out, data, teacher, fabric, start).finish(left(), quiet)
         except RuntimeError as problem:
@@ -121,11 +123,11 @@ def compare(
     out = make_folder(out)
     started = time.monotonic()
     parts: dict[str, Run] = {}
+    if run.distillation != "none":
+        parts["distilled"] = run  # first, with its teacher: what doesn't fit shows at once
+    parts["alone"] = dataclasses.replace(run, distillation="none", teacher=None)
     if isinstance(run.teacher, Run):
         parts["teacher"] = run.teacher
-    if run.distillation != "none":
-        parts["distilled"] = run  # before the one alone: what doesn't fit between teacher and student shows at once
-    parts["alone"] = dataclasses.replace(run, distillation="none", teacher=None)
     records = {}
     for name, part in parts.items():
         left = None if minutes is None else minutes - (time.monotonic() - started) / 60
@@ -275,11 +277,7 @@ class Training:
         self.share = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
         self.preprocessing = Preprocessing(run.data, data.classes, data.mean, data.std)
-        fits: dict[str, Any] = {
-            "num_classes": len(data.classes),
-            "in_channels": data.in_channels,
-            "image_size": data.image_size,
-        }
+        fits = settings_for(data)
         torch.manual_seed(run.seed)
         self.network = create_model(run.model, **{**fits, **run.model_settings})
         if start is not None:
@@ -527,6 +525,11 @@ class Training:
             ) from problem
 
 
+def settings_for(data: DataSplits) -> dict[str, Any]:
+    """What a network must be made for, to learn from this data set."""
+    return {"num_classes": len(data.classes), "in_channels": data.in_channels, "image_size": data.image_size}
+
+
 def continue_from(network: Classifier, start: Classifier) -> None:
     """Give a network the weights of another. What only the new one has (gates, say) stays as it was made.
 
@@ -597,14 +600,32 @@ def predict(
 
     Args:
         batch_size: pictures at a time; by default 500 of 32×32, and as many fewer as they are larger.
+
+    Raises:
+        TITNError: the pictures are no batch of bytes, or of another size or number of channels than the network takes.
     """
-    was_training, device = network.training, next(network.parameters()).device
-    batch_size = batch_size or max(1, min(500, 500 * 32 * 32 // images[0, 0].numel()))
-    network.eval()
     mean, std = preprocessing.mean, preprocessing.std
+    if images.dtype != torch.uint8:
+        raise TITNError(
+            f"predict takes pictures as bytes (0 to 255, uint8) and got {images.dtype}: datasets.read_picture reads "
+            "files so; pass pictures that are normalised to the model itself"
+        )
+    if images.ndim != 4 or images.shape[1] != len(mean):
+        raise TITNError(
+            f"predict takes pictures × {len(mean)} channels × height × width and got "
+            f"{'×'.join(map(str, images.shape))}: a single picture becomes a batch with images[None]"
+        )
+    first = next(network.parameters())
+    batch_size = batch_size or max(1, min(500, 500 * 32 * 32 // images.shape[-2:].numel()))
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
     with torch.compiler.set_stance("force_eager"):  # a few batches, of another size: not worth compiling again
-        parts = [network(normalise(part.to(device), mean, std)).float() for part in images.split(batch_size)]
-    network.train(was_training)
+        parts = [
+            network(normalise(part.to(first.device), mean, std).to(first.dtype)).float()
+            for part in images.split(batch_size)
+        ]
+    for module, mode in modes:  # one by one: some may have been left in evaluation mode
+        module.training = mode
     return torch.cat(parts)
 
 

@@ -243,8 +243,13 @@ def check_student(config: Any) -> None:
     fit."""
     check_choices(config)
     for field in fields(config):
+        if field.type not in (int, tuple[int, int]):
+            continue
         value = getattr(config, field.name)
-        if field.type in (int, tuple[int, int]) and min(value if isinstance(value, tuple) else (value,)) < 1:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(number, int) for number in numbers):
+            raise TITNError(f"{field.name} must be a whole number and is {value!r}")
+        if min(numbers) < 1:
             raise TITNError(f"{field.name} must be 1 or more and is {value}")
     if config.mlp_ratio <= 0:
         raise TITNError(f"mlp_ratio must be more than 0 and is {config.mlp_ratio}")

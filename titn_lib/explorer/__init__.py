@@ -172,7 +172,7 @@ def check(models: Sequence[nn.Module], images: Tensor, teacher: nn.Module | None
     for model in [*students, *([teacher] if teacher is not None else [])]:
         if not isinstance(model, Classifier):
             raise TITNError(f"{type(model).__name__} is not a network of titn_lib: make one with create_model")
-        model.check_images(images)
+        model.check_images(images.float())
         name = model.config.name
         if model.preprocessing is None:
             raise TITNError(
