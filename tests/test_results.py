@@ -100,8 +100,8 @@ def test_a_comparison_puts_the_base_first(rows):
 
 def test_measured_speeds_stand_in_the_table(places):
     folder, results = places
-    rounds = {"training": [100, 1000, 400], "inference": [5000, 5000, 5000]}
-    wide = {"training": [80, 500, 100], "inference": [5000, 5000, 10_000]}  # round by round: 0.8, 0.5, 0.25
+    rounds = {"training": [400, 100, 1000], "inference": [5000, 5000, 5000]}
+    wide = {"training": [200, 80, 100], "inference": [5000, 5000, 10_000]}  # round by round: 0.5, 0.8, 0.1
     both = {"base": rounds, "change-wide": wide}
     speeds = {f"{name} {job}": values for name, jobs in both.items() for job, values in jobs.items()}
     (results / "neighbours-speed-cpu.json").write_text(json.dumps({"rounds": speeds}))

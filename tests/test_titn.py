@@ -438,6 +438,15 @@ def test_torchscript_needs_no_kernels_where_it_is_loaded(tmp_path):
         subprocess.run([sys.executable, "-W", "ignore", "-c", code, tmp_path], check=True)
 
 
+def test_an_exported_model_takes_any_number_of_pictures():
+    model = create_model("titn_nano", depth=1).eval()
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        exported = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+        for few in (images, images[:1]):
+            torch.testing.assert_close(exported(few), model(few), atol=1e-5, rtol=1e-4)
+
+
 def test_a_second_derivative_is_refused_and_not_wrong():
     model = create_model("titn_nano", depth=1).eval()
     images = torch.randn(1, 3, 32, 32, requires_grad=True)

@@ -52,7 +52,7 @@ class Classifier(nn.Module):
         """Raises TITNError unless the images are numbers, "batch channel height width", of the size the network
         takes."""
         wanted = (self.config.in_channels, *self.config.image_size)
-        if tuple(images.shape) == wanted:
+        if images.ndim == 3 and tuple(images.shape) == wanted:
             raise TITNError("a model takes a batch of pictures and got a single one: make it one, with images[None]")
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise TITNError(
