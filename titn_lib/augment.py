@@ -18,13 +18,13 @@ from . import kernels
 from .distillation import MixedLabels
 from .errors import unknown
 
-Images = UInt8[Tensor, "batch channel height width"]
+Bytes = UInt8[Tensor, "batch channel height width"]
 Draws = Float[np.ndarray, " batch"]  # one number a picture
 Operation = Callable[[Tensor, np.random.Generator], Tensor]
 
 
 def normalise(
-    images: Images, mean: tuple[float, ...], std: tuple[float, ...]
+    images: Bytes, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "batch channel height width"]:
     """(picture / 255 − mean) / std, channel by channel."""
     centre, scale = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
@@ -37,7 +37,7 @@ def on_device(values: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like.device, non_blocking=True).view(-1, 1, 1, 1)
 
 
-def change(images: Images, members: np.ndarray, how: Callable[[Images], Images]) -> Images:
+def change(images: Bytes, members: np.ndarray, how: Callable[[Bytes], Bytes]) -> Bytes:
     """Do it to some of the pictures, in place."""
     if len(members):
         at = torch.from_numpy(members).to(images.device)
@@ -52,7 +52,7 @@ def change(images: Images, members: np.ndarray, how: Callable[[Images], Images])
 # --- places: crop, flip, erase, and all that moves straight lines to straight lines
 
 
-def crop(images: Images, top: np.ndarray, left: np.ndarray, margin: tuple[int, int], fill: int) -> Images:
+def crop(images: Bytes, top: np.ndarray, left: np.ndarray, margin: tuple[int, int], fill: int) -> Bytes:
     """Pad by `margin` (down, across) with `fill` (0–255), and cut each picture out again at its own (top, left)."""
     height, width = images.shape[-2:]
     padded = F.pad(images, [margin[1], margin[1], margin[0], margin[0]], value=fill)
@@ -63,12 +63,12 @@ def crop(images: Images, top: np.ndarray, left: np.ndarray, margin: tuple[int, i
     return cuts[which, :, top_, left_]
 
 
-def flip(images: Images, which: np.ndarray) -> Images:
+def flip(images: Bytes, which: np.ndarray) -> Bytes:
     """Mirror the chosen pictures, left to right."""
     return change(images.clone(), np.flatnonzero(which), lambda part: part.flip(-1))
 
 
-def erase(images: Images, top: np.ndarray, left: np.ndarray, height: np.ndarray, width: np.ndarray) -> Images:
+def erase(images: Bytes, top: np.ndarray, left: np.ndarray, height: np.ndarray, width: np.ndarray) -> Bytes:
     """Black out a rectangle of each picture."""
     rows = torch.arange(images.shape[-2], device=images.device).view(1, 1, -1, 1)
     columns = torch.arange(images.shape[-1], device=images.device).view(1, 1, 1, -1)
@@ -119,24 +119,24 @@ def affine(
 # --- values
 
 
-def blend(images: Tensor, other: Tensor, factor: Draws) -> Images:
+def blend(images: Tensor, other: Tensor, factor: Draws) -> Bytes:
     """`factor` of the picture and 1 − `factor` of the other."""
     mixed = torch.addcmul(images * on_device(factor, images), other, on_device(1.0 - factor, images))
     return mixed.clamp_(0, 255).to(torch.uint8)
 
 
-def grey(images: Images) -> Float[Tensor, "batch 1 height width"]:
+def grey(images: Bytes) -> Float[Tensor, "batch 1 height width"]:
     if images.shape[1] == 1:
         return images.float()
     red, green, blue = images.split(1, dim=1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
 
 
-def saturation(images: Images, factor: Draws) -> Images:
+def saturation(images: Bytes, factor: Draws) -> Bytes:
     return images if images.shape[1] == 1 else blend(images, grey(images), factor)
 
 
-def sharpness(images: Images, factor: Draws) -> Images:
+def sharpness(images: Bytes, factor: Draws) -> Bytes:
     """Away from (or towards) the mean of nine neighbours, the middle five times; the border stays as it is."""
     sharp = images.float()
     columns = sharp[..., :-2, :] + sharp[..., 1:-1, :] + sharp[..., 2:, :]
@@ -150,34 +150,34 @@ def sharpness(images: Images, factor: Draws) -> Images:
 Table = UInt8[Tensor, "batch channel 1 256"]
 
 
-def every_value(images: Images) -> Table:
+def every_value(images: Bytes) -> Table:
     return torch.arange(256, dtype=torch.uint8, device=images.device).expand(*images.shape[:2], 1, 256)
 
 
-def brightness(images: Images, factor: Draws) -> Table:
+def brightness(images: Bytes, factor: Draws) -> Table:
     return (every_value(images) * on_device(factor, images)).clamp_(0, 255).to(torch.uint8)
 
 
-def contrast(images: Images, factor: Draws) -> Table:
+def contrast(images: Bytes, factor: Draws) -> Table:
     return blend(every_value(images), grey(images).mean(dim=(-3, -2, -1), keepdim=True), factor)
 
 
-def posterize(images: Images, bits: Draws) -> Table:
+def posterize(images: Bytes, bits: Draws) -> Table:
     """Keep the first so many bits."""
     return every_value(images) & on_device((256 - 2 ** (8 - bits)).astype(np.uint8), images)
 
 
-def solarize(images: Images, threshold: Draws) -> Table:
+def solarize(images: Bytes, threshold: Draws) -> Table:
     """Invert what is at or above the threshold (0–255)."""
     values = every_value(images)
     return torch.where(values >= on_device(threshold, images), 255 - values, values)
 
 
-def invert(images: Images, _: object = None) -> Table:
+def invert(images: Bytes, _: object = None) -> Table:
     return 255 - every_value(images)
 
 
-def autocontrast(images: Images, _: object = None) -> Table:
+def autocontrast(images: Bytes, _: object = None) -> Table:
     """Stretch each channel so that it reaches from 0 to 255; one that has a single value stays as it is."""
     lowest, highest = (extreme.float() for extreme in images.flatten(2).aminmax(dim=2))
     same = lowest == highest
@@ -186,7 +186,7 @@ def autocontrast(images: Images, _: object = None) -> Table:
     return (every_value(images) - start).div_(step).clamp_(0, 255).to(torch.uint8)
 
 
-def equalize(images: Images, _: object = None) -> Table:
+def equalize(images: Bytes, _: object = None) -> Table:
     """Spread each channel's values evenly over 0–255, as PIL does; one that has too few to spread stays as it is."""
     counts = count(images)
     until = counts.cumsum(dim=-1)
@@ -196,14 +196,14 @@ def equalize(images: Images, _: object = None) -> Table:
     return torch.where(step > 0, spread, every_value(images))
 
 
-def look_up(images: Images, table: Table) -> Images:
+def look_up(images: Bytes, table: Table) -> Bytes:
     """What the table makes of every point."""
     if kernels.suits_bytes(images):
         return kernels.look_up(images, table)
     return table.flatten(2).gather(2, images.flatten(2).long()).view_as(images)
 
 
-def count(images: Images) -> Int32[Tensor, "batch channel 1 256"]:
+def count(images: Bytes) -> Int32[Tensor, "batch channel 1 256"]:
     """How many points have each of the 256 values."""
     if kernels.suits_bytes(images):
         return kernels.count(images)
@@ -216,7 +216,7 @@ def count(images: Images) -> Int32[Tensor, "batch channel 1 256"]:
 
 BLENDS = ("brightness", "color", "contrast", "sharpness")
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-TABLES: dict[str, Callable[[Images, Draws], Table]] = {
+TABLES: dict[str, Callable[[Bytes, Draws], Table]] = {
     "brightness": brightness,
     "contrast": contrast,
     "posterize": posterize,
@@ -282,7 +282,7 @@ def origins(move: str, how: float, height: int, width: int) -> Int64[Tensor, "he
     return affine(places, -how_by["rotate"], shift, 1.0, (shear_x, shear_y), "shear" in move)[0, 0].long()
 
 
-def move_points(images: Images, operation: np.ndarray, how: Draws) -> Images:
+def move_points(images: Bytes, operation: np.ndarray, how: Draws) -> Bytes:
     """To each picture its own move."""
     moves, which = np.unique(operation + 1j * how, return_inverse=True)  # pairs
     maps = [origins(OPERATIONS[int(move.real)], move.imag, *images.shape[-2:]) for move in moves.tolist()]
@@ -293,7 +293,7 @@ def move_points(images: Images, operation: np.ndarray, how: Draws) -> Images:
     return points.gather(2, table[rows].flatten(1)[:, None].expand_as(images.flatten(2))).view_as(images)
 
 
-def apply(images: Images, operation: np.ndarray, value: Draws) -> Images:
+def apply(images: Bytes, operation: np.ndarray, value: Draws) -> Bytes:
     """To each picture its own operation (a number of `OPERATIONS`) with its own signed strength."""
     first_table = len(OPERATIONS) - len(TABLES)
     moved = np.flatnonzero((operation > 0) & (operation <= len(MOVES)))
@@ -303,7 +303,7 @@ def apply(images: Images, operation: np.ndarray, value: Draws) -> Images:
         change(changed, its, partial(blending, factor=1.0 + value[its]))
     tabled = np.flatnonzero(operation >= first_table)
 
-    def from_tables(part: Images) -> Images:
+    def from_tables(part: Bytes) -> Bytes:
         table = torch.empty(*part.shape[:2], 1, 256, dtype=torch.uint8, device=images.device)
         for number, name in enumerate(OPERATIONS[first_table:], first_table):
             its = np.flatnonzero(operation[tabled] == number)
@@ -328,7 +328,7 @@ def cifar10_policy(size: tuple[int, int]) -> Sequence[tuple[np.ndarray, ...]]:
     return parts
 
 
-def auto_augment(images: Images, rng: np.random.Generator) -> Images:
+def auto_augment(images: Bytes, rng: np.random.Generator) -> Bytes:
     """One of the 25 policies for each picture."""
     batch = len(images)
     policy = rng.integers(len(CIFAR10_POLICY), size=batch)
@@ -345,7 +345,7 @@ def auto_augment(images: Images, rng: np.random.Generator) -> Images:
 def random_crop(fill: int) -> Operation:
     """Shift every picture by up to an eighth of its side (4 on 32, as usual); what comes in is `fill` (0–255)."""
 
-    def shift(images: Images, rng: np.random.Generator) -> Images:
+    def shift(images: Bytes, rng: np.random.Generator) -> Bytes:
         margin = images.shape[-2] // 8, images.shape[-1] // 8
         top, left = (rng.integers(0, 2 * most + 1, size=len(images)) for most in margin)
         return crop(images, top, left, margin, fill)
@@ -353,12 +353,12 @@ def random_crop(fill: int) -> Operation:
     return shift
 
 
-def random_flip(images: Images, rng: np.random.Generator) -> Images:
+def random_flip(images: Bytes, rng: np.random.Generator) -> Bytes:
     """Mirror every other picture, left to right."""
     return flip(images, rng.random(len(images)) < 0.5)
 
 
-def random_erasing(images: Images, rng: np.random.Generator) -> Images:
+def random_erasing(images: Bytes, rng: np.random.Generator) -> Bytes:
     """In every fourth picture, a rectangle of 2 % to a third of its area (Zhong et al. 2020)."""
     height, width = images.shape[-2:]
     area = rng.uniform(0.02, 1 / 3, len(images)) * height * width * (rng.random(len(images)) < 0.25)
@@ -368,12 +368,12 @@ def random_erasing(images: Images, rng: np.random.Generator) -> Images:
     return erase(images, rng.integers(0, height - tall + 1), rng.integers(0, width - wide + 1), tall, wide)
 
 
-def random_rotation(images: Images, rng: np.random.Generator) -> Images:
+def random_rotation(images: Bytes, rng: np.random.Generator) -> Bytes:
     """By up to 30° either way."""
     return affine(images, angle=-rng.uniform(-30, 30, len(images)))
 
 
-def random_affine(images: Images, rng: np.random.Generator) -> Images:
+def random_affine(images: Bytes, rng: np.random.Generator) -> Bytes:
     """By up to 20°, a tenth of the side, and a tenth in size."""
     batch, (height, width) = len(images), images.shape[-2:]
     shift = tuple(np.round(rng.uniform(-0.1 * side, 0.1 * side, batch)) for side in (width, height))
@@ -381,7 +381,7 @@ def random_affine(images: Images, rng: np.random.Generator) -> Images:
     return affine(images, angle=angle, translate=shift, scale=scale)  # type: ignore[arg-type]
 
 
-def random_jitter(images: Images, rng: np.random.Generator) -> Images:
+def random_jitter(images: Bytes, rng: np.random.Generator) -> Bytes:
     """Brightness and contrast by up to a fifth, in either order."""
     bright, contrasted = (rng.uniform(0.8, 1.2, len(images)) for _ in range(2))
     bright_first = on_device(rng.random(len(images)) < 0.5, images)
@@ -448,8 +448,8 @@ def cutmix(
 
 
 def mixup(
-    images: Images, labels: Int64[Tensor, " batch"], rng: np.random.Generator, alpha: float = 1.0
-) -> tuple[Images, MixedLabels]:
+    images: Bytes, labels: Int64[Tensor, " batch"], rng: np.random.Generator, alpha: float = 1.0
+) -> tuple[Bytes, MixedLabels]:
     """λ of every picture and 1 − λ of another of the batch (Zhang et al. 2018); one λ ~ Beta(α, α) for the batch."""
     weight = rng.beta(alpha, alpha)
     partner = torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
@@ -458,8 +458,8 @@ def mixup(
 
 
 def mix(
-    images: Images, labels: Int64[Tensor, " batch"], rng: np.random.Generator, cutmix_alpha: float, mixup_alpha: float
-) -> tuple[Images, MixedLabels]:
+    images: Bytes, labels: Int64[Tensor, " batch"], rng: np.random.Generator, cutmix_alpha: float, mixup_alpha: float
+) -> tuple[Bytes, MixedLabels]:
     """CutMix or MixUp, whichever has an α; by a coin, if both have."""
     if cutmix_alpha and (not mixup_alpha or rng.random() < 0.5):
         return cutmix(images, labels, rng, cutmix_alpha)

@@ -7,6 +7,7 @@ otherwise), as bytes. torchvision and scikit-learn are imported where they work:
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -330,7 +331,7 @@ def read_picture(
     if in_channels not in modes:
         raise TITNError(f"picture files have 1 or 3 channels, not {in_channels}: give such a model tensors instead")
     try:
-        with path.copy() if isinstance(path, Image.Image) else Image.open(path) as picture:
+        with nullcontext(path) if isinstance(path, Image.Image) else Image.open(path) as picture:
             upright: Image.Image = ImageOps.exif_transpose(picture)
             if upright.has_transparency_data:
                 inked = upright.convert("RGBA")
