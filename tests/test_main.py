@@ -153,7 +153,7 @@ def test_a_full_disk_and_a_damaged_checkpoint(tmp_path, capsys):
     out = ["--out", tmp_path, "--distillation", "none", *SMALL]
     (tmp_path / "alone" / f"model.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
     assert "the disk is full: free some space" in fails(capsys, "distil", *out)
-    assert [file.name for file in (tmp_path / "alone").iterdir()] == [".lock"]
+    assert [file.name for file in (tmp_path / "alone").iterdir() if file.name != ".lock"] == []
     (tmp_path / "alone" / "checkpoint.pt").write_bytes(b"cut short")
     assert "checkpoint.pt is damaged: delete it" in fails(capsys, "distil", *out)
 

@@ -485,6 +485,8 @@ for make in (
     lambda: create_model("titn_nano", pixel_embedding="conv_accross"),
     lambda: create_model("titn_nano", outer_tokens="images"),
     lambda: create_model("revit_nano", projection_norm="patches"),
+    lambda: create_model("revit_nano", residuals="iner"),
+    lambda: create_model("fusion_nano", fusion="gates"),
     lambda: create_model("vit_paper", pooling="means"),
     lambda: create_model("mvit_nano", initialisation="truncate"),
     lambda: Recipe(optimizer="adam"),
@@ -503,5 +505,5 @@ for make in (
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32)])
 @pytest.mark.parametrize("name", ["titn_nano", "vit_paper", "vgg7_bn"])
 def test_pictures_that_do_not_fit(name, shape):
-    with pytest.raises(TITNError, match="titn_paper takes batches of 3×32×32 pictures"):
+    with pytest.raises(TITNError, match=f"{name} takes batches of 3×32×32 pictures"):
         create_model(name)(torch.zeros(shape))

@@ -105,8 +105,6 @@ def test_branches_see_what_they_are_said_to_see():
 def test_what_does_not_fit():
     with pytest.raises(TITNError, match="can't be cut into patches of 4"):
         create_model("fusion_nano", image_size=(32, 30))
-    with pytest.raises(TITNError, match="unknown fusion 'gates': did you mean 'gate'"):
-        create_model("fusion_nano", fusion="gates")
     with pytest.raises(TITNError, match="choose an image_size of 4 or more"):
         create_model("fusion_nano", image_size=(2, 4), patch_size=2)
     with pytest.raises(TITNError, match="can't be shared by 5 heads"):

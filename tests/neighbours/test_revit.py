@@ -154,8 +154,6 @@ def test_similarity_of_three_tokens():
 
 
 def test_what_does_not_fit():
-    with pytest.raises(TITNError, match="unknown stream for residuals 'iner': did you mean 'inner'"):
-        create_model("revit_nano", residuals="iner")
     with pytest.raises(TITNError, match="can't be cut into patches of 4"):
         create_model("revit_nano", image_size=(30, 32))
 
