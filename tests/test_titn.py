@@ -351,6 +351,12 @@ def test_impossible_settings(settings, says):
         create_model("titn_paper", **settings)
 
 
+def test_importing_draws_nothing():
+    code = "import torch; torch.manual_seed(1); import titn_lib.neighbours; drawn = torch.rand(1)"
+    code += "; torch.manual_seed(1); assert torch.equal(torch.rand(1), drawn)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 class LoRA(torch.nn.Module):
     """A Linear, and two narrow ones beside it."""
 

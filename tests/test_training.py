@@ -518,7 +518,7 @@ def test_predict_says_what_it_takes_and_leaves_no_trace():
     assert (half.dtype, half.shape) == (torch.float32, logits.shape)
 
 
-def test_large_pictures_are_measured_few_at_a_time(monkeypatch):
+def test_large_pictures_are_measured_few_at_a_time():
     network, sizes = create_model("titn_nano", depth=1, image_size=64), []
     network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)

@@ -222,7 +222,8 @@ class LocalPerception(nn.Module):
         return outer + F.pad(heard, (0, 0, 1, outer.shape[1] - last))
 
 
-PLAIN = [*map(type, Layer(1, 1).modules()), nn.LayerNorm]  # an inner layer and the norm after it
+with torch.device("meta"):  # no numbers: an import must not draw from anybody's generator
+    PLAIN = [*map(type, Layer(1, 1).modules()), nn.LayerNorm]  # an inner layer and the norm after it
 
 
 def is_plain(parts: list[Any]) -> bool:
@@ -232,7 +233,7 @@ def is_plain(parts: list[Any]) -> bool:
         return False
     norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
     gelu = next(part for part in parts if isinstance(part, nn.GELU))
-    return gelu.approximate == "none" and not any(norm.eps != 1e-5 for norm in norms) and not any(map(is_hooked, parts))
+    return gelu.approximate == "none" and all(norm.eps == 1e-5 for norm in norms) and not any(map(is_hooked, parts))
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -283,8 +284,7 @@ class Block(nn.Module):
         """The inner layer and the first step of the projection, in one piece where the machine can and nobody has
         changed the layer."""
         norm = self.projection.norm
-        parts = [*self.inner.modules(), norm]
-        if not return_attention and is_plain(parts):
+        if not return_attention and is_plain(parts := [*self.inner.modules(), norm]):
             sizes = self.inner.attention.heads, self.inner.mlp.hidden, norm.weight.numel()
             if kernels.suits_layer(inner, *sizes):
                 return *kernels.layer(inner, kernels.flat(parts), *sizes), None
