@@ -37,7 +37,7 @@ BEST = {"cifar10": "titn_mini", "cifar100": "titn_mini", "mnist": "titn_pico-lon
 CANDIDATES = {  # of the weights that the package brings along: the best on the validation split
     "titn_nano.digits": ("digits-titn_nano-alone-laptop", "digits-titn_nano-hard-laptop"),
     "titn_nano.cifar10": ("cifar10-titn_nano-alone-laptop", "cifar10-titn_nano-hard-laptop"),
-    "titn_mini.cifar10": ("cifar10-titn_mini-laptop", "cifar10-titn_mini-long-laptop"),
+    "titn_mini.cifar10": ("cifar10-titn_mini-laptop", "cifar10-titn_mini-local-laptop"),
     "vgg7_bn.digits": ("digits-vgg7_bn-laptop",),
     "vgg7_bn.cifar10": ("cifar10-vgg7_bn-laptop",),
     "vgg7_bn.mnist": ("mnist-vgg7_bn-laptop",),
