@@ -186,6 +186,8 @@ def test_mixup_mixes_pictures_and_labels_alike():
     expected = both.weight * both.first + (1 - both.weight) * both.second
     assert 0.05 < both.weight < 0.95
     torch.testing.assert_close(mixed[:, 0, 0, 0].double(), expected.double(), atol=0.51, rtol=0)
+    normalised, _ = library.mixup(images / 255 - 0.5, labels, np.random.default_rng(3))
+    torch.testing.assert_close(normalised[:, 0, 0, 0].double(), expected.double() / 255 - 0.5, atol=1e-6, rtol=0)
 
 
 def test_mix_tosses_a_coin_only_where_both_are_wanted():

@@ -135,9 +135,11 @@ def test_gradients_reach_the_student_and_never_the_teacher(method, name):
 
 
 def test_a_teacher_in_training_mode_is_refused():
-    teacher = create_model("vgg7_bn").train()
-    with pytest.raises(TITNError, match="the teacher is in training mode"):
-        ask_teacher(teacher, torch.zeros(2, 3, 32, 32))
+    whole, part = create_model("vgg7_bn").train(), freeze(create_model("vgg7_bn"))
+    next(layer for layer in part.modules() if isinstance(layer, torch.nn.BatchNorm2d)).train()
+    for teacher in (whole, part):
+        with pytest.raises(TITNError, match="the teacher is in training mode"):
+            ask_teacher(teacher, torch.zeros(2, 3, 32, 32))
 
 
 def test_the_answer_is_the_teachers_own():

@@ -448,13 +448,15 @@ def cutmix(
 
 
 def mixup(
-    images: Bytes, labels: Int64[Tensor, " batch"], rng: np.random.Generator, alpha: float = 1.0
-) -> tuple[Bytes, MixedLabels]:
-    """λ of every picture and 1 − λ of another of the batch (Zhang et al. 2018); one λ ~ Beta(α, α) for the batch."""
+    images: Tensor, labels: Int64[Tensor, " batch"], rng: np.random.Generator, alpha: float = 1.0
+) -> tuple[Tensor, MixedLabels]:
+    """λ of every picture and 1 − λ of another of the batch (Zhang et al. 2018); one λ ~ Beta(α, α) for the batch. Bytes
+    stay bytes."""
     weight = rng.beta(alpha, alpha)
     partner = torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
-    mixed = torch.lerp(images[partner].float(), images.float(), weight).round_().to(torch.uint8)
-    return mixed, MixedLabels(labels, labels[partner], weight)
+    mixed = torch.lerp(images[partner].float(), images.float(), weight)
+    mixed = mixed if images.is_floating_point() else mixed.round_()
+    return mixed.to(images.dtype), MixedLabels(labels, labels[partner], weight)
 
 
 def mix(

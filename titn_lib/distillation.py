@@ -66,9 +66,10 @@ def ask_teacher(teacher: nn.Module, images: Float[Tensor, "batch channel height 
     """The teacher's answer to a batch, without gradient. A teacher that is none of `teachers` gives logits and no maps.
 
     Raises:
-        TITNError: the teacher is in training mode: its batch normalisation would change with every question.
+        TITNError: the teacher, or a part of it, is in training mode: batch normalisation would change with every
+            question.
     """
-    if teacher.training:
+    if any(part.training for part in teacher.modules()):
         raise TITNError("the teacher is in training mode: call titn_lib.distillation.freeze(teacher) first")
     if not isinstance(teacher, Teacher):
         return TeacherAnswer(teacher(images), [])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from titn_lib import create_model
 from titn_lib.exercises import attention as exercise
@@ -90,6 +91,15 @@ def moved(function, model, images, blocks=None, mean=True):
     return correlation.mean() if mean else correlation
 
 
+def one_by_one(function, model, images):
+    return torch.stack([moved(function, model, image[None]) for image in images]).mean()
+
+
+def by_cosine(function, model, images):
+    other = randomise(model, model.config.depth + 1, seed=3)
+    return F.cosine_similarity(*(cells(function(m, images), 2).flatten(1) for m in (model, other))).mean()
+
+
 def spoil(function, model, images):
     before = function(model, images)
     for parameter in model.parameters():
@@ -118,8 +128,15 @@ def spoil(function, model, images):
         (lambda f, m, x: "little", "b", "one number was asked for"),
         (lambda f, m, x: f(m), "b", "it stopped with TypeError"),
         (lambda f, m, x: ..., "b", "not written yet"),
-        (lambda f, m, x: None, "b", "not written yet"),
+        (lambda f, m, x: None, "b", "it returns None"),
         (spoil, "b", "has other weights now"),
+        (one_by_one, "b", "✓"),
+        (lambda f, m, x: moved(f, m, x, mean=False).sum(), "b", "moved gives 4.00; it should be 1"),
+        (lambda f, m, x: 100 * moved(f, m, x), "b", "moved gives 100.00; it should be 1"),
+        (lambda f, m, x: moved(f, randomise(m, m.config.depth + 1, seed=8), x), "b", "is never asked"),
+        (by_cosine, "b", "Is it the *rank* correlation?"),
+        (lambda f, m, x: moved(lambda *a: f(*a).mean(dim=0, keepdim=True), m, x), "b", "each one's own correlation"),
+        (lambda f, m, x: moved(f, m, x[:1]), "b", "each one's own correlation"),
     ],
 )
 def test_suspect(answer, suspect, says):

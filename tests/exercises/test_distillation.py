@@ -1,7 +1,9 @@
 """The checks of 06_distillation see wrong answers and say what is wrong."""
 
+import copy
 from math import log
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -41,15 +43,28 @@ def with_kl_div(s, t, T, reduction="batchmean", student_T=None, teacher_T=None):
             lambda s, t, T: T**2 * F.kl_div((s / T).softmax(-1), (t / T).softmax(-1), reduction="batchmean"),
             "it wants their logarithms",
         ),
+        (
+            lambda s, t, T: T**2 * F.kl_div((s / T).log_softmax(-1), (t / T).log_softmax(-1), reduction="batchmean"),
+            "not a number (nan): this is what comes out when kl_div takes the logarithms",
+        ),
+        (lambda s, t, T: by_hand(s, t, 1.0), "there is no temperature at all"),
+        (lambda s, t, T: T**2 * by_hand(s * T, t * T, 1.0), "the logits are multiplied by T"),
+        (lambda s, t, T: -by_hand(s, t, T), "a KL is never below 0"),
+        (
+            lambda s, t, T: (
+                T**2 * ((t / T).softmax(0) * ((t / T).log_softmax(0) - (s / T).log_softmax(0))).sum(-1).mean()
+            ),
+            "it should run over classes",
+        ),
         (lambda s, t, T: by_hand(s.detach(), t, T), "no gradient reaches the student"),
-        (lambda s, t, T: by_hand(s, t, 3.0), "✗ the shape is right"),
+        (lambda s, t, T: by_hand(s, t, 3.0), "✗ the number is off"),
         (lambda s, t, T: by_hand(s, t, T)[None], "✗ the shape is"),
         (lambda s, t, T: by_hand(s, t, T).item(), "no gradient reaches the student"),
-        (lambda s, t, T: "low", "a tensor was asked for"),
+        (lambda s, t, T: "low", "a number was asked for"),
         (lambda s, t, T: s[99], "it stopped with IndexError"),
         (lambda s, t, T: s * torch.nan, "✗ the shape is"),
         (lambda s, t, T: ..., "not written yet"),
-        (lambda s, t, T: None, "not written yet"),
+        (lambda s, t, T: None, "it returns None"),
     ],
 )
 def test_soft_loss(answer, says):
@@ -78,13 +93,18 @@ def test_losses(answers, says):
         (lambda s, t, T: soft_loss(s, t.detach(), T), "and so is the pupil"),
         (lambda s, t, T: soft_loss(s, t, T).detach(), "nobody learns"),
         (lambda s, t, T: soft_loss(s, t, T).item(), "nobody learns"),
-        (lambda s, t, T: soft_loss(t, s.detach(), T), "the numbers are off by"),
+        (lambda s, t, T: soft_loss(t, s.detach(), T), "KL is not the same both ways"),
+        (lambda s, t, T: soft_loss(s.detach(), t, T + 1), "the number is off by"),
         (lambda s, t, T: 1 / 0, "it stopped with ZeroDivisionError"),
         (lambda s, t, T: ..., "not written yet"),
     ],
 )
 def test_wrong_pupil(answer, says):
     assert says in repr(exercise.check_wrong_pupil(answer))
+
+
+def rng_like(rng):
+    return copy.deepcopy(rng)
 
 
 def prepared(teacher, images, labels, rng, shown=None, asked=None):
@@ -101,6 +121,15 @@ def prepared(teacher, images, labels, rng, shown=None, asked=None):
         (lambda *a: prepared(*a, asked=lambda images, labels, rng: images), "before they were mixed"),
         (lambda *a: prepared(*a, asked=lambda images, labels, rng: cutmix(images, labels, rng)[0]), "mixed twice?"),
         (lambda *a: prepared(*a, shown="clean"), "nothing is mixed"),
+        (lambda t, x, y, rng: prepared(t, x, y, np.random.default_rng(0)), "another rng mixes in the same way"),
+        (lambda t, x, y, rng: prepared(t, 2 * x, y, rng), "numbers that weren't in them"),
+        (
+            lambda t, x, y, rng: (
+                *cutmix(x, y, rng_like(rng)),
+                ask_teacher(t, cutmix(x, y, rng)[0]).logits.softmax(-1),
+            ),
+            "its logits were asked for",
+        ),
         (lambda t, x, y, rng: prepared(t, x, y, rng)[:2], "three things were asked for"),
         (lambda t, x, y, rng: prepared(t, x, y, rng)[1], "three things were asked for"),
         (lambda t, x, y, rng: (*cutmix(x, y, rng), ask_teacher(t, x)), "take .logits"),
@@ -110,7 +139,7 @@ def prepared(teacher, images, labels, rng, shown=None, asked=None):
         (lambda t, x, y, rng: (*cutmix(x, y, rng), t(x).requires_grad_()), "carries a gradient"),
         (lambda t, x, y, rng: 1 / 0, "it stopped with ZeroDivisionError"),
         (lambda t, x, y, rng: ..., "not written yet"),
-        (lambda t, x, y, rng: None, "not written yet"),
+        (lambda t, x, y, rng: None, "it returns None"),
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1])

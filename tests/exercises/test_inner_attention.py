@@ -39,7 +39,7 @@ def loops(q, k, v):
         (lambda q, k, v: q @ k.T / q.shape[1] ** 0.5 @ v, "left out"),
         (lambda q, k, v: (q @ k.T).softmax(-1), "the shape is"),
         (lambda q, k, v: q @ k, "it stopped with RuntimeError"),
-        (lambda q, k, v: torch.full_like(v, torch.nan), "off by up to nan"),
+        (lambda q, k, v: torch.full_like(v, torch.nan), "not a number (nan)"),
         (lambda q, k, v: ..., "not written yet"),
     ],
 )
@@ -92,7 +92,7 @@ def by_reshape(tokens, weight, bias, out, out_bias, heads):
         (by_reshape, "by a reshape alone"),
         (lambda *a: slices(*a) + 1, "the numbers are off by up to 1"),
         (lambda t, w, *_: t @ w, "it stopped with RuntimeError"),
-        (lambda *a: None, "not written yet"),
+        (lambda *a: None, "it returns None"),
     ],
 )
 def test_all_heads(answer, says):
@@ -171,8 +171,8 @@ def another(attention):
         (zero(slice(24, 36)), "nothing is heard"),
         (mute, "nothing is heard"),
         (spoil, "finite"),
-        (lambda attention: ..., "not written yet"),
-        (lambda attention: None, "not written yet"),
+        (lambda attention: ..., "no weight has changed"),
+        (lambda attention: None, "no weight has changed"),
         (lambda attention: attention.keys, "it stopped with AttributeError"),
     ],
 )

@@ -39,12 +39,14 @@ def unrolled(scores, alpha):
         (lambda s, a: by_loop(s, a, share=1), "added whole"),
         (lambda s, a: by_loop(s.softmax(-1), a), "before mixing"),
         (lambda s, a: by_loop(s, a).softmax(-1), "the softmax is in it"),
-        (lambda s, a: s, "✗ the shape is right, the numbers are off"),
+        (lambda s, a: s, "nothing is mixed"),
+        (lambda s, a: 2 * s, "✗ the shape is right, the numbers are off"),
+        (lambda s, a: torch.cat([s[:1], a * s[1:] + (1 - a) * s[:1]]), "with the first one's scores"),
         (lambda s, a: by_loop(s, a)[-1], "the shape is"),
         (lambda s, a: list(by_loop(s, a)), "it returns list"),
         (lambda s, a: s[9], "it stopped with IndexError"),
         (lambda s, a: ..., "not written yet"),
-        (lambda s, a: None, "not written yet"),
+        (lambda s, a: None, "it returns None"),
     ],
 )
 def test_carry(answer, says):
@@ -115,11 +117,11 @@ def test_the_counts_are_what_tensors_say():
         (lambda x: x, "✓"),
         (torch.tanh, "✓"),
         (F.elu, "✓"),
-        (lambda x: F.elu(x) + 1, "all weights are positive"),
-        (torch.exp, "all weights are positive"),
-        (lambda x: -torch.exp(x), "all weights are positive"),  # minus times minus
-        (torch.relu, "all weights are positive"),
-        (torch.ones_like, "all weights are positive"),
+        (lambda x: F.elu(x) + 1, "no weight is negative"),
+        (torch.exp, "no weight is negative"),
+        (lambda x: -torch.exp(x), "no weight is negative"),  # minus times minus
+        (torch.relu, "no weight is negative"),
+        (torch.ones_like, "no weight is negative"),
         (lambda x: 1 - 1.001 * (x[:, :1] > 1).float(), "some weights are negative, but too small"),
         (lambda x: torch.exp(1000 * x), "infinity, or no number"),
         (torch.log, "infinity, or no number"),
@@ -129,11 +131,17 @@ def test_the_counts_are_what_tensors_say():
         (lambda x: torch.cat([x, -x], dim=-1), "✓"),  # as wide as it likes
         (lambda x: 3, "φ returns int"),
         (lambda x: ..., "not written yet"),
-        (lambda x: None, "not written yet"),
+        (lambda x: None, "it returns None"),
     ],
 )
 def test_feature_map(phi, says):
     assert says in repr(exercise.check_feature_map(phi))
+
+
+@pytest.mark.parametrize("phi", [F.gelu, F.silu, lambda x: x + 1, lambda x: F.elu(x) + 0.5])
+def test_a_feature_map_is_judged_alike_every_time(phi):
+    assert len({repr(exercise.check_feature_map(phi)) for _ in range(3)}) == 1
+    assert exercise.check_feature_map(phi).right
 
 
 @pytest.mark.parametrize(("sign", "says"), [(1, "above all values"), (-1, "below all values")])
@@ -144,8 +152,8 @@ def test_feature_map_says_on_which_side(monkeypatch, sign, says):
     table = torch.zeros(64, 64)
     table[:, 0] = 2 if sign > 0 else -1
     table[:, 1] = 1 - table[0, 0]
-    monkeypatch.setattr(exercise.torch, "randn", lambda *_: drawn.clone())
-    features = iter([table, torch.eye(64)] * exercise.ROUNDS)
+    monkeypatch.setattr(exercise.torch, "randn", lambda *_, **__: drawn.clone())
+    features = iter([table, torch.eye(64)] * exercise.DRAWS)
     verdict = exercise.check_feature_map(lambda x: next(features))
     assert verdict.right
     assert says in repr(verdict)

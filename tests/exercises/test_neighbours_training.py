@@ -44,7 +44,7 @@ def of_label(table, y):
         (lambda z, y, d: z, "✗ the shape is"),
         (lambda z, y, d: y[1000], "it stopped with IndexError"),
         (lambda z, y, d: ..., "not written yet"),
-        (lambda z, y, d: None, "not written yet"),
+        (lambda z, y, d: None, "it returns None"),
     ],
 )
 def test_relabel(answer, says):
@@ -82,7 +82,7 @@ def test_the_repair_is_what_the_library_counts():
     true, given = torch.zeros(1000, dtype=torch.long), torch.zeros(1000, dtype=torch.long)
     given[:400] = 1
     new = given.clone()
-    new[:330], new[330:350], new[400:410] = 0, 2, 1
+    new[:300], new[300:320], new[400:440] = 0, 2, 1
     found = relabelling_quality(new, given, true)
     assert exercise.check_repair(found.precision, found.recall, (new == true).sum()).right
 
@@ -90,14 +90,16 @@ def test_the_repair_is_what_the_library_counts():
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        ((330 / 360, 330 / 400, 920), "✓"), ((0.92, 0.825, 920), "✓"), ((350 / 360, 0.825, 920), "is not set right"),
-        ((330 / 350, 0.825, 920), "count, too"), ((0.825, 0.92, 920), "that is the recall"),
-        ((0.917, 350 / 400, 920), "20 of these"), ((0.917, 330 / 360, 920), "that is the precision"),
-        ((0.917, 0.9, 920), "not all changes"), ((0.917, 0.825, 930), "ten that were right"),
-        ((0.917, 0.825, 940), "to another is not right"), ((0.917, 0.825, 330), "600 were right"),
-        ((0.917, 0.825, 910), "never counted"), ((0.917, 0.825, 400), "too small"),
-        ((0.917, 0.825, ...), "not written yet"), ((..., ..., ...), "not written yet"),
-        (("high", 0.825, 920), "a number was asked for"),
+        ((300 / 360, 300 / 400, 860), "✓"), ((0.83, 0.75, 860), "✓"), ((320 / 360, 0.75, 860), "is not set right"),
+        ((300 / 320, 0.75, 860), "count, too"), ((0.75, 0.83, 860), "`precision`: 0.75 is not it: that is the recall"),
+        ((0.86, 0.75, 860), "of all labels"), ((83.3, 0.75, 860), "per cent"), ((0.833, 75, 860), "per cent"),
+        ((0.833, 320 / 400, 860), "20 of these"), ((0.833, 300 / 360, 860), "`recall`: 0.833333 is not it: that is"),
+        ((0.833, 0.9, 860), "not all changes"), ((0.833, 0.75, 900), "forty that were right"),
+        ((0.833, 0.75, 880), "to another is not right"), ((0.833, 0.75, 300), "600 were right"),
+        ((0.833, 0.75, 840), "never counted"), ((0.833, 0.75, 400), "`right_now`: 400 is too small"),
+        ((0.833, 0.75, 0.86), "a number of labels"),
+        ((0.833, 0.75, ...), "not written yet"), ((..., ..., ...), "not written yet"),
+        (("high", 0.75, 860), "a number was asked for"),
     ],
 )  # fmt: skip
 def test_repair(answers, says):
@@ -112,14 +114,14 @@ def test_repair(answers, says):
         (lambda t: t @ torch.linalg.qr(torch.randn(12, 8)).Q.T, "✓"),
         (lambda t: F.normalize(t, dim=-1) @ F.normalize(t, dim=-1).T, "✗ the gap is"),
         (lambda t: torch.cat([t, torch.ones(6, 4)], dim=-1), "✗ the gap is"),
-        (lambda t: torch.full_like(t, torch.nan), "✗ the gap is nan"),
+        (lambda t: torch.full_like(t, torch.nan), "not all of its numbers are finite"),
         (lambda t: t, "it is the teacher"),
         (lambda t: -2 * t, "but as many"),
         (lambda t: t[:3], "six rows were asked for"),
-        (lambda t: 3, "six rows were asked for"),
+        (lambda t: 3, "it returns int 3; a tensor was asked for"),
         (lambda t: 1 / 0, "it stopped with ZeroDivisionError"),
         (lambda t: ..., "not written yet"),
-        (lambda t: None, "not written yet"),
+        (lambda t: None, "it returns None"),
     ],
 )
 def test_stranger(answer, says):

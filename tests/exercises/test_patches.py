@@ -7,7 +7,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from titn_lib.exercises import Verdict, compare, number, together
+from titn_lib.exercises import NOT_YET, Verdict, compare, describe, number, together
 from titn_lib.exercises import patches as exercise
 
 
@@ -24,14 +24,18 @@ def inputs():
     [
         (twice, True, "right, on three random inputs"),
         (lambda x: ..., False, "not written yet"),
-        (lambda x: None, False, "not written yet"),
+        (lambda x: None, False, "it returns None: is the `return` missing"),
         (lambda x: x.numpy() * 2, False, "returns ndarray"),
         (lambda x: 2 * x[:1], False, r"the shape is \(1, 2\); it should be \(3, 2\)"),
         (lambda x: x, False, "this is what comes out when nothing is doubled"),
         (lambda x: 2 * x + 0.5, False, "the numbers are off by up to 0.5"),
         (lambda x: 2 * x / 0, False, "off by up to inf"),
-        (lambda x: 0 * x / 0, False, "off by up to nan"),
-        (lambda x: x[7], False, "it stopped with IndexError"),
+        (lambda x: 0 * x / 0, False, r"the numbers are not a number \(nan\)"),
+        (
+            lambda x: x[7],
+            False,
+            r"it stopped at `lambda x: x\[7\],` with IndexError: .* \(it was given \(3, 2\)\)",
+        ),
         (lambda x: x.mul_(2), True, "right"),  # changing its own copy harms nobody
     ],
 )
@@ -47,12 +51,12 @@ def test_functions_are_compared(answer, right, says):
     [
         (lambda x: x.sum().item(), "✓"),
         (lambda x: x[0, 0].item(), "this is what comes out when the first is taken"),
-        (lambda x: x.sum().item() + 0.5, "✗ the shape is right, the numbers are off by up to 0.5"),
+        (lambda x: x.sum().item() + 0.5, "✗ the number is off by up to 0.5"),
         (lambda x: 1000, "off by up to 1e+03"),
-        (lambda x: math.nan, "off by up to nan"),
+        (lambda x: math.nan, "not a number (nan)"),
         (lambda x: 10**400, "it stopped with OverflowError"),
-        (lambda x: True, "it returns bool True; a tensor was asked for"),
-        (lambda x: str(x.sum().item()), "a tensor was asked for"),
+        (lambda x: True, "it returns bool True; a number was asked for"),
+        (lambda x: str(x.sum().item()), "a number was asked for"),
     ],
 )
 def test_a_number_will_do_where_the_truth_is_one(answer, says, shape):
@@ -67,16 +71,29 @@ def test_a_number_will_not_do_for_several():
 @pytest.mark.parametrize(
     ("answer", "says"),
     [(12, "✓"), (12.0, "✓"), (torch.tensor(12), "✓"), (7, "add or multiply"), (20, "too large"), (3, "too small"),
-     (..., "not written yet"), ("a dozen", "a number was asked for")],
+     (..., "not written yet"), ("a dozen", "a number was asked for"), ("12", "a number was asked for"),
+     (1781688, "1,781,688 is too large"), (12.5, "12.5 is too large")],
 )  # fmt: skip
 def test_numbers_are_judged(answer, says):
     assert says in repr(number(answer, 12, {7: "did you add or multiply?"}))
 
 
+def test_what_a_check_shows_is_short():
+    values = {"ndarray of shape (2, 3)": torch.rand(2, 3).numpy(), "tuple of 2": (torch.rand(9), 1), "None": None}
+    assert [describe(value) for value in values.values()] == list(values)
+    assert describe("b") == "str 'b'"
+
+
+def test_whole_numbers_are_counted():
+    verdict = compare(lambda x: 0 * x, lambda x: x.clone(), lambda: (torch.arange(5),), {"all is 1": torch.ones_like})
+    assert "4 of 5 are wrong" in repr(verdict)
+
+
 def test_together_is_right_if_all_are():
     right, wrong = Verdict(True, "yes"), Verdict(False, "no")
-    assert together(right, right) is right
-    assert together(right, wrong, right) is wrong
+    assert together(a=right, b=right) is right
+    assert repr(together(a=right, b=wrong, c=right)) == "✗ `b`: no"
+    assert together(a=right, b=NOT_YET) is NOT_YET
 
 
 def loops(image, size):
@@ -92,7 +109,8 @@ def loops(image, size):
         (lambda i, s: rearrange(i, "c (a y) (b x) -> (b a) c y x", y=s, x=s), "down the columns"),
         (lambda i, s: i.reshape(-1, 3, s, s), "next to each other in memory"),
         (lambda i, s: rearrange(i, "c (y a) (x b) -> (a b) c y x", y=s, x=s), "not neighbours"),
-        (lambda i, s: rearrange(i, "c (a y) (b x) -> (a b) c x y", y=s, x=s), "✗ the shape is right"),
+        (lambda i, s: rearrange(i, "c (a y) (b x) -> (a b) c x y", y=s, x=s), "places inside every patch"),
+        (lambda i, s: 2 * loops(i, s), "✗ the shape is right"),
     ],
 )
 def test_cut(answer, says):
@@ -110,7 +128,9 @@ def join(tokens, patch, pixel, pattern="(r k) (y x) (c p q) -> c (r y p) (k x q)
         ("(r k) (y x) (c q p) -> c (r y p) (k x q)", "inside every pixel"),
         ("(k r) (y x) (c p q) -> c (r y p) (k x q)", "of patches change places"),
         ("(r k) (y x) (p q c) -> c (r y p) (k x q)", "colours are taken to be last"),
-        ("(r k) (x y) (c p q) -> c (r y p) (k x q)", "✗ the shape is right"),
+        ("(r k) (x y) (c p q) -> c (r y p) (k x q)", "of pixels change places"),
+        ("(r k) (y x) (c p q) -> c (y r p) (k x q)", "along the height"),
+        ("(r k) (y x) (c p q) -> c (y r p) (x k q)", "✗ the shape is right"),
     ],
 )
 def test_join(pattern, says):

@@ -51,12 +51,16 @@ def as_a_tensor(*arguments):
         (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else p + (f - p) * (t - w) / (n - w - 1), "straight line"),
         (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else
          f + (p - f) * (1 + math.cos(180 * (t - w) / (n - w - 1))) / 2, "in degrees"),
-        (lambda t, n, w, p, f: p, "✗ the shape is right"),
-        (lambda *_: None, "not written yet"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else
+         f + (p - f) * (1 + math.cos(math.pi * (t - w) / (n - w - 1))), "the ½ is left out"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else p + f - rate(t, n, w, p, f), "and the rate rises"),
+        (lambda t, n, w, p, f: p * (t + 1) / w if t <= w else rate(t, n, w, p, f), "a step too many"),
+        (lambda t, n, w, p, f: p, "✗ the shape is right, the rates are off"),
+        (lambda *_: None, "it returns None"),
         (lambda *_: ..., "not written yet"),
-        (lambda *_: "quick", "it stopped with ValueError"),
-        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else None, "it stopped with TypeError"),
-        (lambda *_: math.nan, "off by up to nan"),
+        (lambda *_: "quick", "in step 0 it returns str 'quick'; a number was asked for"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else None, "it returns None: is the `return` missing"),
+        (lambda *_: math.nan, "not a number (nan)"),
     ],
 )  # fmt: skip
 def test_rate(answer, says):
@@ -90,12 +94,40 @@ def at_once(network, images, labels, size):
     F.cross_entropy(network(images), labels).backward()
 
 
+def backwards_at_the_end(network, images, labels, size):
+    parts = zip(images.split(size), labels.split(size), strict=True)
+    sum(F.cross_entropy(network(some), theirs, reduction="sum") / len(images) for some, theirs in parts).backward()
+
+
+def by_autograd(network, images, labels, size):
+    weights = list(network.parameters())
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    for some, theirs in zip(images.split(size), labels.split(size), strict=True):
+        loss = F.cross_entropy(network(some), theirs, reduction="sum") / len(images)
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.grad += gradient
+
+
+def in_evaluation_mode(network, *rest):
+    right(network.eval(), *rest)
+
+
+def with_a_step(network, *rest):
+    right(network, *rest)
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
         (right, "✓"),
         (by_sums, "✓"),
-        (at_once, "✓"),  # the result is right; that it needs all the memory can't be seen from here
+        (at_once, "26 pictures are in memory at once, and 8 are allowed"),
+        (backwards_at_the_end, "26 pictures are in memory at once"),
+        (by_autograd, "✓"),
+        (in_evaluation_mode, "it changes the network"),
+        (with_a_step, "it changes the network"),
         (accumulator(lambda part, whole, size: 1 / math.ceil(whole / size)), "all parts count alike"),
         (undivided, "added up and not divided"),
         (accumulator(lambda part, whole, size: part), "not divided by their number"),
@@ -106,8 +138,7 @@ def at_once(network, images, labels, size):
         (accumulator(lambda part, whole, size: part / whole, zero=True), "only the last part is left, with its weight"),
         (accumulator(lambda *_: 0.5), "✗ the shape is right"),
         (lambda *_: None, "not written yet"),
-        (lambda *_: ..., "not written yet"),
-        (lambda *_: 3, "it returns int"),
+        (lambda *_: 3, "nothing is in the weights' .grad"),
         (lambda network, images, labels, size: images[100], "it stopped with IndexError"),
     ],
 )  # fmt: skip
@@ -133,7 +164,7 @@ def test_accumulate(answer, says):
         (accumulator(lambda *_: 1, zero=True), (4, 1), "only the last part"),
         (accumulator(lambda part, whole, size: part), (4, 1), "further than asked"),
         (accumulator(lambda *_: 4), (4, 1), "multiplied by their number"),
-        (lambda *_: ..., (..., ...), "not written yet"),
+        (lambda *_: None, (..., ...), "not written yet"),
     ],
 )
 def test_forget(answer, factors, says):

@@ -44,7 +44,7 @@ def late(inner, outer, norm, linear, last_norm):
         (lambda i, o, *m: o + F.pad(news(i.transpose(2, 3), *m), (0, 0, 1, 0)), "change places"),
         (lambda i, o, *m: o[:, 1:] + news(i, *m), r"✗ the shape is (2, 4, 7); it should be (2, 5, 7)"),
         (lambda i, o, *m: o, "✗ the shape is right"),
-        (lambda i, o, *m: None, "not written yet"),
+        (lambda i, o, *m: None, "it returns None"),
         (lambda i, o, n, p, last: n(i), "it stopped with RuntimeError"),
     ],
 )

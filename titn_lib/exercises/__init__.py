@@ -5,14 +5,18 @@ Each notebook has its own module here. Solutions are in notebooks/solutions/.
 """
 
 import math
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 ROUNDS = 3  # fresh inputs for each check
+NOT_THE_READERS = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "site-packages", "dist-packages")
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class Verdict:
 
 
 NOT_YET = Verdict(False, "not written yet: replace the dots with your answer, and run the cell again.")
+NOTHING_CHANGED = Verdict(
+    False, "no weight has changed: write over the dots, and change weights in place (`zero_()`, `weight[...] = 0`)."
+)
+NOTHING = Verdict(False, "it returns None: is the `return` missing?")
 
 
 def unwritten(*answers: Any) -> bool:
@@ -34,18 +42,26 @@ def unwritten(*answers: Any) -> bool:
     return any(answer is None or answer is ... for answer in answers)
 
 
-def stopped(problem: Exception) -> Verdict:
-    """The verdict on an answer that raised an error."""
-    return Verdict(False, f"it stopped with {type(problem).__name__}: {problem}")
-
-
 def ask(answer: Callable[..., Any], *arguments: Any) -> Any:
-    """What a reader's function returns, or the verdict on one that raised an error or isn't written yet."""
+    """What a reader's function returns, or the verdict on one that raised an error, returned nothing or isn't written
+    yet."""
     try:
         got = answer(*arguments)
     except Exception as problem:  # whatever the reader's code may do
-        return stopped(problem)
+        return stopped(problem, *arguments)
+    if got is None:
+        return NOTHING
     return NOT_YET if unwritten(got) else got
+
+
+def stopped(problem: Exception, *arguments: Any) -> Verdict:
+    """The verdict on an answer that raised an error: its line, the error, and the shapes it was given."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    lines = [frame.line for frame in frames if not any(part in frame.filename for part in NOT_THE_READERS)]
+    place = f" at `{lines[-1]}`" if lines and lines[-1] else ""
+    shapes = ", ".join(str(tuple(value.shape)) for value in arguments if isinstance(value, Tensor))
+    given = f" (it was given {shapes})" if shapes else ""
+    return Verdict(False, f"it stopped{place} with {type(problem).__name__}: {problem}{given}")
 
 
 def compare(
@@ -55,6 +71,7 @@ def compare(
     mistakes: Mapping[str, Callable[..., Any]] | None = None,
     praise: str = "right, on three random inputs.",
     tolerance: float = 1e-4,
+    what: str = "",
 ) -> Verdict:
     """A reader's function against the true one. A Python number will do where the truth is a tensor of one value.
 
@@ -63,26 +80,37 @@ def compare(
         mistakes: functions that go wrong as readers do. Where the answer agrees with one of them, the verdict says
             its name: the end of a sentence that begins "this is what comes out when".
         tolerance: largest difference that still counts as rounding.
+        what: "the gradient is", say, for the verdict: what is compared.
     """
     for _ in range(ROUNDS):
         arguments = inputs()
         expected = truth(*arguments)
+        what = what or ("the number is" if expected.numel() == 1 else "the numbers are")
         got = ask(answer, *(value.clone() if isinstance(value, Tensor) else value for value in arguments))
         if expected.numel() == 1 and isinstance(got, int | float) and not isinstance(got, bool):
             got = ask(lambda like, value: torch.full_like(like, float(value), dtype=torch.float64), expected, got)
         if isinstance(got, Verdict):
             return got
         if not isinstance(got, Tensor):
-            return Verdict(False, f"it returns {describe(got)}; a tensor was asked for.")
+            asked = "a number" if expected.numel() == 1 else "a tensor"
+            return Verdict(False, f"it returns {describe(got)}; {asked} was asked for.")
         if got.shape != expected.shape:
             return Verdict(False, f"the shape is {tuple(got.shape)}; it should be {tuple(expected.shape)}.")
         gap = furthest(got, expected)
-        if not gap <= tolerance:
-            for name, mistake in (mistakes or {}).items():
-                wrong = mistake(*arguments)
-                if wrong.shape == got.shape and furthest(got, wrong) <= tolerance:
-                    return Verdict(False, f"off by up to {gap:.2g}: this is what comes out when {name}.")
-            return Verdict(False, f"the shape is right, the numbers are off by up to {gap:.2g}.")
+        if gap <= tolerance:
+            continue
+        size = "not a number (nan)" if math.isnan(gap) else f"off by up to {gap:.2g}"
+        if not expected.is_floating_point():
+            size = f"{int((got != expected).sum())} of {expected.numel()} are wrong"
+        for name, mistake in (mistakes or {}).items():
+            wrong = mistake(*arguments)
+            if wrong.shape == got.shape and torch.allclose(
+                got.double(), wrong.double(), rtol=0, atol=tolerance, equal_nan=True
+            ):
+                return Verdict(False, f"{size}: this is what comes out when {name}.")
+        if not expected.is_floating_point():
+            return Verdict(False, f"the shape is right; {size}.")
+        return Verdict(False, f"{what} {size}." if expected.numel() == 1 else f"the shape is right, {what} {size}.")
     return Verdict(True, praise)
 
 
@@ -103,23 +131,35 @@ def number(
     if unwritten(answer):
         return NOT_YET
     try:
-        value = float(answer)
+        value = float("" if isinstance(answer, str) else answer)
     except (TypeError, ValueError):
         return Verdict(False, f"it is {describe(answer)}; a number was asked for.")
     if math.isnan(value):
         return Verdict(False, "it is not a number (nan).")
+    shown = f"{value:,.0f}" if value.is_integer() else f"{value:,g}"
     if abs(value - truth) <= max(1e-6, within * abs(truth)):
         return Verdict(True, praise)
     for wrong, reason in (near or {}).items():
         if abs(value - wrong) <= max(1e-6, within * abs(wrong)):
-            return Verdict(False, f"{value:g} is not it: {reason}")
-    return Verdict(False, f"{value:g} is too {'large' if value > truth else 'small'}.")
+            return Verdict(False, f"{shown} is not it: {reason}")
+    return Verdict(False, f"{shown} is too {'large' if value > truth else 'small'}.")
 
 
-def together(*verdicts: Verdict) -> Verdict:
-    """Several verdicts as one: right if all are, else the first that isn't."""
-    return next((verdict for verdict in verdicts if not verdict.right), verdicts[-1])
+def together(**verdicts: Verdict) -> Verdict:
+    """Several verdicts as one, by the names of the answers: right if all are, else the first that isn't."""
+    for name, verdict in verdicts.items():
+        if not verdict.right:
+            return verdict if verdict is NOT_YET else Verdict(False, f"`{name}`: {verdict.says}")
+    return verdict
 
 
 def describe(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}"[:80]
+    """ "ndarray of shape (4, 4)", "list of 3", "str 'b'", "None"."""
+    if value is None:
+        return "None"
+    kind, shape = type(value).__name__, getattr(value, "shape", None)
+    if shape is not None:
+        return f"{kind} of shape {tuple(shape)}"
+    if isinstance(value, list | tuple | dict | set):
+        return f"{kind} of {len(value)}"
+    return f"{kind} {value!r}"[:80]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from . import Verdict, ask, compare, describe, number, together
 
-TABLES = 400  # of useless changes, for check_report
+TABLES = 2000  # of useless changes, for check_report
+ENOUGH = 0.6  # of them must look like an improvement
 
 
 def gap(change: Tensor, base: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def check_gap(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         return squares / (len(change) + len(base) - 2)
 
     mistakes: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "the difference is taken the other way round: the change minus the base": (
+        "the difference is taken the other way round (it is the change minus the base), or has lost its sign": (
             lambda a, b: gap(a, b) * torch.tensor([-1.0, 1.0])
         ),
         "a variance is divided by the number of seeds and not by one less": (
@@ -53,21 +54,22 @@ def check_gap(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
             lambda a, b: spread(a, b, ((a.var() + b.var()) / 3).sqrt())
         ),
     }
-    sizes = iter([(3, 3), (5, 3), (2, 4)])
+    sizes = iter([(3, 3, -2), (5, 3, 2), (2, 4, -1)])
 
     def inputs() -> tuple[Tensor, Tensor]:
-        of_change, of_base = next(sizes)
-        return 50 + 3 * torch.randn(of_change), 50 + 2 * torch.randn(of_base)
+        of_change, of_base, apart = next(sizes)
+        change, base = 3 * torch.randn(of_change), 2 * torch.randn(of_base)
+        return 50 + apart + change - change.mean(), 50 + base - base.mean()
 
     return compare(answer, gap, inputs, mistakes)
 
 
-def check_chances(none: Any, seeds: Any) -> Verdict:
+def check_chances(none: Any, needed: Any) -> Verdict:
     """The chance that none of 17 independent changes without effect passes a bar that one of them passes in 5 of 100
     cases; how many seeds a setting takes (3 so far) for a standard error half as long."""
     chance = 0.95**17
     return together(
-        number(
+        none=number(
             none,
             chance,
             {
@@ -81,8 +83,8 @@ def check_chances(none: Any, seeds: Any) -> Verdict:
                 17 * 0.05: "that is how many pass, on average.",
             },
         ),
-        number(
-            seeds,
+        needed=number(
+            needed,
             12,
             {
                 6: "twice as many make it shorter by √2 only.",
@@ -96,7 +98,7 @@ def check_chances(none: Any, seeds: Any) -> Verdict:
 
 
 def check_report(answer: Callable[[Tensor, Tensor], Any]) -> Verdict:
-    """`answer(change, base)`, three seeds each of the *same* setting, reports an improvement in two of three tables,
+    """`answer(change, base)`, three seeds each of the *same* setting, reports an improvement in three of five tables,
     though it reports nothing but the difference of a value of the one and a value of the other."""
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
     better, total = 0, 0.0
@@ -111,19 +113,20 @@ def check_report(answer: Callable[[Tensor, Tensor], Any]) -> Verdict:
             value = None
         if value is None or isinstance(got, bool) or getattr(got, "dtype", None) == torch.bool:
             return Verdict(False, f"it returns {describe(got)}; one number was asked for: the improvement in points.")
-        if not float(change.min() - base.max()) - 1e-9 <= value <= float(change.max() - base.min()) + 1e-9:
+        low, high = float(change.min() - base.max()), float(change.max() - base.min())
+        if not low - 1e-9 <= value <= high + 1e-9:
             return Verdict(
                 False,
-                f"it reports {value:.2f}, though no run of the change is further from any run of the base than "
-                f"{float(change.max() - base.min()):.2f}: that is invented. Choose, but don't lie.",
+                f"it reports {value:.2f}, though from a run of the base to a run of the change it is between {low:.2f} "
+                f"and {high:.2f}: that is invented. Choose, but don't lie.",
             )
         better, total = better + (value > 0), total + value
     share, mean = better / TABLES, total / TABLES
-    if share < 2 / 3:
+    if share < ENOUGH:
         honest = " About half: that is what an honest report gives." if 0.42 < share < 0.58 else ""
-        return Verdict(False, f"it reports an improvement in {share:.0%} of the tables; make it two of three.{honest}")
+        return Verdict(False, f"it reports an improvement in {share:.0%} of the tables; make it three of five.{honest}")
     return Verdict(
         True,
         f"done: the change does nothing, and in {share:.0%} of the tables it “improves” the result, by {mean:.1f} "
-        "points on average. No figure in it is false. This is what “our best run” against “the baseline” means.",
+        "points on average. No figure in it is false. This is what choosing runs after seeing them means.",
     )

@@ -58,6 +58,16 @@ def check_rollout(answer: Callable[[Tensor], Tensor]) -> Verdict:
     def last_alone(attention: Tensor) -> Tensor:
         return plus(attention, attention[-1].mean(dim=0))
 
+    def transposed(attention: Tensor) -> Tensor:
+        return rollout(attention.mT)
+
+    def turned(attention: Tensor) -> Tensor:
+        return rollout(attention).mT
+
+    def added_up(attention: Tensor) -> Tensor:
+        mixed = plus(attention, attention.sum(dim=1))
+        return chain(mixed / mixed.sum(dim=-1, keepdim=True))
+
     mistakes = {
         "the residual is left out: a token also keeps what it has": no_residual,
         "the rows are not made to sum to 1 again after I was added": not_normed,
@@ -68,6 +78,9 @@ def check_rollout(answer: Callable[[Tensor], Tensor]) -> Verdict:
         "each head is rolled out alone and the mean taken at the end; take it in every block": heads_apart,
         "the residual is added once at the end; every block has one": at_the_end,
         "only the last block is looked at": last_alone,
+        "the attention is transposed: a row is what a query reads": transposed,
+        "the result is transposed: row i says where token i comes from": turned,
+        "the heads are added up; it should be their mean": added_up,
     }
     return compare(answer, rollout, lambda: ((2 * torch.randn(4, 3, 6, 6)).softmax(dim=-1),), mistakes)
 
@@ -85,13 +98,18 @@ def check_uniform(patch: Any, itself: Any) -> Verdict:
         even: "that is attention alone; half of every block's mixing is I.",
         even**5: "rows of a product of such matrices still sum to 1; yours would sum to much less.",
         even / 2: "that is a single block; there are five.",
+        **{
+            round(100 * value, d): "that is per cent: give a share."
+            for value in (others, kept + others)
+            for d in (1, 2)
+        },
         1 / 32: "the class token keeps that in five halvings; it also reads itself.",
         0.5 + even / 2: "that is a single block; there are five.",
         (1 - kept) / 17: "what is not kept is shared by all 18 tokens, itself among them.",
     }
     return together(
-        number(patch, others, {**wrong, kept + others: "that is the token itself."}),
-        number(
+        for_a_patch=number(patch, others, {**wrong, kept + others: "that is the token itself."}),
+        for_itself=number(
             itself,
             kept + others,
             {**wrong, others: "that is any other token; itself it also keeps."},
@@ -126,8 +144,10 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
     fresh; and which of the maps a, b, c doesn't depend on them."""
     model = create_model("titn_nano", in_channels=1, image_size=(8, 8), depth=5).eval()
     images, before = torch.randn(4, 1, 8, 8), {name: value.clone() for name, value in model.state_dict().items()}
+    asked = []  # whether the model that was passed in, again and again
 
-    def still(model: nn.Module, images: Tensor) -> Tensor:
+    def still(one: nn.Module, images: Tensor) -> Tensor:
+        asked.append(all(torch.equal(value, before[name]) for name, value in one.state_dict().items()))
         return images.sum(dim=1)
 
     def by_part(part: str) -> MapFunction:
@@ -140,8 +160,13 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
 
         return drawn
 
+    def mostly_drawn(model: nn.Module, pictures: Tensor) -> Tensor:
+        """The first picture's map stays, and its numbers are large; the others' don't."""
+        first = (pictures == images[0]).flatten(1).all(dim=1)[:, None, None]
+        return torch.where(first, 1000 * pictures.sum(dim=1), by_part("")(model, pictures))
+
     values = []
-    for one in (still, by_part("heads."), by_part("blocks."), by_part("pixel_embedding.")):
+    for one in (still, by_part("heads."), by_part("blocks."), by_part("pixel_embedding."), mostly_drawn):
         got = ask(moved, one, model, images)
         if isinstance(got, Verdict):
             return got
@@ -150,17 +175,31 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
         except (TypeError, ValueError, RuntimeError):
             return Verdict(False, f"moved returns {describe(got)}; one number was asked for: the mean over pictures.")
     changed = any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    same, heads, blocks, start = (abs(value) > 0.9 for value in values)
+    heads, blocks, start = (abs(value) > 0.99 for value in values[1:4])
     if changed:
         return Verdict(False, "the model that was passed in has other weights now: randomise makes a copy, use that.")
-    if not same or values[0] < 0:
+    if not 0.9 < values[0] < 1.01:
         return Verdict(False, f"for a map that looks only at the picture, moved gives {values[0]:.2f}; it should be 1.")
+    if not any(asked):
+        return Verdict(False, "the model that was passed in is never asked: one of the two maps should be its own.")
     if heads and blocks and start:
         return Verdict(False, "both maps come from the same weights.")
     if blocks:
         return Verdict(False, "the blocks kept their weights: ask randomise for depth + 1.")
     if start:
         return Verdict(False, "the blocks are fresh, the pixel embedding isn't: ask randomise for depth + 1.")
+    if max(map(abs, values[1:4])) > 0.5:
+        return Verdict(
+            False,
+            f"for maps that have nothing to do with each other moved gives {max(values[1:4]):.2f}; it should be near "
+            "0. Is it the *rank* correlation?",
+        )
+    if values[4] > 0.6:
+        return Verdict(
+            False,
+            f"if one picture of four keeps its map, and the others' are drawn anew, moved gives {values[4]:.2f}; it "
+            "should be about 0.25: the mean over pictures of each one's own correlation.",
+        )
     if unwritten(suspect):
         return Verdict(False, "moved is right. Now use it: which of a, b and c is it?")
     letter = str(suspect).strip().lower().removeprefix("map_")

@@ -1,7 +1,6 @@
 """Exercises of 06_distillation."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
@@ -62,6 +61,23 @@ def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdic
         p, q = (logits.exp() for logits in softened(student, teacher, T))
         return T**2 * F.kl_div(p, q, reduction="batchmean")
 
+    def no_log_target(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        p, q = softened(student, teacher, T)
+        return T**2 * F.kl_div(p, q, reduction="batchmean")
+
+    def no_temperature(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(student, teacher, 1.0)
+
+    def hotter(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return T**2 * soft_loss(student * T, teacher * T, 1.0)
+
+    def negative(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return -soft_loss(student, teacher, T)
+
+    def over_pictures(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        p, q = (student / T).log_softmax(dim=0), (teacher / T).log_softmax(dim=0)
+        return T**2 * divergence(q, p).mean()
+
     mistakes = {
         "T² is left out: the gradient then shrinks when T grows": without_square,
         "the loss is multiplied by T and not by T²": only_once,
@@ -76,6 +92,12 @@ def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdic
         "this is the cross-entropy with the teacher's probabilities: its gradient is right, but the teacher's own "
         "entropy is left in, so that a perfect student doesn't reach 0": cross_entropy,
         "kl_div is given the student's probabilities; it wants their logarithms": no_logarithm,
+        "kl_div takes the logarithms of the teacher's probabilities for these themselves: give it exp() of them, or "
+        "log_target=True": no_log_target,
+        "there is no temperature at all": no_temperature,
+        "the logits are multiplied by T; they should be divided": hotter,
+        "the sign is the wrong way round: a KL is never below 0": negative,
+        "the softmax runs over pictures; it should run over classes": over_pictures,
     }
     temperatures = iter([4.0, 2.0, 8.0])
 
@@ -104,13 +126,12 @@ COPY = -float(np.log(0.8))
 def check_losses(louder: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
     """By how much the hard loss changes when the teacher's logits are multiplied by 100; the soft loss and the hard
     loss of a student that says exactly what its teacher says: 0.8, 0.1 and 0.1."""
-    with suppress(TypeError, ValueError):
-        close = [known for known in (COPY, COPY / 2) if abs(float(hard_copy) - known) < 0.005]  # two digits will do
-        hard_copy = close[0] if close else hard_copy
     return together(
-        number(louder, 0, {100: "hard labels ask for the largest logit only, and it stays where it is."}),
-        number(soft_copy, 0, {COPY: "that is the hard loss; KL compares two distributions, and these are the same."}),
-        number(
+        louder=number(louder, 0, {100: "hard labels ask for the largest logit only, and it stays where it is."}),
+        soft_copy=number(
+            soft_copy, 0, {COPY: "that is the hard loss; KL compares two distributions, and these are the same."}
+        ),
+        hard_copy=number(
             hard_copy,
             COPY,
             {
@@ -122,13 +143,19 @@ def check_losses(louder: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
                 0.0969: "that is the logarithm to the base 10; the loss takes the natural one.",
             },
             "all three are right: hard labels punish a faithful copy for not being surer than its teacher.",
+            within=0.02,
         ),
     )
 
 
 def check_wrong_pupil(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
     """`answer(student_logits, teacher_logits, temperature)`: the soft loss by its value, but the teacher learns."""
-    verdict = compare(answer, soft_loss, lambda: (2 * torch.randn(6, 10), 2 * torch.randn(6, 10), 4.0))
+
+    def swapped(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(teacher, student, T)
+
+    mistakes = {"student and teacher change places: KL is not the same both ways": swapped}
+    verdict = compare(answer, soft_loss, lambda: (2 * torch.randn(6, 10), 2 * torch.randn(6, 10), 4.0), mistakes)
     if not verdict.right:
         return verdict
     student, teacher = (torch.randn(6, 10, requires_grad=True) for _ in range(2))
@@ -170,6 +197,13 @@ def check_prepare(answer: Callable[..., Any]) -> Verdict:
         )
     if furthest(mixed, images) == 0:
         return Verdict(False, "nothing is mixed: the pictures are the ones that you were given.")
+    if not torch.isin(mixed, images).all():
+        return Verdict(
+            False, "the pictures have numbers that weren't in them: cutmix pastes, and they come normalised already."
+        )
+    once_more = ask(answer, teacher, images.clone(), labels.clone(), rng_of(seed + 1))
+    if isinstance(once_more, tuple | list) and furthest(once_more[0], mixed) == 0:
+        return Verdict(False, "another rng mixes in the same way: draw from the one that you are given.")
     if logits.requires_grad:
         return Verdict(False, "the teacher's answer carries a gradient: ask it with ask_teacher, or under no_grad.")
     of_mixed, of_whole = (ask_teacher(teacher, pictures).logits for pictures in (mixed, images))
@@ -177,6 +211,8 @@ def check_prepare(answer: Callable[..., Any]) -> Verdict:
         return Verdict(True, "right: teacher and student see the very same pictures.")
     changed = (of_mixed.argmax(dim=-1) != logits.argmax(dim=-1)).sum()
     told = f"on {changed} of 32 pictures it answers otherwise than on what the student sees."
+    if furthest(logits, of_mixed.softmax(dim=-1)) <= 1e-3:
+        return Verdict(False, "these are the teacher's probabilities; its logits were asked for.")
     if furthest(logits, of_whole) <= 1e-3:
         return Verdict(False, f"the teacher is asked about the pictures before they were mixed: {told}")
     return Verdict(False, f"the teacher is asked about other pictures than those you return (mixed twice?): {told}")

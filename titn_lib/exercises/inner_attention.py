@@ -1,6 +1,6 @@
 """Exercises of 02_inner_attention."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..transformer import Attention
-from . import NOT_YET, ROUNDS, Verdict, compare, furthest, number, stopped, together
+from . import NOTHING_CHANGED, ROUNDS, Verdict, compare, furthest, number, stopped, together
 
 
 def one_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -52,6 +52,9 @@ def check_one_head(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Verdic
         "the shares are divided by the root of the width; it is the scores, before the softmax": scale_last,
         "the softmax goes over the queries, so that columns sum to 1; it is the rows (dim=-1) that must": wrong_axis,
         "queries and keys are swapped": lambda q, k, v: one_head(k, q, v),
+        "the attention is transposed: row i has the shares that query i reads": lambda q, k, v: (
+            (q @ k.T / q.shape[-1] ** 0.5).softmax(-1).T @ v
+        ),
         "the keys are mixed and not the values": lambda q, k, v: one_head(q, k, k),
         "the softmax is left out": no_softmax,
     }
@@ -108,6 +111,11 @@ def check_all_heads(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, in
 
         return keep
 
+    def among_heads(tokens: Tensor, weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, heads: int) -> Tensor:
+        q, k, v = (part.unflatten(-1, (heads, -1)) for part in (tokens @ weight.T + bias).chunk(3, dim=-1))
+        answers = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
+        return answers.flatten(1) @ out.T + out_bias
+
     columns = "the softmax goes over the queries, so that columns sum to 1; it is the rows (dim=-1) that must"
     scattered = "token (three width head) -> three head token width"
     head_first = "token (head three width) -> three head token width"
@@ -120,6 +128,7 @@ def check_all_heads(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, in
         "the softmax goes over the heads; it is the keys (dim=-1) that must compete": partial(all_heads, axis=-3),
         "queries and keys are swapped": partial(all_heads, swap=True),
         "there is one head, whatever `heads` says": one,
+        "the heads of a token attend to each other: bring the heads to the front, so that tokens do": among_heads,
         "a head takes numbers that lie apart and not neighbours": partial(all_heads, cut=scattered, join=interleaved),
         "each head's rows of `qkv_weight` are taken to lie together; all queries' rows come first, then all keys', "
         "then all values'": partial(all_heads, cut=head_first),
@@ -145,34 +154,31 @@ def check_all_heads(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, in
     return compare(answer, all_heads, inputs, mistakes, tolerance=1e-3)
 
 
-def as_meant(answer: Any, numbers: Iterable[float]) -> Any:
-    """The number that an answer with two decimals or more stands for; the answer itself where it is near none."""
-    try:
-        value = float(answer)
-    except (TypeError, ValueError):
-        return answer
-    return next((number for number in numbers if abs(value - number) < 0.005), answer)
-
-
 def check_predictions(row_sum: Any, factor: Any, change: Any, scale: Any) -> Verdict:
     """The keys are doubled: a row's sum. Queries and keys are doubled: the factor on the scores. One vector is added to
     all keys: the largest change of the attention. Width 48, 6 heads: what the scores are multiplied by."""
     right = 8**-0.5
     wrong = {
         48**-0.5: "that is the whole width's; a head has fewer numbers.",
+        0.14: "that is the whole width's; a head has fewer numbers.",
         8**0.5: "the scores are divided by this: give its inverse.",
         1 / 8: "the root is missing.",
         6**-0.5: "that is the number of heads.",
     }
     return together(
-        number(row_sum, 1, {2: "the softmax comes after the scores, and divides by the row's sum."}),
-        number(factor, 4, {2: "that is what one of the two does alone.", 1: "longer arrows, larger dot products."}),
-        number(change, 0, {1: "each row of scores gets the same number everywhere: what does the softmax do with it?"}),
-        number(
-            as_meant(scale, [right, *wrong]),
+        row_sum=number(row_sum, 1, {2: "the softmax comes after the scores, and divides by the row's sum."}),
+        factor=number(
+            factor, 4, {2: "that is what one of the two does alone.", 1: "longer arrows, larger dot products."}
+        ),
+        change=number(
+            change, 0, {1: "each row of scores gets the same number everywhere: what does the softmax do with it?"}
+        ),
+        scale=number(
+            scale,
             right,
             wrong,
             "all four are right. (So the bias of the keys does nothing at all: it adds one vector to all keys.)",
+            within=0.02,  # two digits will do
         ),
     )
 
@@ -192,7 +198,7 @@ def check_deaf(answer: Callable[[Attention], Any]) -> Verdict:
             return stopped(problem)
         after = attention.state_dict()
         if attention.scale == 3**-0.5 and all(torch.equal(after[name], before[name]) for name in before):
-            return NOT_YET
+            return NOTHING_CHANGED
         if one.shape != other.shape or one.shape != (16, 12) or not (one.isfinite().all() and other.isfinite().all()):
             return Verdict(False, "the updates should be 16×12 finite numbers, and are not.")
         gap = furthest(one, one.mean(dim=0, keepdim=True).expand_as(one))

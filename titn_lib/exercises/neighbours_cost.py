@@ -12,47 +12,52 @@ EXPECTED_BEST_OF_TEN = 1.53875  # standard deviations: the mean of the largest o
 
 
 def check_straight_through(answer: Callable[[Tensor], Tensor]) -> Verdict:
-    """`answer(soft)`: 1 where soft is above ½ and 0 elsewhere, and backwards as if it were soft."""
+    """`answer(soft)`: soft, rounded to quarters, and backwards as if it were soft."""
 
-    def hard(soft: Tensor) -> Tensor:
-        return (soft > 0.5).to(soft)
+    def rounded(soft: Tensor) -> Tensor:
+        return (4 * soft).round() / 4
 
-    def truth(soft: Tensor) -> Tensor:
-        return hard(soft) + (soft - soft.detach())
+    def straight(soft: Tensor) -> Tensor:
+        return rounded(soft) + (soft - soft.detach())
 
-    mistakes: dict[str, Callable[[Tensor], Tensor]] = {
-        "no gradient gets through: a step has none, and s - s gives none unless one s is detached": hard,
-        "soft is handed on as it is; a gate is 0 or 1": lambda soft: soft,
-        "soft is added and not taken away again: forwards it should be 0 or 1": lambda soft: hard(soft) + soft,
+    forwards_wrong: dict[str, Callable[[Tensor], Tensor]] = {
+        "soft is handed on as it is, and not rounded": lambda soft: soft,
+        "soft is added and not taken away again": lambda soft: rounded(soft) + soft,
+        "it is rounded to 0 and 1; quarters were asked for": lambda soft: soft.round(),
+        "it is rounded down; to the nearest quarter was asked for": lambda soft: (4 * soft).floor() / 4,
+        "it is not divided by 4 again": lambda soft: (4 * soft).round(),
+        "what is rounded is multiplied by soft": lambda soft: rounded(soft) * soft,
+    }
+    backwards_wrong: dict[str, Callable[[Tensor], Tensor]] = {
+        "no gradient gets through: a step has none, and s - s gives none unless one s is detached": rounded,
         "the wrong soft is detached, and the gradient has the wrong sign": (
-            lambda soft: hard(soft) + (soft.detach() - soft)
+            lambda soft: rounded(soft) + (soft.detach() - soft)
         ),
-        "gates below ½ are opened: it is the wrong way round": lambda soft: 1 - hard(soft) + (soft - soft.detach()),
-        "hard gates are multiplied by soft: an open one should be 1": lambda soft: hard(soft) * soft,
     }
 
-    def both_ways(function: Callable[[Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
-        """Forwards the gates, and backwards the gradient of their weighted sum, one after the other."""
+    def backwards(function: Callable[[Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
+        """The gradient of a weighted sum of what it returns."""
 
         def run(soft: Tensor, weight: Tensor) -> Any:
             soft = soft.requires_grad_()
             gates = function(soft)
-            if not isinstance(gates, Tensor) or gates.shape != soft.shape:
-                return gates
-            gradient = torch.zeros_like(soft)
-            if gates.requires_grad:
-                found = torch.autograd.grad((gates * weight).sum(), soft, allow_unused=True)[0]
-                gradient = gradient if found is None else found
-            return torch.cat([gates.detach().to(soft), gradient])
+            if not gates.requires_grad:
+                return torch.zeros_like(soft)
+            found = torch.autograd.grad((gates * weight).sum(), soft, allow_unused=True)[0]
+            return torch.zeros_like(soft) if found is None else found
 
         return run
 
+    verdict = compare(lambda soft: answer(soft.requires_grad_()), straight, lambda: (torch.rand(40),), forwards_wrong)
+    if not verdict.right:
+        return verdict
     return compare(
-        both_ways(answer),
-        both_ways(truth),
+        backwards(answer),
+        backwards(straight),
         lambda: (torch.rand(40), 1 + torch.rand(40)),
-        {name: both_ways(mistake) for name, mistake in mistakes.items()},
+        {name: backwards(mistake) for name, mistake in backwards_wrong.items()},
         "right, forwards and backwards, on three random inputs.",
+        what="and so is what it returns, but its gradient is",
     )
 
 
@@ -61,19 +66,19 @@ def check_counts(everything: Any, half_tokens: Any, half_heads: Any, computed: A
     the tokens closed, with half of the heads closed. And the patches that gathering computes for three pictures that
     keep 10, 20 and 60."""
     return together(
-        number(
+        everything=number(
             everything,
             524_288,
             {
                 262_144: "queries, keys, values and output are half of it; scores, and mixing the values, the rest.",
                 393_216: "the table of 64×64 is used twice: to make the scores, and to mix the values.",
                 458_752: "four maps of 32×32, not three: the output has one, too.",
-                1_048_576: "a multiplication and its addition count as one.",
+                1_048_576: "twice too much: a multiplication and its addition count as one, and here is no MLP.",
                 2_097_152: "the heads share the width: each has 8 numbers, not 32.",
                 1_310_720: "the heads share the width: in each, queries, keys and values have 8 numbers, not 32.",
             },
         ),
-        number(
+        half_of_tokens=number(
             half_tokens,
             196_608,
             {
@@ -82,9 +87,10 @@ def check_counts(everything: Any, half_tokens: Any, half_heads: Any, computed: A
                 393_216: "the four maps are for open tokens only, too.",
                 327_680: "the four maps are for open tokens only, too.",
                 98_304: "each of the four maps turns 32 numbers into 32, whatever the number of tokens.",
+                524_288: "closed tokens cost nothing.",
             },
         ),
-        number(
+        half_of_heads=number(
             half_heads,
             262_144,
             {
@@ -92,14 +98,16 @@ def check_counts(everything: Any, half_tokens: Any, half_heads: Any, computed: A
                 393_216: "a head's share of queries, keys, values and output goes, too.",
                 196_608: "a head more or less doesn't change the number of tokens: nothing shrinks twice.",
                 131_072: "two of four heads are left: everything is halved once.",
+                294_912: "the output's weights for a closed head go, too.",
+                327_680: "a head's share of the width is 8; with half of the heads everything is halved.",
             },
         ),
-        number(
+        patches_computed=number(
             computed,
             180,
             {
                 90: "that is what they keep. A batch is one block of numbers, as long for each as for the longest.",
-                60: "that is for one picture of the three.",
+                60: "all three pictures are computed.",
                 30: "the mean is no help: all are computed with as many as any of them keeps.",
                 192: "64 for each is the price without gathering.",
             },
@@ -112,7 +120,7 @@ def check_claim(error: Any, of_difference: Any, spread: Any) -> Verdict:
     """In points: the standard error of 90 % on 10,000 pictures; that of the difference of two such networks, each with
     its own test pictures; the seeds' standard deviation that would make the best of ten lead their mean by 9.26."""
     return together(
-        number(
+        standard_error=number(
             error,
             0.3,
             {
@@ -125,7 +133,7 @@ def check_claim(error: Any, of_difference: Any, spread: Any) -> Verdict:
             },
             within=0.02,
         ),
-        number(
+        of_the_difference=number(
             of_difference,
             0.3 * 2**0.5,
             {
@@ -136,7 +144,7 @@ def check_claim(error: Any, of_difference: Any, spread: Any) -> Verdict:
             },
             within=0.02,
         ),
-        number(
+        spread_of_seeds=number(
             spread,
             9.26 / EXPECTED_BEST_OF_TEN,
             {
@@ -160,12 +168,14 @@ def check_idle(answer: Callable[[int, int], Tensor]) -> Verdict:
         gates = ask(answer, pictures, patches)
         if isinstance(gates, Verdict):
             return gates
-        if not isinstance(gates, Tensor) or gates.shape != (pictures, patches):
-            shape = tuple(gates.shape) if isinstance(gates, Tensor) else describe(gates)
+        if not isinstance(gates, Tensor):
+            return Verdict(False, f"it returns {describe(gates)}; a tensor was asked for.")
+        if gates.shape != (pictures, patches):
+            shape = tuple(gates.shape)
             return Verdict(False, f'"picture patch" was asked for, here {(pictures, patches)}, and not {shape}.')
         gates = gates.double()
         if not ((gates == 0) | (gates == 1)).all():
-            return Verdict(False, "a gate is 0 or 1, nothing in between.")
+            return Verdict(False, "a gate is 0 or 1, nothing else.")
         if abs(gates.mean().item() - 0.5) > 1e-9:
             return Verdict(False, f"{gates.mean():.0%} of the gates are open; the budget is a half.")
         most = int(gates.sum(dim=1).max())

@@ -40,6 +40,16 @@ def check_relabel(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
             lambda z, y, d: lead(z.softmax(dim=0), y) > d
         ),
         "no label is changed": lambda z, y, d: y,
+        "δ is taken to be 0.2, whatever it is": lambda z, y, d: relabel(z, y, 0.2),
+        "the label's own probability is compared with δ; it should be the likeliest class's lead over it": where(
+            lambda z, y, d: z.softmax(dim=-1).gather(-1, y[:, None])[:, 0] < d
+        ),
+        "each class has a sigmoid of its own; the classes share one softmax": where(
+            lambda z, y, d: lead(z.sigmoid(), y) > d
+        ),
+        "it is the mask that is returned; the labels were asked for": lambda z, y, d: (
+            lead(z.softmax(dim=-1), y) > d
+        ).long(),
     }
 
     def inputs() -> tuple[Tensor, Tensor, float]:
@@ -53,7 +63,7 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
     """Two views of 50 pictures, 5 of each of ten classes. An anchor's positives and negatives; its negatives when the
     batch is cut into 5 parts of 10 pictures, one of each class; the loss of the whole batch if all z are the same."""
     return together(
-        number(
+        positives=number(
             positives,
             9,
             {
@@ -63,7 +73,7 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
                 1: "the other view is one of them; the labels add more.",
             },
         ),
-        number(
+        negatives=number(
             negatives,
             90,
             {
@@ -73,7 +83,7 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
                 49: "every picture has two views, and some are of the anchor's class.",
             },
         ),
-        number(
+        negatives_in_parts=number(
             in_parts,
             18,
             {
@@ -83,7 +93,7 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
                 20: "two of these 20 are views of the anchor's own picture.",
             },
         ),
-        number(
+        collapsed_loss=number(
             collapsed,
             math.log(99),
             {
@@ -100,37 +110,41 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
 
 
 def check_repair(precision: Any, recall: Any, right: Any) -> Verdict:
-    """1,000 labels, 400 of them wrong. 360 are changed: 330 wrong ones to the true class, 20 wrong ones to another
-    wrong class, 10 right ones. Precision, recall, and how many labels are right now."""
+    """1,000 labels, 400 of them wrong. 360 are changed: 300 wrong ones to the true class, 20 wrong ones to another
+    wrong class, 40 right ones. Precision, recall, and how many labels are right now."""
     return together(
-        number(
+        precision=number(
             precision,
-            330 / 360,
+            300 / 360,
             {
-                350 / 360: "found wrong is not set right: 20 have got another wrong class.",
-                330 / 350: "the right ones that were changed count, too.",
-                330 / 400: "that is the recall.",
+                320 / 360: "found wrong is not set right: 20 have got another wrong class.",
+                300 / 320: "the right ones that were changed count, too.",
+                300 / 400: "that is the recall.",
+                860 / 1000: "that is the share of all labels that are right now; precision is about the changed ones.",
+                100 * 300 / 360: "that is per cent; a share was asked for.",
             },
             within=0.01,
         ),
-        number(
+        recall=number(
             recall,
-            330 / 400,
+            300 / 400,
             {
-                350 / 400: "20 of these have got another wrong class.",
-                330 / 360: "that is the precision.",
+                320 / 400: "20 of these have got another wrong class.",
+                300 / 360: "that is the precision.",
                 360 / 400: "not all changes are right.",
+                75: "that is per cent; a share was asked for.",
             },
             within=0.01,
         ),
-        number(
+        right_now=number(
             right,
-            920,
+            860,
             {
-                930: "ten that were right are wrong now.",
-                940: "a label that goes from one wrong class to another is not right.",
-                330: "600 were right before.",
-                910: "20 wrong ones stay wrong: they were never counted as right.",
+                900: "forty that were right are wrong now.",
+                880: "a label that goes from one wrong class to another is not right.",
+                300: "600 were right before.",
+                840: "20 wrong ones stay wrong: they were never counted as right.",
+                0.86: "that is a share; a number of labels was asked for.",
             },
             "all three are right.",
         ),
@@ -144,9 +158,13 @@ def check_stranger(answer: Callable[[Tensor], Tensor]) -> Verdict:
         student = ask(answer, teacher.clone())
         if isinstance(student, Verdict):
             return student
-        if not isinstance(student, Tensor) or student.ndim != 2 or len(student) != 6:
-            shape = tuple(student.shape) if isinstance(student, Tensor) else describe(student)
+        if not isinstance(student, Tensor):
+            return Verdict(False, f"it returns {describe(student)}; a tensor was asked for.")
+        if student.ndim != 2 or len(student) != 6:
+            shape = tuple(student.shape)
             return Verdict(False, f"six rows were asked for, one for each of the teacher's, and not {shape}.")
+        if not student.isfinite().all():
+            return Verdict(False, "not all of its numbers are finite.")
         gap = likeness_gap(student, teacher).item()
         if not gap < 1e-6:
             return Verdict(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..titn import TITN, TITNConfig
-from . import NOT_YET, Verdict, compare, describe, furthest, number, stopped, together
+from . import NOTHING_CHANGED, Verdict, compare, furthest, number, stopped, together
 
 
 def project(
@@ -116,6 +116,13 @@ def check_heads(answer: Callable[[Tensor, nn.Module, nn.Module], Tensor]) -> Ver
         ),
         "the mean takes in the distillation token": pooled(lambda z: z.mean(dim=1)),
         "the mean leaves the class token out": pooled(lambda z: z[:, 1:-1].mean(dim=1)),
+        "the mean leaves the last patch out: rows 0 to 16 are 0:17 in Python": pooled(lambda z: z[:, :-2].mean(dim=1)),
+        "the mean takes in the distillation token and leaves the class token out": pooled(
+            lambda z: z[:, 1:].mean(dim=1)
+        ),
+        "a softmax comes before the mean; logits are averaged": lambda outer, first, second: (
+            (first(outer[:, :-1].mean(dim=1)).softmax(dim=-1) + second(outer[:, -1]).softmax(dim=-1)) / 2
+        ),
         "LayerNorm comes before the mean; the mean is taken first": norm_first,
         "the two answers are added and not averaged": lambda *arguments: 2 * heads(*arguments),
         "the two heads are swapped": lambda outer, first, second: heads(outer, second, first),
@@ -141,7 +148,7 @@ def check_sizes(tokens: Any, numbers: Any, parameters: Any) -> Verdict:
     outer tokens, how many numbers go into the projection's matrix for a patch, how many parameters it has with its bias
     and its LayerNorm."""
     return together(
-        number(
+        token_count=number(
             tokens,
             14,
             {
@@ -150,7 +157,7 @@ def check_sizes(tokens: Any, numbers: Any, parameters: Any) -> Verdict:
                 18: "that is for 16 patches; here are 3 rows of 4.",
             },
         ),
-        number(
+        number_count=number(
             numbers,
             320,
             {
@@ -161,7 +168,7 @@ def check_sizes(tokens: Any, numbers: Any, parameters: Any) -> Verdict:
                 768: "those are the numbers of the picture in a patch; the pixel tokens have a width of their own.",
             },
         ),
-        number(
+        parameter_count=number(
             parameters,
             123_304,
             {
@@ -179,7 +186,7 @@ def check_sizes(tokens: Any, numbers: Any, parameters: Any) -> Verdict:
 def check_blind(answer: Callable[[TITN], Any]) -> Verdict:
     """`answer(model)` changes a published TITN's projections, and nothing else, so that its logits are the same for all
     pictures."""
-    model = TITN(TITNConfig(depth=3)).eval()
+    model = TITN(TITNConfig()).eval()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     images = torch.randn(4, 3, 32, 32)
     try:
@@ -194,16 +201,17 @@ def check_blind(answer: Callable[[TITN], Any]) -> Verdict:
         return Verdict(False, "the model has other parts than before: change numbers and leave the parts in place.")
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     if not changed:
-        return NOT_YET
+        return NOTHING_CHANGED
     if others := [name for name in changed if ".projection." not in name]:
-        return Verdict(False, f"{others[0]} has changed; only the projections should ({len(others)} others did).")
+        more = f", and {len(others) - 1} more" if len(others) > 1 else ""
+        return Verdict(False, f"{others[0]}{more}: changed, and only the projections should.")
     if not isinstance(logits, Tensor) or not logits.isfinite().all():
-        return Verdict(False, f"the logits should be numbers and are {describe(logits)}.")
+        return Verdict(False, "the logits are no finite numbers any more.")
     if (gap := furthest(logits, logits[:1].expand_as(logits))) > 1e-6:
         tokens = torch.randn(2, 16, 16, 12)
         with torch.no_grad():
             news = [block.projection(tokens) for block in model.blocks]  # type: ignore[operator]
-        speak = [i for i, heard in enumerate(news) if furthest(heard[0], heard[1]) > 1e-6]
+        speak = [i for i, heard in enumerate(news, 1) if furthest(heard[0], heard[1]) > 1e-6]
         return Verdict(
             False,
             f"the logits of four pictures still differ by up to {gap:.2g}: the projections of blocks {speak} speak.",

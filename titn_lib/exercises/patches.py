@@ -28,6 +28,9 @@ def check_cut(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
         ),
         "the numbers are only reshaped: a patch then gets points that are next to each other in memory, not in the "
         "picture": plain_reshape,
+        "rows and columns change places inside every patch": partial(
+            cut, pattern="c (row y) (column x) -> (row column) c x y"
+        ),
         "a patch takes every so-manieth point of the picture and not neighbours": partial(
             cut, pattern="c (y row) (x column) -> (row column) c y x"
         ),
@@ -40,9 +43,15 @@ def check_sizes(patches: Any, pixels: Any, numbers: Any) -> Verdict:
     """A colour picture of 48×64 points, patches of 16, pixels of 4: how many patches, how many pixels in each, how many
     numbers in a pixel."""
     return together(
-        number(patches, 12, {7: "patches lie in rows and columns; multiply.", 192: "those are all pixels at once."}),
-        number(pixels, 16, {4: "4 along a side; the patch has two sides.", 192: "that is all patches together."}),
-        number(numbers, 48, {16: "a point has three colours.", 12: "that was a pixel of 2×2."}, "all three are right."),
+        patch_count=number(
+            patches, 12, {7: "patches lie in rows and columns; multiply.", 192: "those are all pixels at once."}
+        ),
+        pixel_count=number(
+            pixels, 16, {4: "4 along a side; the patch has two sides.", 192: "that is all patches together."}
+        ),
+        number_count=number(
+            numbers, 48, {16: "a point has three colours.", 12: "that was a pixel of 2×2."}, "all three are right."
+        ),
     )
 
 
@@ -63,6 +72,12 @@ def check_join(answer: Callable[[Tensor, int, int], Tensor]) -> Verdict:
     mistakes = {
         "rows and columns change places inside every pixel": partial(
             join, pattern="(row column) (y x) (c q p) -> c (row y p) (column x q)"
+        ),
+        "rows and columns of pixels change places inside every patch": partial(
+            join, pattern="(row column) (x y) (c p q) -> c (row y p) (column x q)"
+        ),
+        "patches and their pixels change places along the height": partial(
+            join, pattern="(row column) (y x) (c p q) -> c (y row p) (column x q)"
         ),
         "rows and columns of patches change places": partial(
             join, pattern="(column row) (y x) (c p q) -> c (row y p) (column x q)"
@@ -86,9 +101,7 @@ def check_symmetric(picture: Any) -> Verdict:
     if unwritten(picture):
         return NOT_YET
     if not isinstance(picture, Tensor) or picture.shape != (3, 32, 32):
-        shape = getattr(picture, "shape", None)
-        what = describe(picture) if shape is None else f"{type(picture).__name__} of shape {tuple(shape)}"
-        return Verdict(False, f"it is {what}; a tensor of 3×32×32 was asked for.")
+        return Verdict(False, f"it is {describe(picture)}; a tensor of 3×32×32 was asked for.")
     pixels = rearrange(picture.float(), "c (y p) (x q) -> (y x) c p q", p=2, q=2)
     if (pixels != pixels.transpose(-1, -2)).any():
         wrong = int((pixels != pixels.transpose(-1, -2)).flatten(1).any(dim=1).sum())

@@ -1,5 +1,6 @@
 """Exercises of 10_scaling."""
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from ..recipes import Recipe
 from ..training import learning_rate
-from . import NOT_YET, Verdict, compare, number, together, unwritten
+from . import NOT_YET, Verdict, compare, describe, number, together, unwritten
 
 Schedule = Callable[[int, int, int, float, float], float]
 
@@ -69,6 +70,13 @@ def check_rate(answer: Callable[..., Any]) -> Verdict:
         "the floor is added to a cosine that goes from the peak to zero: then it starts above the peak": falls(
             lambda t, n, w, p, f: f + rate(t, n, w, p, 0.0)
         ),
+        "the ½ is left out: 1 + cos goes from 2 to 0": falls(
+            lambda t, n, w, p, f: f + (p - f) * (1 + math.cos(math.pi * (t - w) / (n - 1 - w)))
+        ),
+        "the cosine has a minus, and the rate rises": falls(lambda t, n, w, p, f: p + f - rate(t, n, w, p, f)),
+        "the warm-up has a step too many: its last step is number warmup_steps - 1": falls(
+            lambda t, n, w, p, f: p * (t + 1) / w if t == w else rate(t, n, w, p, f)
+        ),
         "the rate falls in a straight line": falls(lambda t, n, w, p, f: p + (f - p) * (t - w) / (n - 1 - w)),
         "the angle is in degrees: math.cos wants radians": falls(
             lambda t, n, w, p, f: cosine(180 / math.pi * (t - w) / (n - 1 - w), p, f)
@@ -80,7 +88,14 @@ def check_rate(answer: Callable[..., Any]) -> Verdict:
 
         def curve(steps: Tensor, warmup: Tensor, peak: Tensor, floor: Tensor) -> Any:
             rates = [schedule(step, int(steps), int(warmup), float(peak), float(floor)) for step in range(int(steps))]
-            return rates[0] if unwritten(rates[0]) else torch.tensor([float(rate) for rate in rates])
+            for step, rate in enumerate(rates):
+                if unwritten(rate):
+                    return rate
+                try:
+                    float(rate)
+                except (TypeError, ValueError):
+                    return Verdict(False, f"in step {step} it returns {describe(rate)}; a number was asked for.")
+            return torch.tensor([float(rate) for rate in rates])
 
         return curve
 
@@ -90,7 +105,7 @@ def check_rate(answer: Callable[..., Any]) -> Verdict:
 
     wrong = {name: whole(schedule) for name, schedule in mistakes.items()}
     praise = "right, in every step of three runs."
-    return compare(whole(answer), whole(rate), inputs, wrong, praise, tolerance=1e-5)
+    return compare(whole(answer), whole(rate), inputs, wrong, praise, tolerance=1e-5, what="the rates are")
 
 
 # --- accumulation
@@ -108,14 +123,42 @@ def parts(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> tupl
 
 
 def left_behind(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """What a function leaves in the weights' .grad, as one tensor."""
+    """What a function leaves in the weights' .grad, as one tensor; or what else it does that it shouldn't."""
 
     def run(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Any:
         network.zero_grad()
-        returned = answer(network, images, labels, size)
+        waiting, most = 0, 0  # pictures whose gradient is still to come, and the most at once
+
+        def count(module: nn.Module, given: tuple[Tensor], logits: Tensor) -> None:
+            nonlocal waiting, most
+            waiting += len(logits)
+            most = max(most, waiting)
+            if logits.requires_grad:
+                logits.register_hook(lambda gradient: done(len(logits)))
+
+        def done(pictures: int) -> None:
+            nonlocal waiting
+            waiting -= pictures
+
+        before, mode = copy.deepcopy(network.state_dict()), network.training
+        counting = network.register_forward_hook(count)
+        try:
+            returned = answer(network, images, labels, size)
+        finally:
+            counting.remove()
         weights = list(network.parameters())
         if all(weight.grad is None for weight in weights):
-            return returned
+            return (
+                ... if returned is None else Verdict(False, "nothing is in the weights' .grad: backward() adds there.")
+            )
+        if most > size:
+            return Verdict(
+                False, f"{most} pictures are in memory at once, and {size} are allowed: backward() frees them."
+            )
+        if network.training != mode or any(
+            not torch.equal(before[name], weight) for name, weight in network.state_dict().items()
+        ):
+            return Verdict(False, "it changes the network; only the weights' .grad should change.")
         grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         return torch.cat([grad.flatten() for grad in grads])
 
@@ -199,13 +242,13 @@ def check_forget(answer: Callable[..., Any], sgd: Any, adamw: Any) -> Verdict:
     if unwritten(sgd, adamw):
         return Verdict(False, f"broken as asked. Now the two factors: {NOT_YET.says}")
     return together(
-        number(
+        sgd_times=number(
             sgd,
             4,
             {1: "plain SGD's step is the learning rate times the gradient.", 2: "no root is taken in plain SGD.",
              0.25: "the gradient gets longer, not shorter.", 16: "each part counts four times too much, once."},
         ),
-        number(
+        adamw_times=number(
             adamw,
             1,
             {4: "AdamW divides by the root of the gradient's mean square, which is four times as large, too.",
@@ -224,7 +267,7 @@ def check_costs(steps: Any, total: Any, state: Any) -> Verdict:
     with suppress(TypeError, ValueError):
         state = 12 * weights if abs(float(state) / (12 * weights) - 1) < 0.003 else state  # three digits will do
     return together(
-        number(
+        steps_in_an_epoch=number(
             steps,
             43,
             {
@@ -235,7 +278,7 @@ def check_costs(steps: Any, total: Any, state: Any) -> Verdict:
                 351: "that is for batches of 128.",
             },
         ),
-        number(
+        steps_in_all=number(
             total,
             15_050,
             {
@@ -247,7 +290,7 @@ def check_costs(steps: Any, total: Any, state: Any) -> Verdict:
                 15_750_000: "those are pictures.",
             },
         ),
-        number(
+        state_bytes=number(
             state,
             12 * weights,
             {

@@ -83,10 +83,16 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
     def ten_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return calibration_error(probabilities, labels, 10)
 
-    cancel = (
-        "gaps cancel each other, because they keep their signs or all pictures are in one bin: what is too sure makes "
-        "up for what is too modest"
-    )
+    def summed(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return parts(probabilities, labels, bins)[0].abs().sum()
+
+    def per_cent(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return 100 * calibration_error(probabilities, labels, bins)
+
+    def softmax_twice(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return calibration_error(probabilities.softmax(dim=-1), labels, bins)
+
+    cancel = "so that what is too sure makes up for what is too modest (one bin for all does the same)"
     mistakes = {
         "every bin counts the same; it should count by its share of the pictures": unweighted,
         "the gaps are added up and divided by the number of bins; a bin should count by its share of the "
@@ -94,8 +100,11 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
         "a bin counts by its number of pictures; divide by the number of all pictures": by_count,
         "the gaps are squared": squared,
         "the gaps are squared (and the root is taken at the end)": root,
-        cancel: signed,
-        f"such {cancel}": signed_other_way,
+        "every bin counts the same, and the gaps are only added up": summed,
+        "it is given in per cent": per_cent,
+        "a softmax is taken of what are probabilities already": softmax_twice,
+        f"the gaps keep their signs (sure minus right), {cancel}": signed,
+        f"the gaps keep their signs (right minus sure), {cancel}": signed_other_way,
         "the confidence is the true class's probability; it should be that of the answer, right or wrong": true_class,
         "pictures with a confidence of exactly 1 fall out of the last bin": without_certain,
         "there are ten bins, whatever `bins` says": ten_bins,
@@ -133,8 +142,8 @@ def check_temperature(changed: Any, two_classes: Any, limit: Any) -> Verdict:
     """How many of 360 answers change when all logits are divided by 4; what becomes of a probability of 0.9 among two
     classes at T = 2; what the confidence tends to among ten classes when T grows without end."""
     return together(
-        number(changed, 0, {360: "all probabilities change; the largest stays the largest."}),
-        number(
+        changed=number(changed, 0, {360: "all probabilities change; the largest stays the largest."}),
+        two_classes=number(
             two_classes,
             0.75,
             {
@@ -142,15 +151,17 @@ def check_temperature(changed: Any, two_classes: Any, limit: Any) -> Verdict:
                 0.9: "the answer stays, its probability doesn't.",
                 0.5: "that is where it goes when T grows without end.",
                 81 / 82: "that is T = 1/2: below 1 it sharpens, above it softens.",
+                75: "that is per cent: a probability is at most 1.",
             },
         ),
-        number(
+        limit=number(
             limit,
             0.1,
             {
                 0: "ten probabilities still add up to 1.",
                 1: "that is where it goes when T shrinks to nothing.",
                 0.5: "there are ten classes.",
+                10: "that is per cent: a probability is at most 1.",
             },
             "all three are right: a temperature changes how sure a teacher is, and never what it answers.",
         ),
@@ -166,10 +177,18 @@ def check_company(company: Any) -> Verdict:
         numbers = [int(one) for one in company]
     except (TypeError, ValueError):
         return Verdict(False, f"it is {describe(company)}; a list of {COMPANY} whole numbers was asked for.")
+    if getattr(company, "dtype", None) in (bool, torch.bool) or any(isinstance(one, bool) for one in company):
+        return Verdict(False, "it is a mask of true and false; the digits' numbers were asked for (nonzero).")
     if len(numbers) != COMPANY or len(set(numbers)) != COMPANY:
-        return Verdict(False, f"these are {len(set(numbers))} different digits; {COMPANY} were asked for.")
-    if WHICH in numbers or min(numbers) < 0 or max(numbers) >= len(data.test):
-        return Verdict(False, f"take numbers from {WHICH + 1} to {len(data.test) - 1}: number {WHICH} is in already.")
+        return Verdict(
+            False,
+            f"{COMPANY} different digits were asked for; these are {len(numbers)}, {len(set(numbers))} of them "
+            "different.",
+        )
+    if min(numbers) < 0 or max(numbers) >= len(data.test):
+        return Verdict(False, f"the test pictures have the numbers 0 to {len(data.test) - 1}.")
+    if WHICH in numbers:
+        return Verdict(False, f"number {WHICH} is in already: choose {COMPANY} others.")
     alone, among = asked_both_ways(data, numbers)
     frozen, moved = int(alone.argmax()), int(among.argmax())
     share = f"{alone[frozen]:.2f} to {among[frozen]:.2f}"
@@ -202,6 +221,8 @@ def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
 
     one_layer = fresh()
     next(layer for layer in reversed(list(one_layer.modules())) if isinstance(layer, nn.BatchNorm2d)).train()
+    dropping = fresh()
+    dropping.head.append(nn.Dropout())
     thawed = fresh()
     list(thawed.parameters())[-1].requires_grad_(True)
     cases = (
@@ -212,6 +233,11 @@ def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
             False,
             "it does not see a single batch normalisation left in training mode: `teacher.training` speaks for the "
             "outermost module only.",
+        ),
+        (
+            dropping,
+            False,
+            "it does not see a dropout left in training mode: every layer counts, not batch normalisation alone.",
         ),
         (fresh().requires_grad_(True), False, "it does not see that the weights take gradients."),
         (thawed, False, "it does not see that one of the weights, the last, takes a gradient."),
@@ -229,7 +255,7 @@ def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
             return Verdict(False, "it changes the teacher that it is asked about; it should only look.")
         if bool(got) is not truth:
             return Verdict(False, missed)
-    return Verdict(True, "right, on five teachers, frozen, half frozen and not.")
+    return Verdict(True, "right, on six teachers, frozen, half frozen and not.")
 
 
 def state_of(modules: Iterable[nn.Module]) -> list[bool]:

@@ -44,6 +44,9 @@ def check_report(answer: Callable[..., Any]) -> Verdict:
     def no_last(inner: Tensor, outer: Tensor, norm: nn.Module, linear: nn.Module, last_norm: nn.Module) -> Tensor:
         return report(inner, outer, norm, linear, nn.Identity())
 
+    def neither(inner: Tensor, outer: Tensor, norm: nn.Module, linear: nn.Module, last_norm: nn.Module) -> Tensor:
+        return report(inner, outer, nn.Identity(), linear, nn.Identity())
+
     def late(inner: Tensor, outer: Tensor, norm: nn.Module, linear: nn.Module, last_norm: nn.Module) -> Tensor:
         patches = last_norm(outer[:, 1:] + linear(norm(inner.flatten(2))))
         return torch.cat([outer[:, :1], patches], dim=1)
@@ -57,6 +60,7 @@ def check_report(answer: Callable[..., Any]) -> Verdict:
     mistakes: dict[str, Callable[..., Any]] = {
         "the last LayerNorm is left out: TITN has none there, the original TNT has": no_last,
         "the first LayerNorm is left out": no_first,
+        "both LayerNorms are left out": neither,
         "the last LayerNorm comes after the sum; it should come before, on the news alone": late,
         "the news replace the patch tokens; they should be added to them": replaced,
         "the news are added from row 0 on: the class token gets the first patch's, the last patch gets none": shifted,
@@ -68,7 +72,7 @@ def check_report(answer: Callable[..., Any]) -> Verdict:
 def check_counts(block: Any, extra: Any) -> Verdict:
     """Parameters of a block of titn_paper_224; what distillation adds to titn_paper with 10 classes."""
     return together(
-        number(
+        block_parameters=number(
             block,
             1_929_576,
             {
@@ -85,7 +89,7 @@ def check_counts(block: Any, extra: Any) -> Verdict:
                 12 * 1_929_576: "those are all twelve blocks.",
             },
         ),
-        number(
+        extra_parameters=number(
             extra,
             6_154,
             {
@@ -147,6 +151,9 @@ def check_left_out(answer: Callable[..., Any]) -> Verdict:
     def zeroed(outer: Tensor, layer: Layer) -> Tensor:
         return layer(torch.cat([outer[:, :-1], 0 * outer[:, -1:]], dim=1))[0]
 
+    def across(outer: Tensor, layer: Layer) -> Tensor:
+        return torch.cat([layer(outer[:, :-1])[0], layer(outer[None, :, -1])[0][0][:, None]], dim=1)
+
     def first(outer: Tensor, layer: Layer) -> Tensor:
         return torch.cat([layer(outer[:, :1])[0], layer(outer[:, 1:])[0]], dim=1)
 
@@ -158,6 +165,7 @@ def check_left_out(answer: Callable[..., Any]) -> Verdict:
         "the distillation token skips the whole layer; its own attention and MLP should stay": skipped,
         "the distillation token skips attention; it may still read itself": no_attention,
         "the distillation token is set to zero and stays in the conversation": zeroed,
+        "the pictures of a batch read each other: outer[:, -1] has no token axis any more": across,
         "the class token is left out (row 0); the distillation token is the last row": first,
     }
 

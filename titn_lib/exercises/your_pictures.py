@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..augment import normalise
 from ..datasets import CIFAR_MEAN, CIFAR_STD
-from . import NOT_YET, ROUNDS, Verdict, ask, describe, furthest, number, together, unwritten
+from . import NOT_YET, ROUNDS, Verdict, ask, describe, furthest, number, unwritten
 
 # --- 1 · a fair split
 
@@ -30,6 +30,8 @@ def check_split(answer: Callable[[Tensor, float, int], tuple[Tensor, Tensor]]) -
             parts = read_parts(ask(answer, labels.clone(), fraction, seed), len(labels))
             if isinstance(parts, Verdict):
                 return parts
+            if max(int(part.max()) if len(part) else 0 for part in parts) < len(counts):
+                return Verdict(False, "these are labels; the places of the pictures in the list were asked for.")
             splits.append(parts)
         for fault in (
             faults_of_parts(*splits[0], len(labels), fraction),
@@ -107,6 +109,8 @@ def faults_of_shares(aside: Tensor, labels: Tensor, fraction: float) -> str:
     shares = given / counts
     if bool(((given - fraction * counts).abs() <= 1.5).all()):
         return ""
+    if len(given.unique()) == 1 < len(counts.unique()) and int(given[0]):
+        return f"{int(given[0])} pictures of each class are set aside; the same share of each was asked for."
     alike = float((shares - shares.mean()).abs().max()) < 0.02
     if alike and abs(float(shares.mean()) - fraction) > 0.02:
         return f"{100 * shares.mean():.0f} % of each class are set aside, and {100 * fraction:.0f} % were asked for."
@@ -171,10 +175,10 @@ def check_needed(pictures: Any) -> Verdict:
         (3200, 3215): "that finds the difference in four of five cases (a power of 80 %): more than was asked.",
     }
     with suppress(TypeError, ValueError):
-        count = float(pictures)
+        count = float("" if isinstance(pictures, str) else pictures)
         for (low, high), reason in near.items():
             if low <= count <= high:
-                return Verdict(False, f"{count:,.0f} is not it: {reason}")
+                return Verdict(False, f"{count:,g} is not it: {reason}")
         if 1570 <= count <= 1575:
             return Verdict(
                 True,
@@ -188,7 +192,7 @@ def check_needed(pictures: Any) -> Verdict:
 
 
 def normalise_a(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    centre, scale = torch.tensor(mean[::-1]), torch.tensor(std[::-1])  # blue, green, red
+    centre, scale = torch.tensor(mean), torch.tensor(std[::-1])  # blue, green, red
     return ((images / 255).movedim(1, -1) - centre).div(scale).movedim(-1, 1)
 
 
@@ -229,15 +233,14 @@ def check_suspects(right: Any, quiet: Any, loud: Any) -> Verdict:
             f"{letter} is broken: it differs from `normalise` by up to {gaps[letter]:.2g}. That is {size}, and not "
             "rounding.",
         )
-    return together(
-        Verdict(
-            ROLES[named["quiet"]] == "quiet",
+    if ROLES[named["quiet"]] != "quiet":
+        return Verdict(
+            False,
             f"B is right, the other two have changed places: {named['quiet']} differs from `normalise` by up to "
             f"{gaps[named['quiet']]:.2g}, and {named['loud']} by {gaps[named['loud']]:.2g} only.",
-        ),
-        Verdict(
-            True,
-            "right: A takes mean and standard deviation in the order blue, green, red; C normalises twice. A test on "
-            "accuracy finds C; only a comparison of numbers finds A.",
-        ),
+        )
+    return Verdict(
+        True,
+        "right: A takes the standard deviations in the order blue, green, red; C normalises twice. A test on accuracy "
+        "finds C; only a comparison of numbers finds A.",
     )
