@@ -86,7 +86,7 @@ def test_what_a_check_shows_is_short():
 
 def test_whole_numbers_are_counted():
     verdict = compare(lambda x: 0 * x, lambda x: x.clone(), lambda: (torch.arange(5),), {"all is 1": torch.ones_like})
-    assert "4 of 5 are wrong" in repr(verdict)
+    assert "wrong in 4 of 5 places" in repr(verdict)
 
 
 def test_together_is_right_if_all_are():

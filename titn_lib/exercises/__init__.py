@@ -8,6 +8,7 @@ import math
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,6 @@ def compare(
     for _ in range(ROUNDS):
         arguments = inputs()
         expected = truth(*arguments)
-        what = what or ("the number is" if expected.numel() == 1 else "the numbers are")
         got = ask(answer, *(value.clone() if isinstance(value, Tensor) else value for value in arguments))
         if expected.numel() == 1 and isinstance(got, int | float) and not isinstance(got, bool):
             got = ask(lambda like, value: torch.full_like(like, float(value), dtype=torch.float64), expected, got)
@@ -96,22 +96,30 @@ def compare(
             return Verdict(False, f"it returns {describe(got)}; {asked} was asked for.")
         if got.shape != expected.shape:
             return Verdict(False, f"the shape is {tuple(got.shape)}; it should be {tuple(expected.shape)}.")
-        gap = furthest(got, expected)
-        if gap <= tolerance:
+        if furthest(got, expected) <= tolerance:
             continue
-        size = "not a number (nan)" if math.isnan(gap) else f"off by up to {gap:.2g}"
-        if not expected.is_floating_point():
-            size = f"{int((got != expected).sum())} of {expected.numel()} are wrong"
         for name, mistake in (mistakes or {}).items():
-            wrong = mistake(*arguments)
-            if wrong.shape == got.shape and torch.allclose(
-                got.double(), wrong.double(), rtol=0, atol=tolerance, equal_nan=True
-            ):
-                return Verdict(False, f"{size}: this is what comes out when {name}.")
-        if not expected.is_floating_point():
-            return Verdict(False, f"the shape is right; {size}.")
-        return Verdict(False, f"{what} {size}." if expected.numel() == 1 else f"the shape is right, {what} {size}.")
+            if alike(got, mistake(*arguments), tolerance):
+                return Verdict(False, f"{distance(got, expected)}: this is what comes out when {name}.")
+        if expected.numel() == 1:
+            return Verdict(False, f"{what or 'the number is'} {distance(got, expected)}.")
+        return Verdict(False, f"the shape is right, {what or 'the numbers are'} {distance(got, expected)}.")
     return Verdict(True, praise)
+
+
+def alike(got: Tensor, wrong: Tensor, tolerance: float) -> bool:
+    """Whether two tensors have one shape and the same numbers, or none in the same places."""
+    return got.shape == wrong.shape and torch.allclose(
+        got.double(), wrong.double(), rtol=0, atol=tolerance, equal_nan=True
+    )
+
+
+def distance(got: Tensor, expected: Tensor) -> str:
+    """How far an answer is from the truth, in words; of whole numbers, how many are wrong."""
+    if not expected.is_floating_point():
+        return f"wrong in {int((got != expected).sum())} of {expected.numel()} places"
+    gap = furthest(got, expected)
+    return "not a number (nan)" if math.isnan(gap) else f"off by up to {gap:.2g}"
 
 
 def furthest(a: Tensor, b: Tensor) -> float:
@@ -130,9 +138,8 @@ def number(
     """
     if unwritten(answer):
         return NOT_YET
-    try:
-        value = float("" if isinstance(answer, str) else answer)
-    except (TypeError, ValueError):
+    value = as_number(answer)
+    if value is None:
         return Verdict(False, f"it is {describe(answer)}; a number was asked for.")
     if math.isnan(value):
         return Verdict(False, "it is not a number (nan).")
@@ -143,6 +150,13 @@ def number(
         if abs(value - wrong) <= max(1e-6, within * abs(wrong)):
             return Verdict(False, f"{shown} is not it: {reason}")
     return Verdict(False, f"{shown} is too {'large' if value > truth else 'small'}.")
+
+
+def as_number(answer: Any) -> float | None:
+    """A reader's number, if it is one; a string isn't, whatever it says."""
+    with suppress(TypeError, ValueError, RuntimeError):
+        return None if isinstance(answer, str) else float(answer)
+    return None
 
 
 def together(**verdicts: Verdict) -> Verdict:

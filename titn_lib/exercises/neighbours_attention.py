@@ -148,9 +148,8 @@ def check_feature_map(phi: Callable[[Tensor], Tensor]) -> Verdict:
             f"in {DRAWS} sequences of 64 tokens every token is told something between the smallest and the largest "
             f"value: {reason}.",
         )
-    beyond = float(f"{beyond:.2g}")  # two digits
     return Verdict(
         True,
-        f"done: with weights below zero, a token is told something {beyond:g} {side} all values, though each row still "
+        f"done: with weights below zero, a token is told something {side} all values, though each row still "
         "sums to 1. ELU + 1 is positive everywhere; that is what the 1 is for.",
     )

@@ -1,7 +1,6 @@
 """Exercises of 09_your_pictures."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ..augment import normalise
 from ..datasets import CIFAR_MEAN, CIFAR_STD
-from . import NOT_YET, ROUNDS, Verdict, ask, describe, furthest, number, unwritten
+from . import NOT_YET, ROUNDS, Verdict, as_number, ask, describe, furthest, number, unwritten
 
 # --- 1 · a fair split
 
@@ -174,18 +173,15 @@ def check_needed(pictures: Any) -> Verdict:
         (6284, 6286): "that would be for a difference of 1 point.",
         (3200, 3215): "that finds the difference in four of five cases (a power of 80 %): more than was asked.",
     }
-    with suppress(TypeError, ValueError):
-        count = float("" if isinstance(pictures, str) else pictures)
-        for (low, high), reason in near.items():
-            if low <= count <= high:
-                return Verdict(False, f"{count:,g} is not it: {reason}")
-        if 1570 <= count <= 1575:
-            return Verdict(
-                True,
-                "right: 1.96² · (0.9 · 0.1 + 0.92 · 0.08) / 0.02² ≈ 1,572. And that is only where hope begins: in half "
-                "of all cases the measured difference comes out smaller than the true one.",
-            )
-    return number(pictures, 1572)
+    count = as_number(pictures)
+    for (low, high), reason in near.items():
+        if count is not None and low <= count <= high:
+            return Verdict(False, f"{count:,g} is not it: {reason}")
+    praise = (
+        "right: 1.96² · (0.9 · 0.1 + 0.92 · 0.08) / 0.02² ≈ 1,572. And that is only where hope begins: in half of all "
+        "cases the measured difference comes out smaller than the true one."
+    )
+    return number(pictures, 1572, praise=praise, within=0.002)
 
 
 # --- 4 · three ways to normalise
