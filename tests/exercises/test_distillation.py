@@ -103,10 +103,6 @@ def test_wrong_pupil(answer, says):
     assert says in repr(exercise.check_wrong_pupil(answer))
 
 
-def rng_like(rng):
-    return copy.deepcopy(rng)
-
-
 def prepared(teacher, images, labels, rng, shown=None, asked=None):
     mixed, mixed_labels = cutmix(images, labels, rng)
     logits = ask_teacher(teacher, asked(images, labels, rng) if asked else mixed).logits
@@ -125,7 +121,7 @@ def prepared(teacher, images, labels, rng, shown=None, asked=None):
         (lambda t, x, y, rng: prepared(t, 2 * x, y, rng), "numbers that weren't in them"),
         (
             lambda t, x, y, rng: (
-                *cutmix(x, y, rng_like(rng)),
+                *cutmix(x, y, copy.deepcopy(rng)),
                 ask_teacher(t, cutmix(x, y, rng)[0]).logits.softmax(-1),
             ),
             "its logits were asked for",

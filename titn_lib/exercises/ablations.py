@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Verdict, ask, compare, describe, number, together
+from . import Verdict, as_number, ask, compare, describe, number, together
 
 TABLES = 2000  # of useless changes, for check_report
 ENOUGH = 0.6  # of them must look like an improvement
@@ -107,10 +107,7 @@ def check_report(answer: Callable[[Tensor, Tensor], Any]) -> Verdict:
         got = ask(answer, change.clone(), base.clone())
         if isinstance(got, Verdict):
             return got
-        try:
-            value = float(got)
-        except (TypeError, ValueError, RuntimeError):
-            value = None
+        value = as_number(got)
         if value is None or isinstance(got, bool) or getattr(got, "dtype", None) == torch.bool:
             return Verdict(False, f"it returns {describe(got)}; one number was asked for: the improvement in points.")
         low, high = float(change.min() - base.max()), float(change.max() - base.min())

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .. import explain
 from ..models import create_model
-from . import Verdict, ask, compare, describe, number, together, unwritten
+from . import Verdict, as_number, ask, compare, describe, number, together, unwritten
 
 MapFunction = Callable[[nn.Module, Tensor], Tensor]  # model, "batch channel height width" → "batch height width"
 
@@ -170,10 +170,10 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
         got = ask(moved, one, model, images)
         if isinstance(got, Verdict):
             return got
-        try:
-            values.append(float(got))
-        except (TypeError, ValueError, RuntimeError):
+        value = as_number(got)
+        if value is None:
             return Verdict(False, f"moved returns {describe(got)}; one number was asked for: the mean over pictures.")
+        values.append(value)
     changed = any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
     heads, blocks, start = (abs(value) > 0.99 for value in values[1:4])
     if changed:

@@ -154,7 +154,11 @@ def check_wrong_pupil(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verd
     def swapped(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return soft_loss(teacher, student, T)
 
-    mistakes = {"student and teacher change places: KL is not the same both ways": swapped}
+    mistakes: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+        "student and teacher change places: KL is not the same both ways": swapped,
+        "T² is left out": lambda student, teacher, T: soft_loss(student, teacher, T) / T**2,
+        "the loss is summed over pictures": lambda student, teacher, T: soft_loss(student, teacher, T) * len(student),
+    }
     verdict = compare(answer, soft_loss, lambda: (2 * torch.randn(6, 10), 2 * torch.randn(6, 10), 4.0), mistakes)
     if not verdict.right:
         return verdict

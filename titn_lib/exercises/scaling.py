@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..recipes import Recipe
 from ..training import learning_rate
-from . import NOT_YET, Verdict, compare, describe, number, together, unwritten
+from . import NOT_YET, Verdict, as_number, compare, describe, number, together, unwritten
 
 Schedule = Callable[[int, int, int, float, float], float]
 
@@ -90,9 +90,7 @@ def check_rate(answer: Callable[..., Any]) -> Verdict:
             for step, rate in enumerate(rates):
                 if unwritten(rate):
                     return rate
-                try:
-                    float(rate)
-                except (TypeError, ValueError):
+                if as_number(rate) is None:
                     return Verdict(False, f"in step {step} it returns {describe(rate)}; a number was asked for.")
             return torch.tensor([float(rate) for rate in rates])
 
