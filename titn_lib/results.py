@@ -21,7 +21,7 @@ from .experiments import Experiment, load_experiments, record_path
 from .files import recorded, write_atomically
 from .records import Record, load_record
 
-PUBLISHED = {  # top-1, top-5 on the test set, which also chose the checkpoint; one seed: arXiv 2502.16762, abstract
+PUBLISHED = {  # top-1, top-5 on the test set, which also chose the checkpoint: arXiv 2502.16762, abstract
     "cifar10": ("CIFAR-10", 92.03, 99.80),
     "cifar100": ("CIFAR-100", 74.71, 92.28),
     "mnist": ("MNIST", 99.56, None),
@@ -38,8 +38,10 @@ CANDIDATES = {  # of the weights that the package brings along: the best on the 
     "titn_nano.digits": ("digits-titn_nano-alone-laptop", "digits-titn_nano-hard-laptop"),
     "titn_nano.cifar10": ("cifar10-titn_nano-alone-laptop", "cifar10-titn_nano-hard-laptop"),
     "titn_mini.cifar10": ("cifar10-titn_mini-laptop", "cifar10-titn_mini-local-laptop"),
+    "titn_mini.cifar100": ("cifar100-titn_mini-laptop",),
     "vgg7_bn.digits": ("digits-vgg7_bn-laptop",),
     "vgg7_bn.cifar10": ("cifar10-vgg7_bn-laptop",),
+    "vgg7_bn.cifar100": ("cifar100-vgg7_bn-laptop",),
     "vgg7_bn.mnist": ("mnist-vgg7_bn-laptop",),
     "titn_pico.mnist": ("mnist-titn_pico-alone-laptop", "mnist-titn_pico-hard-laptop"),
 }

@@ -375,9 +375,10 @@ PRESETS = {
 # Ours, for photographs on a laptop: a convolutional start, wider pixel tokens, one block less. The trial that chose it:
 # experiments/39-cifar10-steps_from_nano-laptop.toml.
 PRESETS["titn_mini"] = replace(PRESETS["titn_nano"], inner_width=24, depth=4, pixel_embedding="stem")
-# Ours, to go beyond the published model on a GPU: as `titn_nano`, wider and deeper, with stochastic depth, and with
-# what helped `titn_mini` in short runs: a convolutional start, local perception, the published first weights (which, on
-# top of a teacher, made no difference: results/README.md). What each is worth in long training is to be measured.
+# Ours, meant to go beyond the published model on a GPU: as `titn_nano`, wider and deeper, with stochastic depth and
+# what helped `titn_mini` in short runs: a convolutional start, local perception, the published first weights (which
+# helped alone, and made no difference that shows beside local perception: results/README.md). What each is worth in
+# long training is to be measured.
 PRESETS["titn_plus"] = replace(
     PRESETS["titn_nano"],
     inner_width=24,
