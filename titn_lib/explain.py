@@ -5,8 +5,8 @@
     curve = fade(answer(model), images, blank, order, classes)  does the answer go when they go?
 
 Everything here takes normalised pictures and a student in evaluation mode. A `head` is "class" or "distillation".
-Maps made of attention don't know of `local_perception`, by which patches hear their neighbours past it: then they are
-about a patch less sharp than they look. Gradients do.
+Maps made of attention don't know of `local_perception`, by which patches hear their neighbours past it, one patch
+further in each block. Gradients do.
 """
 
 import copy
