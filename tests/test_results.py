@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -170,7 +171,8 @@ def test_shipped_weights_have_the_accuracy_of_their_record(name, request):
     if record.run.data != "digits":
         request.getfixturevalue("real_data")
     model = load_model(name)
-    assert (model.preprocessing.data, model.config.name) == (record.run.data, name.split(".")[0])
+    assert (model.preprocessing.data, model.config.name) == (record.run.data, re.split("[-.]", name)[0])
+    assert getattr(model.config, "local_perception", False) == ("-local." in name)
     assert (SHIPPED / f"{name}.safetensors").stat().st_size < 16 * 2**20
     measured = evaluate(model, load_data(record.run.data).test, model.preprocessing)
     assert measured["pictures"] == record.test["pictures"]

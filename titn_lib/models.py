@@ -38,7 +38,7 @@ def list_models() -> list[str]:
 
 
 def list_weights() -> list[str]:
-    """The trained weights that `load_model` knows by name: "model.data"."""
+    """The trained weights that `load_model` knows by name: "model.data", or "model-variant.data"."""
     return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
 

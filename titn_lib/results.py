@@ -33,12 +33,13 @@ SUMMARY = {  # column: experiment
     "our best³ from two cores": "{data}-{best}-laptop",
 }
 SMALL = {"cifar10": "titn_nano", "cifar100": "titn_nano", "mnist": "titn_pico"}
-BEST = {"cifar10": "titn_mini", "cifar100": "titn_mini", "mnist": "titn_pico-long"}
+BEST = {"cifar10": "titn_mini-local", "cifar100": "titn_mini", "mnist": "titn_pico-long"}
 CANDIDATES = {  # of the weights that the package brings along: the best on the validation split
     "titn_nano.digits": ("digits-titn_nano-alone-laptop", "digits-titn_nano-hard-laptop"),
     "titn_nano.cifar10": ("cifar10-titn_nano-alone-laptop", "cifar10-titn_nano-hard-laptop"),
-    "titn_mini.cifar10": ("cifar10-titn_mini-laptop", "cifar10-titn_mini-local-laptop"),
-    "titn_mini.cifar100": ("cifar100-titn_mini-laptop",),
+    "titn_mini.cifar10": ("cifar10-titn_mini-laptop",),
+    "titn_mini-local.cifar10": ("cifar10-titn_mini-local-laptop",),
+    "titn_mini-local.cifar100": ("cifar100-titn_mini-laptop",),
     "vgg7_bn.digits": ("digits-vgg7_bn-laptop",),
     "vgg7_bn.cifar10": ("cifar10-vgg7_bn-laptop",),
     "vgg7_bn.cifar100": ("cifar100-vgg7_bn-laptop",),
