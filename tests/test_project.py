@@ -27,7 +27,8 @@ from titn_lib.titn import TITNConfig
 TOP = Path(__file__).parent.parent
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
 README = (TOP / "README.md").read_text()
-NOTEBOOKS = sorted((TOP / "notebooks").rglob("*.ipynb"))
+CHAPTERS = sorted((TOP / "notebooks").glob("[0-9]*.ipynb"))  # not a reader's own, nor JupyterLab's checkpoints
+NOTEBOOKS = [*CHAPTERS, *sorted((TOP / "notebooks" / "solutions").glob("[0-9]*.ipynb"))]
 
 
 def load_script(path):
@@ -74,7 +75,7 @@ def test_notebooks_were_run_from_top_to_bottom(path):
     assert "widgets" not in book["metadata"]
 
 
-@pytest.mark.parametrize("path", sorted((TOP / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_code_fits_on_a_projector(path):
     code = [cell["source"] for cell in nbformat.read(path, as_version=4)["cells"] if cell["cell_type"] == "code"]
     assert not [line for source in code for line in source.splitlines() if len(line) > 120]
