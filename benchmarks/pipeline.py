@@ -87,7 +87,7 @@ def whole(images: torch.Tensor, labels: torch.Tensor, gpu: bool, teacher: bool, 
         network = create_model(name) if teacher else None
         training = Training(run, Path(folder), data, network, start_fabric("auto"))
         training.objective.train()
-        order = np.arange(len(images))
+        order = torch.arange(len(images), device=training.fabric.device)
 
         def step() -> None:
             training.train_step(order)

@@ -106,13 +106,16 @@ def compiler_options(job: str, device: torch.device) -> dict[str, object]:
 
 
 def rate(work: Callable[[], object], amount: float, seconds: float, device: torch.device) -> float:
+    """How much of it is done in a second, over at least so many."""
     work()
     synchronise(device)
+    burst = 10 if device.type == "cuda" else 1  # as in training, a GPU is not waited for after every step
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        work()
+        for _ in range(burst):
+            work()
         synchronise(device)
-        done += 1
+        done += burst
     return done * amount / (time.perf_counter() - began)
 
 
@@ -228,30 +231,30 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = options.batch or (1024 if device.type == "cuda" else 128)
     jobs = [("training", training), ("inference", 1), ("inference", 256)]
-    measures: dict[str, dict[str, Callable[[float], float]]] = {"ceilings": ceilings(device)}
-    first = {}
-    for job, batch in jobs:
-        measures[job + str(batch)] = {}
+    measures = ceilings(device)
+    rates: dict[str, list[float]] = {}
+    first: dict[str, float] = {}
+    for job, batch in [one for one in jobs if one[0] in options.jobs]:
         for model in options.only:
             for mode in options.modes:
-                if job not in options.jobs or (job, mode) == ("training", "float32 compiled"):
+                if (job, mode) == ("training", "float32 compiled"):
                     continue  # in training bfloat16 is the faster of the two
                 name = f"{job} {batch} {model} {mode}"
                 contestant = Contestant(model, mode, job, batch, device)
                 first[name] = round(contestant.first_seconds, 1)
                 print(f"{name}: ready after {first[name]} s", flush=True)
-                measures[job + str(batch)][name] = contestant.rate
-    gc.collect()
-    gc.freeze()  # else the collector goes through all that torch.compile has left, again and again
-    rates: dict[str, list[float]] = {}
-    for group in measures.values():
+                measures[name] = contestant.rate
+        gc.collect()
+        gc.freeze()  # else the collector goes through all that torch.compile has left, again and again
         for _ in range(options.rounds):
-            for name, measure in group.items():
+            for name, measure in measures.items():
                 rates.setdefault(name, []).append(measure(options.seconds))
-    record = record_of(rates, "as named", device, first_seconds=first)
+        measures = {}
+        record = record_of(rates, "as named", device, first_seconds=first)
+        if options.out:  # after every job: on a borrowed machine the next may be cut off
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{table(record)}")
     if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
         try:
             draw(record, options.out.with_suffix(".png"))
         except ModuleNotFoundError as missing:  # a borrowed machine

@@ -131,6 +131,21 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
+def test_every_network_of_a_process_is_compiled_and_once_for_all_its_blocks():
+    code = """
+import torch, titn_lib
+from titn_lib.training import compile_blocks
+compiler = torch.nn.Module.compile
+torch.nn.Module.compile = lambda block, **options: compiler(block, backend="eager", **options)  # quick
+for heads in range(1, 10):  # PyTorch's own limit is eight
+    model = titn_lib.create_model("titn_paper", depth=2, outer_width=8 * heads, outer_heads=heads)
+    assert compile_blocks(model, 10**6, torch.device("cpu"))
+    model(torch.randn(2, 3, 32, 32))
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 9, torch._dynamo.utils.counters
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
 @pytest.mark.parametrize("size", [(33, 12, 4, 48), (16, 40, 4, 48), (32, 32, 32, 128)], ids=str)
 def test_what_is_too_large_takes_the_other_way(size):
     length, width, heads, hidden = size

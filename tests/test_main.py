@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -238,6 +239,23 @@ def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, caps
 
     (folder / "1-teach.toml").write_text(TEACHER.replace("epochs = 1", "epochs = 2"))
     assert "by other settings" in states()[2].out
+
+
+def test_some_of_the_pending_experiments_are_made(settings, tmp_path, capsys):
+    _, places = settings
+    assert main(["experiments", *places, "--run", "teach"]) == 0
+    assert capsys.readouterr().out.count("pending") == 2
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["teach"]
+    assert main(["experiments", *places, "--run", "taech"]) == 1
+    assert "taech" in capsys.readouterr().err
+
+
+def test_no_run_begins_when_the_time_is_up(settings, monkeypatch, capsys):
+    begun = []
+    monkeypatch.setattr("titn_lib.experiments.run_experiment", lambda *_, **__: begun.append(time.sleep(0.05)))
+    assert main(["experiments", *settings[1], "--minutes", "0.0005"]) == 1
+    assert len(begun) == 1
+    assert "stopped by the time limit before learn; the same command goes on" in capsys.readouterr().err
 
 
 def test_what_another_process_makes_is_left_to_it(settings, tmp_path, capsys):

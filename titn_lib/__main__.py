@@ -167,31 +167,25 @@ def data(names: list[str]) -> None:
 
 
 def experiments(
-    folder: Path, runs: Path, results: Path, run: bool, minutes: float | None, budget: str | None, redo: list[str],
-    device: str,
+    folder: Path, runs: Path, results: Path, run: list[str] | None, minutes: float | None, budget: str | None,
+    redo: list[str], device: str,
 ) -> None:  # fmt: skip
     """List the runs in experiments/: done, under way, pending. With --run or --minutes, make the pending ones."""
     import torch
 
-    from .errors import unknown
-    from .experiments import forget, list_experiments, load_experiments, run_pending
+    from .experiments import choose_experiments, forget, list_experiments, load_experiments, run_pending
     from .training import leads
 
     found = load_experiments(folder)
-    for name in redo:
-        if name not in found:
-            raise unknown("experiment", name, found)
+    chosen = choose_experiments(found, [*redo, *(run or [])])
     if redo and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise TITNError("--redo works with one process: call it with --minutes 0.01 first, then torchrun without it")
-    for name in redo:
-        forget(found[name], runs, results)
-    if run or minutes is not None or redo:
-        on_gpu = torch.cuda.is_available() and device != "cpu"
-        chosen = {
-            name: experiment
-            for name, experiment in found.items()
-            if (name in redo if redo else experiment.budget == (budget or ("gpu" if on_gpu else "laptop")))
-        }
+    for experiment in choose_experiments(found, redo).values():
+        forget(experiment, runs, results)
+    if run is not None or minutes is not None or redo:
+        if not chosen:
+            here = "gpu" if torch.cuda.is_available() and device != "cpu" else "laptop"
+            chosen = {name: one for name, one in found.items() if one.budget == (budget or here)}
         run_pending(chosen, runs, results, minutes, device)
     if leads():
         print(list_experiments(found, runs, results))
@@ -268,8 +262,11 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("names", nargs="*", metavar="NAME")
 
     sub = add("experiments", experiments)
-    sub.add_argument("--run", action="store_true", help="make the pending runs in order, resuming what was cut off")
-    sub.add_argument("--minutes", type=float, help="the same, and stop with a checkpoint after so long")
+    sub.add_argument(
+        "--run", nargs="*", metavar="NAME", help="make the pending runs in order (of these experiments or settings "
+        "files; without a name, all), resuming what was cut off"
+    )  # fmt: skip
+    sub.add_argument("--minutes", type=float, help="make runs, and stop with a checkpoint after so long")
     sub.add_argument(
         "--budget",
         choices=["smoke", "laptop", "gpu"],

@@ -27,20 +27,25 @@ def normalise(
     images: Bytes, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "batch channel height width"]:
     """(picture / 255 − mean) / std, channel by channel."""
-    centre, scale = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
+    centre, scale = (torch.tensor(v).to(images.device, non_blocking=True).view(1, -1, 1, 1) for v in (mean, std))
     return torch.addcmul(-centre / scale, images, 1 / (255 * scale))
+
+
+def beside(values: np.ndarray, like: Tensor) -> Tensor:
+    """As a tensor on the same device, for which a GPU isn't waited for."""
+    return torch.from_numpy(values).to(like.device, non_blocking=True)
 
 
 def on_device(values: np.ndarray, like: Tensor) -> Tensor:
     """Draws as a tensor beside the pictures, one a picture, ready to be broadcast over channels and places."""
     values = values.astype(np.float32) if values.dtype == np.float64 else values
-    return torch.from_numpy(values).to(like.device, non_blocking=True).view(-1, 1, 1, 1)
+    return beside(values, like).view(-1, 1, 1, 1)
 
 
 def change(images: Bytes, members: np.ndarray, how: Callable[[Bytes], Bytes]) -> Bytes:
     """Do it to some of the pictures, in place."""
     if len(members):
-        at = torch.from_numpy(members).to(images.device)
+        at = beside(members, images)
         part = how(images.index_select(0, at))
         if images.is_contiguous() and images[0].numel() % 8 == 0:  # eight bytes at a time are copied faster than one
             images.view(len(images), -1).view(torch.int64)[at] = part.flatten(1).view(torch.int64)
@@ -106,10 +111,12 @@ def affine(
         (0, 0, a), (0, 1, b), (0, 2, cx - a * x - b * y), (1, 0, c), (1, 1, d), (1, 2, cy - c * x - d * y)
     ):  # fmt: skip
         matrix[:, row, column] = value
-    theta = torch.from_numpy(matrix.astype(np.float32)).to(images.device, non_blocking=True).transpose(1, 2)
+    theta = beside(matrix.astype(np.float32), images).transpose(1, 2)
     across, down = (torch.linspace((1.0 - n) * 0.5, (n - 1.0) * 0.5, n, device=images.device) for n in (width, height))
-    places = torch.stack([*torch.meshgrid(across, down, indexing="xy"), torch.ones(height, width).to(across)], dim=-1)
-    grid = places.view(1, -1, 3).expand(batch, -1, -1) @ (theta / torch.tensor([0.5 * width, 0.5 * height]).to(theta))
+    ones = torch.ones(height, width, device=images.device)
+    places = torch.stack([*torch.meshgrid(across, down, indexing="xy"), ones], dim=-1)
+    half = beside(np.array([0.5 * width, 0.5 * height], dtype=np.float32), images)
+    grid = places.view(1, -1, 3).expand(batch, -1, -1) @ (theta / half)
     moved = F.grid_sample(
         images.to(grid.dtype), grid.view(batch, height, width, 2), mode="nearest", align_corners=False
     )
@@ -286,7 +293,7 @@ def move_points(images: Bytes, operation: np.ndarray, how: Draws) -> Bytes:
     """To each picture its own move."""
     moves, which = np.unique(operation + 1j * how, return_inverse=True)  # pairs
     maps = [origins(OPERATIONS[int(move.real)], move.imag, *images.shape[-2:]) for move in moves.tolist()]
-    table, rows = (part.to(images.device) for part in (torch.stack(maps), torch.from_numpy(which)))
+    table, rows = torch.stack(maps).to(images.device, non_blocking=True), beside(which, images)
     if kernels.suits_bytes(images):
         return kernels.move(images, table, rows)
     points = F.pad(images.flatten(2), [1, 0])  # the first is black
@@ -308,7 +315,7 @@ def apply(images: Bytes, operation: np.ndarray, value: Draws) -> Bytes:
         for number, name in enumerate(OPERATIONS[first_table:], first_table):
             its = np.flatnonzero(operation[tabled] == number)
             if len(its):
-                at = torch.from_numpy(its).to(images.device)
+                at = beside(its, images)
                 made = TABLES[name](part.index_select(0, at), value[tabled[its]] + (1.0 if name in BLENDS else 0.0))
                 table[at] = made
         return look_up(part, table)
@@ -441,7 +448,7 @@ def cutmix(
     """Paste the same box of another picture of the batch into every picture; one λ ~ Beta(α, α) for the batch."""
     height, width = images.shape[-2:]
     rows, columns, weight = cutmix_box(height, width, rng.beta(alpha, alpha), rng.random(), rng.random())
-    partner = torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
+    partner = beside(rng.permutation(len(labels)), labels)
     mixed = images.clone()
     mixed[:, :, rows, columns] = images[:, :, rows, columns][partner]
     return mixed, MixedLabels(labels, labels[partner], weight)
@@ -453,7 +460,7 @@ def mixup(
     """λ of every picture and 1 − λ of another of the batch (Zhang et al. 2018); one λ ~ Beta(α, α) for the batch. Bytes
     stay bytes."""
     weight = rng.beta(alpha, alpha)
-    partner = torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
+    partner = beside(rng.permutation(len(labels)), labels)
     mixed = torch.lerp(images[partner].float(), images.float(), weight)
     mixed = mixed if images.is_floating_point() else mixed.round_()
     return mixed.to(images.dtype), MixedLabels(labels, labels[partner], weight)

@@ -28,18 +28,19 @@ leave records and no weights, and `compare = "NAME"` says with which experiment 
 import shutil
 import time
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .errors import Busy, TITNError, unknown
+from .errors import Busy, Interrupted, TITNError, unknown
 from .files import write_atomically
 from .models import TEACHERS, load_model, save_model
 from .recipes import BUDGETS, Run, change, student_recipe, teacher_recipe
 from .records import RECORD, Record, load_record
-from .training import CHECKPOINT, WEIGHTS, differences, leads, start_fabric, train
+from .training import CHECKPOINT, TIME_LIMIT, WEIGHTS, differences, leads, start_fabric, train
 
 SETTINGS = ("about", "data", "model", "budget", "seeds", "recipe", "model_settings")
 KNOWN = (*SETTINGS, "distillation", "teacher", "objective", "start", "compare")
@@ -103,6 +104,21 @@ def load_experiments(folder: str | Path = "experiments") -> dict[str, Experiment
         except TITNError as problem:
             raise TITNError(f"{file}: {problem}") from problem
     return found
+
+
+def choose_experiments(experiments: dict[str, Experiment], names: Iterable[str]) -> dict[str, Experiment]:
+    """Those of these names, or of the settings files of these names.
+
+    Raises:
+        TITNError: there is no such experiment or file.
+    """
+    chosen: dict[str, Experiment] = {}
+    for name in names:
+        found = {key: experiment for key, experiment in experiments.items() if name in (key, experiment.file)}
+        if not found:
+            raise unknown("experiment", name, [*experiments, *{one.file for one in experiments.values()}])
+        chosen |= found
+    return chosen
 
 
 def overlay(lines: dict, others: dict) -> dict:
@@ -217,11 +233,14 @@ def run_pending(
     Raises:
         Interrupted: the time is up, or Ctrl-C.
     """
-    started = time.monotonic()
+    started, begun = time.monotonic(), False
     for experiment in experiments.values():
         for seed in experiment.runs:
             if not record_path(results, experiment, seed).exists():
                 left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+                if begun and left is not None and left <= 0:
+                    raise Interrupted(f"stopped by {TIME_LIMIT} before {experiment.name}; the same command goes on")
+                begun = True
                 if leads():
                     print(f"{experiment.name}, seed {seed}: {experiment.about}", flush=True)
                 try:

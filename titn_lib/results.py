@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import unknown
-from .experiments import Experiment, load_experiments, record_path
+from .experiments import Experiment, choose_experiments, load_experiments, record_path
 from .files import recorded, write_atomically
 from .records import Record, load_record
 
@@ -102,13 +101,12 @@ def choose_rows(rows: dict[str, Row], names: Iterable[str]) -> list[Row]:
     Raises:
         TITNError: there is no such experiment or file.
     """
+    experiments = {key: row.experiment for key, row in rows.items()}
     chosen: dict[str, Row] = {}
     for name in names:
-        found = {key: row for key, row in rows.items() if name in (key, row.experiment.file)}
-        if not found:
-            raise unknown("experiment", name, [*rows, *{row.experiment.file for row in rows.values()}])
-        bases = [row.experiment.compare for row in found.values() if row.experiment.compare]
-        chosen |= {key: rows[key] for key in bases} | found
+        found = choose_experiments(experiments, [name])
+        bases = [experiment.compare for experiment in found.values() if experiment.compare]
+        chosen |= {key: rows[key] for key in (*bases, *found)}
     return list(chosen.values())
 
 

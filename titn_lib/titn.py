@@ -45,7 +45,7 @@ class TITNConfig(TokenConfig):
         distillation_token: one more outer token, with a head of its own, that learns from the teacher.
         qkv_bias: bias in the query, key and value projections.
         initialisation: "normal": tokens and positions N(0, 1), all else PyTorch's default (TITN);
-            "truncated": N(0, 0.02²) cut at two units, zero biases (TNT, DeiT).
+            "truncated": N(0, 0.02²), zero biases (TNT, DeiT; the cut, at ±2, is a hundred deviations out).
         drop_path: stochastic depth: the chance that a picture skips a step of the last block's outer layer in
             training; it grows evenly from 0 in the first block (none as published).
         local_perception: patch tokens hear their eight neighbours in every block (`LocalPerception`; not in TITN).
@@ -196,7 +196,7 @@ class OuterTokens(nn.Module):
             start = self.tokens + self.positions
             if self.config.distillation_token:
                 start = start + self.distillation
-            return start.expand(batch, -1, -1)
+            return start.repeat(batch, 1, 1)  # not expand: strides like every block's share their compiled code
         patches = self.projection(inner)
         special = self.special.to(patches.dtype).expand(batch, -1, -1)
         return torch.cat([special[:, :1], patches, special[:, 1:]], dim=1) + self.positions
