@@ -73,9 +73,20 @@ def test_turns_shifts_and_shears_are_torchvisions(images):
     )  # fmt: skip
 
 
-def test_pictures_that_are_not_square_turn_as_torchvisions():
-    images, angle = torch.randint(0, 256, (BATCH, 3, 24, 40), dtype=torch.uint8), RNG.uniform(-40, 40, BATCH)
-    assert_each_equals(library.affine(images, -angle), images, lambda image, i: TF.rotate(image, angle[i]))
+def test_random_turns_and_shifts_are_torchvisions():
+    """On oblong pictures, whose sides are not to be taken for each other."""
+    images = torch.randint(0, 256, (BATCH, 3, 24, 40), dtype=torch.uint8)
+    angle = np.random.default_rng(7).uniform(-30, 30, BATCH)
+    turned = library.random_rotation(images, np.random.default_rng(7))
+    assert_each_equals(turned, images, lambda image, i: TF.rotate(image, angle[i]))
+
+    rng = np.random.default_rng(7)
+    across, down = (np.round(rng.uniform(-most, most, BATCH)) for most in (4, 2.4))
+    angle, scale = rng.uniform(-20, 20, BATCH), rng.uniform(0.9, 1.1, BATCH)
+    assert_each_equals(
+        library.random_affine(images, np.random.default_rng(7)), images,
+        lambda image, i: TF.affine(image, angle[i], [int(across[i]), int(down[i])], scale[i], [0.0, 0.0]),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "no kernels"])
@@ -100,6 +111,11 @@ def test_autoaugments_operations_are_torchvisions(images, operation, kernels, mo
             image, theirs, magnitude[i], transform.interpolation, transform._fill
         ),
     )
+
+
+def test_autoaugment_shifts_by_a_share_of_the_side_it_moves_along():
+    assert library.strengths("translate_x", (16, 40))[9] == pytest.approx(150 / 331 * 40)
+    assert library.strengths("translate_y", (16, 40))[9] == pytest.approx(150 / 331 * 16)
 
 
 def test_the_policy_is_torchvisions():
@@ -130,16 +146,21 @@ def test_apply_gives_each_picture_its_own(images):
 
 
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "no kernels"])
-def test_crop_equals_torchvisions(images, kernels, monkeypatch):
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 32), (32, 24)])
+def test_crop_equals_torchvisions(images, height, width, kernels, monkeypatch):
     if not kernels:
         monkeypatch.setattr(library.kernels, "suits_bytes", lambda images: False)
+    images, margin = images[:, :, :height, :width].contiguous(), (height // 8, width // 8)
     cropped = random_crop(fill=128)(images, np.random.default_rng(5))
-    tops, lefts = np.random.default_rng(5).integers(0, 9, size=(2, BATCH))
+    rng = np.random.default_rng(5)
+    tops, lefts = (rng.integers(0, 2 * most + 1, BATCH) for most in margin)
     assert_each_equals(
         cropped, images,
-        lambda image, i: TF.crop(TF.pad(image, [4], fill=128), int(tops[i]), int(lefts[i]), 32, 32),
+        lambda image, i: TF.crop(
+            TF.pad(image, [margin[1], margin[0]], fill=128), int(tops[i]), int(lefts[i]), height, width
+        ),
     )  # fmt: skip
-    assert len(set(tops)) == len(set(lefts)) == 9
+    assert [len(set(tops)), len(set(lefts))] == [2 * most + 1 for most in margin]
 
 
 def test_flip_mirrors_about_half(images):
@@ -158,12 +179,15 @@ def test_erasing_equals_torchvisions(images):
     )  # fmt: skip
 
 
-def test_random_erasing_blackens_a_quarter_of_the_pictures():
+def test_random_erasing_blackens_a_quarter_of_the_pictures_as_often_tall_as_wide():
     white = torch.full((4000, 1, 32, 32), 255, dtype=torch.uint8)
-    black = (library.random_erasing(white, np.random.default_rng(0)) == 0).float().mean(dim=(1, 2, 3))
-    assert (black > 0).float().mean() == pytest.approx(0.25, abs=0.03)
-    assert black[black > 0].min() > 0.01
-    assert black.max() < 0.36
+    black = library.random_erasing(white, np.random.default_rng(0))[:, 0] == 0
+    share = black.float().mean(dim=(1, 2))
+    assert (share > 0).float().mean() == pytest.approx(0.25, abs=0.03)
+    assert share[share > 0].min() > 0.01
+    assert share.max() < 0.36
+    tall, wide = black.any(dim=2).sum(dim=1), black.any(dim=1).sum(dim=1)
+    assert ((tall > wide).sum() - (tall < wide).sum()).abs() < 0.1 * (share > 0).sum()
 
 
 def test_jitter_has_both_orders(images):
@@ -190,6 +214,19 @@ def test_mixup_mixes_pictures_and_labels_alike():
     torch.testing.assert_close(normalised[:, 0, 0, 0].double(), expected.double() / 255 - 0.5, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("mix", [library.cutmix, library.mixup])
+def test_alpha_shapes_the_shares(mix):
+    """A small one leaves nearly all of a picture or nearly nothing, a large one about half."""
+    images, labels = torch.zeros(4, 1, 32, 32, dtype=torch.uint8), torch.arange(4)
+
+    def spread(alpha):
+        weights = [mix(images, labels, np.random.default_rng(seed), alpha)[1].weight for seed in range(200)]
+        return np.abs(np.array(weights) - 0.5).mean()
+
+    assert spread(0.1) > spread(1.0) + 0.03
+    assert spread(20.0) < spread(1.0) - 0.03
+
+
 def test_mix_tosses_a_coin_only_where_both_are_wanted():
     images, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
 
@@ -213,6 +250,27 @@ def test_pipelines_depend_on_their_draws_alone(name, images):
     assert first.dtype == torch.uint8
     assert torch.equal(first, second)
     assert torch.equal(first, other) == (name == "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("shift", [random_crop(fill=0)]),
+        ("crop_flip", [random_crop(fill=128), random_flip]),
+        ("affine", [library.random_affine]),
+        ("paper_cifar", [random_crop(fill=128), random_flip, library.auto_augment]),
+        (
+            "paper_cifar_erasing",
+            [random_crop(fill=128), random_flip, library.auto_augment, library.random_erasing],
+        ),
+        ("paper_mnist", [random_crop(fill=128), library.random_rotation, library.random_affine, library.random_jitter]),
+    ],
+)
+def test_pipelines_do_what_they_should_in_their_order(name, parts, images):
+    rng, expected = np.random.default_rng(3), images
+    for part in parts:
+        expected = part(expected, rng)
+    assert torch.equal(augment(images, name, np.random.default_rng(3)), expected)
 
 
 def test_an_unknown_pipeline(images):

@@ -1,5 +1,7 @@
 """Data: splits that never move, files that are missing or damaged, a reader's own pictures."""
 
+import hashlib
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import datasets as tv
+from torchvision.transforms.v2 import functional as TF
 
 from titn_lib import TITNError
-from titn_lib.datasets import SOURCES, ImageSet, load_data, measure, read_picture, split, subset
+from titn_lib.datasets import SOURCES, ImageSet, load_data, measure, read_picture, resize, split, subset
 
 
 def fingerprints(part):
@@ -53,6 +56,17 @@ def test_means_and_deviations_are_those_of_all_pictures_at_once():
     assert mean == pytest.approx(values.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
     assert std == pytest.approx(values.std(dim=(0, 2, 3)).tolist(), abs=1e-4)
     assert measure(replace(images, images=torch.full_like(images.images, 7)))[1] == (0.001, 0.001)
+
+
+def test_where_none_are_published_means_and_deviations_are_the_training_splits():
+    data = load_data("digits")
+    assert (data.mean, data.std) == measure(data.train)
+    assert (data.mean, data.std) != measure(data.test)
+
+
+def test_pictures_are_resized_without_aliasing():
+    images = ImageSet(torch.randint(0, 256, (3, 2, 32, 32), dtype=torch.uint8), torch.arange(3))
+    assert torch.equal(resize(images, (8, 16)).images, TF.resize(images.images, [8, 16], antialias=True))
 
 
 def test_a_subset_is_fair_or_refused():
@@ -100,6 +114,12 @@ def test_real_data(name, sizes, classes, shape, real_data):
     assert not fingerprints(data.validation) & fingerprints(data.train) or name != "cifar10"
 
 
+def test_the_sources_have_the_published_means_and_deviations():
+    cifar = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    for name, published in (("cifar10", cifar), ("cifar100", cifar), ("mnist", ((0.1307,), (0.3081,)))):
+        assert (SOURCES[name].mean, SOURCES[name].std) == published
+
+
 def test_missing_files_say_what_to_do(tmp_path, monkeypatch, no_internet):
     monkeypatch.setenv("TITN_DATA", str(tmp_path))
     for name in set(SOURCES) - {"digits"}:
@@ -109,10 +129,7 @@ def test_missing_files_say_what_to_do(tmp_path, monkeypatch, no_internet):
 
 @pytest.fixture
 def small_cifar(tmp_path, monkeypatch):
-    """CIFAR-10's files as torchvision expects them, with ten pictures each."""
-    import hashlib
-    import pickle
-
+    """CIFAR-10's files as torchvision expects them, with few pictures."""
     home = tmp_path / "cifar-10-batches-py"
     home.mkdir()
     rng = np.random.default_rng(0)
@@ -132,6 +149,14 @@ def small_cifar(tmp_path, monkeypatch):
     monkeypatch.setattr(tv.CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
     monkeypatch.setenv("TITN_DATA", str(tmp_path))
     return home
+
+
+def test_cifars_pictures_stand_upright(small_cifar):
+    """A file of CIFAR's keeps a picture channel by channel, row by row."""
+    there, data = pickle.loads((small_cifar / "test_batch").read_bytes()), load_data("cifar10")
+    assert torch.equal(data.test.images, torch.from_numpy(there["data"]).reshape(20, 3, 32, 32))
+    assert data.test.labels.tolist() == there["labels"]
+    assert data.classes == tuple("abcdefghij")
 
 
 def test_a_truncated_cifar_file_is_named(small_cifar, no_internet):
@@ -186,14 +211,20 @@ def test_a_folder_of_pictures(pictures):
     assert data.mean != (0.0, 0.0, 0.0)
 
 
-def test_a_folder_with_its_own_split(pictures, tmp_path_factory):
-    root = tmp_path_factory.mktemp("root")
-    (root / "train").symlink_to(pictures)
-    (root / "test").symlink_to(pictures)
-    assert [len(load_data(str(root)).train), len(load_data(str(root)).test)] == [21, 24]
-    (pictures / "green").mkdir()
+def test_a_folder_with_its_own_split_keeps_it(tmp_path):
+    for part, grey in (("train", 10), ("test", 200)):
+        for kind in "ab":
+            (tmp_path / part / kind).mkdir(parents=True)
+            for i in range(20):
+                Image.new("L", (8, 8), grey).save(tmp_path / part / kind / f"{i}.PNG")
+        (tmp_path / part / ".hidden").mkdir()
+    data = load_data(str(tmp_path))
+    assert data.classes == ("a", "b")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [36, 4, 40]
+    assert [part.images.unique().tolist() for part in (data.train, data.validation, data.test)] == [[10], [10], [200]]
+    (tmp_path / "test" / "green").mkdir()
     with pytest.raises(TITNError, match="green holds no picture"):
-        load_data(str(root))
+        load_data(str(tmp_path))
 
 
 def test_an_empty_class_folder_and_a_corrupt_picture_are_named(pictures):
@@ -220,6 +251,24 @@ def test_a_folder_that_is_too_small(pictures):
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
     Image.fromarray(np.full((8, 8), 0x8000, np.uint16)).save(tmp_path / "deep.png")
     assert read_picture(tmp_path / "deep.png", 1, (8, 8)).unique().tolist() == [127]
+
+
+def test_a_picture_is_turned_upright(tmp_path):
+    picture, exif = Image.new("L", (8, 8)), Image.Exif()
+    picture.paste(255, (0, 0, 8, 4))  # the upper half is white …
+    exif[0x0112] = 6  # … and the camera was turned: it belongs on the right
+    picture.save(tmp_path / "turned.png", exif=exif)
+    read = read_picture(tmp_path / "turned.png", 1, (8, 8))[0]
+    assert read[:, 4:].min() == 255
+    assert read[:, :4].max() == 0
+
+
+def test_a_size_is_height_and_width():
+    wide = np.zeros((10, 30), np.uint8)
+    wide[:, 15:] = 255  # the right half is white
+    read = read_picture(Image.fromarray(wide), 1, (10, 30))[0]
+    assert read[:, 16:].min() == 255
+    assert read[:, :14].max() == 0
 
 
 def test_reading_one_picture(tmp_path):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from titn_lib import TITNError, create_model
 from titn_lib.augment import cutmix, cutmix_box
@@ -106,12 +107,53 @@ def test_dkd_takes_the_class_with_the_greater_share():
         assert torch.equal(loss, dkd_loss(logits, answer.logits, greater))
 
 
+BOTH = TokenLogits(torch.tensor([[1.0, -1.0, 0.5], [0.2, 0.1, 2.0]]), torch.tensor([[0.3, 2.0, -1.0], [1.5, 0.0, 0.4]]))
+SAID = torch.tensor([[1.0, 3.0, 2.0], [0.0, 1.0, 2.5]])
+LABELS = MixedLabels(torch.tensor([0, 2]), torch.tensor([1, 0]), 0.75)
+
+
+def make_objective(method, **settings):
+    """For a student whose logits are always BOTH."""
+    student = create_model("titn_nano", num_classes=3, depth=3)
+    objective = Objective(student, method, freeze(create_model("vgg7_bn", num_classes=3)), **settings)
+    student.heads = Fixed(BOTH)
+    return objective
+
+
+@pytest.mark.parametrize("method", ["none", "hard", "soft", "dkd"])
+def test_objectives_use_every_setting(method):
+    def smooth(logits):
+        first, second = (cross_entropy(logits, labels, label_smoothing=0.2) for labels in LABELS[:2])
+        return 0.75 * first + 0.25 * second
+
+    objective = make_objective(method, temperature=2.0, label_smoothing=0.2)
+    loss, logits = objective(torch.zeros(2, 3, 32, 32), LABELS, TeacherAnswer(SAID, []))
+    last = {
+        "none": smooth(BOTH[1]),
+        "hard": cross_entropy(BOTH[1], SAID.argmax(-1)),
+        "soft": soft_loss(BOTH[1], SAID, 2.0),
+        "dkd": dkd_loss(BOTH[1], SAID, LABELS.first, 2.0),
+    }[method]
+    torch.testing.assert_close(loss, smooth(BOTH[0]) / 2 + last / 2)
+    torch.testing.assert_close(logits, (BOTH[0] + BOTH[1]) / 2)
+
+
+@pytest.mark.parametrize(("method", "weight"), [("feature", 7.0), ("hard+feature", 7.0), ("manifold", 1.0)])
+def test_a_patch_loss_is_added_with_its_weight(method, weight, monkeypatch):
+    objective, images = make_objective(method, feature_weight=7.0), torch.zeros(2, 3, 32, 32)
+    answer = TeacherAnswer(SAID, [torch.zeros(2, 4, 8, 8)] * 4)
+    monkeypatch.setattr(objective.patch_loss, "forward", lambda *_: torch.tensor(10.0))
+    with_it, _ = objective(images, LABELS, answer)
+    objective.patch_loss = None
+    without, _ = objective(images, LABELS, answer)
+    assert (with_it - without).item() == pytest.approx(10 * weight)
+
+
 def test_mixed_labels():
     logits, first, second = torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), torch.tensor([4, 4, 0, 0])
-    ce = torch.nn.functional.cross_entropy
-    expected = 0.3 * ce(logits, first) + 0.7 * ce(logits, second)
+    expected = 0.3 * cross_entropy(logits, first) + 0.7 * cross_entropy(logits, second)
     torch.testing.assert_close(mixed_cross_entropy(logits, MixedLabels(first, second, 0.3)), expected)
-    assert torch.equal(mixed_cross_entropy(logits, MixedLabels(first, second)), ce(logits, first))
+    assert torch.equal(mixed_cross_entropy(logits, MixedLabels(first, second)), cross_entropy(logits, first))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -147,6 +189,18 @@ def test_the_answer_is_the_teachers_own():
     answer = ask_teacher(teacher, images)
     assert torch.equal(answer.logits, teacher(images))
     assert not answer.logits.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("depth", "teacher", "pairs"),
+    [
+        (12, "vgg16_bn", [(3, 2), (7, 3), (11, 4)]),
+        (5, "vgg7_bn", [(1, 1), (2, 2), (4, 3)]),
+        (1, "vgg7_bn", [(0, 1), (0, 2), (0, 3)]),
+    ],
+)
+def test_a_third_two_thirds_and_all_of_the_way_meet_the_last_three_stages(depth, teacher, pairs):
+    assert FeatureLoss(create_model("titn_nano", depth=depth), create_model(teacher)).pairs == pairs
 
 
 def test_feature_loss_pulls_features_together():

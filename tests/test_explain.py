@@ -328,6 +328,17 @@ def test_fade_keeps_places_apart_on_oblong_pictures():
     assert seen[2].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]
 
 
+def test_fading_ends_at_the_end_whatever_the_number_of_steps():
+    start, seen = torch.ones(1, 1, 6, 6), []
+
+    def logits(images):
+        seen.append(images.mean().item())
+        return torch.zeros(1, 2)
+
+    explain.fade(logits, start, 0 * start, torch.arange(9)[None], torch.tensor([0]), steps=4)
+    assert seen == pytest.approx([1, 7 / 9, 5 / 9, 2 / 9, 0])  # of nine cells 0, 2, 4, 7 and 9 are gone
+
+
 def test_blur_keeps_the_mean_colour_and_no_detail():
     checks = ((torch.arange(16)[:, None] + torch.arange(16)) % 2).float().expand(1, 3, 16, 16)
     blurred = explain.blur(checks)
@@ -367,6 +378,13 @@ def test_randomising_reaches_as_far_as_asked(student):
                 assert torch.equal(value, state[name]) is not changed, (count, name)
     assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_randomised_weights_are_not_those_that_a_run_with_this_seed_began_with():
+    torch.manual_seed(3)
+    model = create_model("titn_nano", depth=1).eval()
+    other = explain.randomise(model, 2, seed=3)
+    assert not torch.equal(model.heads.class_head[1].weight, other.heads.class_head[1].weight)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from titn_lib import TITNError, count_parameters, create_model, list_models, load_model, save_model
 from titn_lib.classifier import Preprocessing
@@ -50,13 +51,13 @@ def test_half_precision_files_are_half_as_large(tmp_path):
     assert load_model(tmp_path / "half.safetensors").heads.class_head[1].weight.dtype == torch.float32
 
 
-def test_positions_follow_another_size(tmp_path):
-    """A table that is a straight ramp over the grid stays one; class and distillation rows stay as they were."""
-    rows = torch.arange(8.0)[:, None].expand(8, 8).reshape(-1, 1)
-    table = torch.cat([torch.tensor([[-1.0]]), rows, torch.tensor([[-2.0]])])
-    longer = interpolate_table(table, (8, 8), (8, 16))
-    torch.testing.assert_close(longer[1:-1].reshape(8, 16), torch.arange(8.0)[:, None].expand(8, 16), atol=1e-5, rtol=0)
-    assert [longer[0].item(), longer[-1].item()] == [-1, -2]
+def test_positions_follow_another_size():
+    """The grid is resampled as a picture is; class and distillation rows stay as they were."""
+    grid, first, last = torch.randn(3, 5, 2), torch.randn(1, 2), torch.randn(1, 2)
+    table = interpolate_table(torch.cat([first, grid.reshape(15, 2), last]), (3, 5), (6, 4))
+    expected = F.interpolate(grid.permute(2, 0, 1)[None], size=(6, 4), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(table[1:-1].reshape(6, 4, 2), expected[0].permute(1, 2, 0))
+    assert torch.equal(table[[0, -1]], torch.cat([first, last]))
 
 
 @pytest.mark.parametrize("name", ["titn_paper", "titn_nano", "distilled_vit_paper"])

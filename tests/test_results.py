@@ -2,19 +2,20 @@
 
 import json
 import math
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from titn_lib import TITNError, load_model
+from titn_lib import TITNError, figures, load_model, records
 from titn_lib.__main__ import main
 from titn_lib.datasets import load_data
 from titn_lib.experiments import load_experiments
 from titn_lib.models import SHIPPED, list_weights
 from titn_lib.recipes import Run, student_recipe
-from titn_lib.records import Record, load_record
+from titn_lib.records import Record, load_record, save_record
 from titn_lib.results import (
     CANDIDATES,
     choose_rows,
@@ -27,6 +28,7 @@ from titn_lib.results import (
     pooled_spread,
     ship_weights,
     summary,
+    write_results,
 )
 from titn_lib.training import evaluate
 
@@ -142,6 +144,33 @@ def test_pages_and_figures_are_written(places, capsys):
     assert "old" not in text
     assert (text[:8], text[-7:]) == ("Before.\n", "After.\n")
     assert (results / "change.png").stat().st_size > 5_000
+
+
+def test_the_figure_draws_the_test_split(rows, tmp_path, monkeypatch):
+    drawn, draw = [], figures.plot_seeds
+    monkeypatch.setattr(figures, "plot_seeds", lambda points: drawn.append(points) or draw(points))
+    write_results(rows, [], tmp_path)
+    assert drawn == [{"base": [50, 52, 54], "wide": [55, 57]}]
+
+
+# --- records
+
+
+def test_a_record_is_whole_or_not_there(rows, tmp_path):
+    """A full disk: /dev/full takes the place of the unfinished file."""
+    (tmp_path / f"record.json.{os.getpid()}.part").symlink_to("/dev/full")
+    with pytest.raises(TITNError, match="the disk is full"):
+        save_record(rows["base"].records[0], tmp_path / "record.json")
+    assert not list(tmp_path.glob("record.json*"))
+
+
+def test_records_stand_side_by_side_with_each_figure_in_its_column(rows):
+    lines = records.table({"x": rows["base"].records[0]}).splitlines()
+    head, _, line = ([cell.strip() for cell in row.strip("|").split("|")] for row in lines)
+    assert dict(zip(head, line, strict=True)) == {
+        "": "x", "model": "tnt_paper", "parameters": "1,234", "epochs": "14", "validation top-1": "51.00 %",
+        "test top-1": "50.00 %", "test top-5": "90.00 %", "minutes": "2.0", "images/s": "9",
+    }  # fmt: skip
 
 
 # --- shipped weights

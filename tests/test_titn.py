@@ -1,4 +1,4 @@
-"""TITN against its published size, a slow float64 reference of its equations, and timm's TNT."""
+"""TITN against its published size, a slow float64 reference of its equations (and ViT's), and timm's TNT."""
 
 import math
 import subprocess
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model
-from titn_lib.transformer import StochasticDepth
+from titn_lib.transformer import Layer, StochasticDepth
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,11 @@ def test_published_sizes(name, settings, parameters, macs):
 
 def test_one_block_has_the_published_size():
     assert count_parameters(create_model("titn_paper").blocks[0]) == 483_828
+
+
+def test_the_published_tnt_reads_its_class_token_and_titn_the_mean():
+    assert create_model("tnt_paper").config.pooling == "class"
+    assert create_model("titn_paper").config.pooling == "mean"
 
 
 # --- the reference: loops over pictures, patches, heads and tokens, in float64, from the equations alone
@@ -134,6 +139,28 @@ def test_titn_equals_the_equations(size):
         for block, (inner, outer) in enumerate(maps):
             torch.testing.assert_close(attention.inner[block][i], inner, atol=1e-9, rtol=0)
             torch.testing.assert_close(attention.outer[block][i], outer, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["vit_paper", "distilled_vit_paper"])
+def test_vit_equals_the_equations(name):
+    """Patches in reading order, between the class token and the distillation token."""
+    model = create_model(name, num_classes=5, image_size=(16, 24), depth=2).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    logits, weights = model(images), model.state_dict()
+    for i, image in enumerate(images):
+        squares = [image[:, y : y + 8, x : x + 8].flatten() for y in (0, 8) for x in (0, 8, 16)]
+        first, *last = weights["special"]
+        tokens = [first, *(linear(weights, "embed", square) for square in squares), *last]
+        tokens = [token + position for token, position in zip(tokens, weights["positions"], strict=True)]
+        for block in range(2):
+            tokens, _ = reference_layer(weights, f"blocks.{block}", tokens, heads=8)
+        expected = linear(weights, "heads.class_head.1", norm(weights, "heads.class_head.0", tokens[0]))
+        if last:
+            heard = norm(weights, "heads.distillation_head.0", tokens[-1])
+            expected = (expected + linear(weights, "heads.distillation_head.1", heard)) / 2
+        torch.testing.assert_close(logits[i], expected, atol=1e-9, rtol=0)
 
 
 # --- TNT, a setting of the same class, against timm's
@@ -248,6 +275,20 @@ def test_only_the_inner_stream_brings_the_picture():
     torch.testing.assert_close(model(images)[0], model(images)[1])
 
 
+@pytest.mark.parametrize("name", ["titn_nano", "vit_paper"])
+def test_first_weights_have_the_documented_spread(name):
+    def tables(model):
+        return [p for name, p in model.named_parameters() if name.endswith(("positions", "special"))]
+
+    truncated, normal = (create_model(name, initialisation=how, depth=2) for how in ("truncated", "normal"))
+    linears = [module for module in truncated.modules() if isinstance(module, torch.nn.Linear)]
+    for values in [*tables(truncated), *(module.weight for module in linears)]:
+        assert values.std().item() == pytest.approx(0.02, rel=0.25)
+        assert values.abs().max() < 0.12  # cut at ±2, a hundred standard deviations away: never
+    assert all((module.bias == 0).all() for module in linears if module.bias is not None)
+    assert all(table.std().item() == pytest.approx(1, rel=0.15) for table in tables(normal))
+
+
 def test_stem_tokens_lie_where_their_points_are():
     """Three 3×3 convolutions, the first with stride 2: a token sees eleven points each way, around its own."""
     embedding = create_model("titn_pico", image_size=(32, 24), in_channels=1).pixel_embedding.eval()
@@ -288,6 +329,16 @@ def test_stochastic_depth_grows_and_touches_the_outer_stream_only():
     assert torch.equal(blocks[0], plain_blocks[0])
     changed = (blocks[1] != plain_blocks[1]).any(dim=(1, 2)).float().mean()
     assert changed == 1  # what is kept is strengthened, what is left out is not there
+
+
+def test_stochastic_depth_leaves_out_attention_and_mlp_each_by_its_own_coin():
+    layer = Layer(8, 2, drop=0.5)
+    for part, update in ((layer.attention.output, 1.0), (layer.mlp[2], 10.0)):
+        torch.nn.init.zeros_(part.weight)
+        torch.nn.init.constant_(part.bias, update)
+    updated, _ = layer(torch.zeros(400, 1, 8))
+    assert set(updated[:, 0, 0].tolist()) == {0.0, 2.0, 20.0, 22.0}  # twice what each adds, or nothing
+    assert (updated == updated[:, :, :1]).all()
 
 
 def test_conv_embeddings_differ_at_patch_borders_only():
@@ -513,3 +564,11 @@ for make in (
 def test_pictures_that_do_not_fit(name, shape):
     with pytest.raises(TITNError, match=f"{name} takes batches of 3×32×32 pictures"):
         create_model(name)(torch.zeros(shape))
+
+
+def test_one_picture_and_bytes_are_told_what_to_become():
+    model = create_model("titn_nano", depth=1)
+    with pytest.raises(TITNError, match=r"got a single one: make it one, with images\[None\]"):
+        model.check_images(torch.zeros(3, 32, 32))
+    with pytest.raises(TITNError, match="got bytes or whole numbers: call"):
+        model.check_images(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,20 +18,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from titn_lib import TITNError, create_model, load_model, training
+from titn_lib import TITNError, create_model, load_model, save_model, training
+from titn_lib.augment import mix, normalise
 from titn_lib.classifier import Preprocessing
-from titn_lib.datasets import ImageSet, load_data, mislabel
+from titn_lib.datasets import ImageSet, load_data, mislabel, subset
 from titn_lib.distillation import Objective
 from titn_lib.errors import Busy, Interrupted
 from titn_lib.neighbours import OBJECTIVES
-from titn_lib.recipes import Recipe, Run, plan_run
+from titn_lib.recipes import BUDGETS, Recipe, Run, plan_run, published_recipe, teacher_recipe
 from titn_lib.records import load_record, versions
-from titn_lib.training import CHECKPOINT, WEIGHTS, compare, evaluate, learning_rate, predict, train
+from titn_lib.training import CHECKPOINT, WEIGHTS, compare, evaluate, learning_rate, make_optimizer, predict, train
 
 QUICK = Recipe(epochs=2, batch_size=32, lr=1e-3, precision="32-true", train_images=256, test_images=64)
 STUDENT = Run("digits", "titn_nano", QUICK, model_settings={"depth": 1})
 TEACHER = Run("digits", "vgg7_bn", replace(QUICK, optimizer="sgd", lr=0.05))
 DISTILLED = replace(STUDENT, distillation="hard", teacher=TEACHER)
+STEPS = 8  # an epoch
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,26 @@ def finished(tmp_path_factory):
     """Teacher, student alone and distilled student, trained for a few seconds."""
     out = tmp_path_factory.mktemp("finished")
     return out, compare(DISTILLED, out, device="cpu", quiet=True)
+
+
+@pytest.fixture
+def lessons(monkeypatch):
+    """At each step, the objective and the pictures and labels that it is given."""
+    given, forward = [], Objective.forward
+
+    def note(self, images, labels, answer=None):
+        given.append((self, images, labels))
+        return forward(self, images, labels, answer)
+
+    monkeypatch.setattr(Objective, "forward", note)
+    return given
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock that goes on by a second whenever it is looked at."""
+    clock = count()
+    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
 
 
 def test_three_runs_side_by_side(finished):
@@ -52,7 +74,7 @@ def test_three_runs_side_by_side(finished):
         assert record == load_record(out / name)
         assert not (out / name / CHECKPOINT).exists()
         model = load_model(out / name / WEIGHTS)
-        again = evaluate(model, training.subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+        again = evaluate(model, subset(load_data("digits").test, 64, "digits"), model.preprocessing)
         assert again["top1"] == record.test["top1"]
     assert records["teacher"].test["top1"] > 30
 
@@ -63,11 +85,14 @@ def test_what_is_finished_is_loaded_and_not_redone(finished, monkeypatch):
     assert compare(DISTILLED, out, quiet=True) == records
 
 
-def test_another_run_in_the_same_folder_is_refused(finished):
-    out, _ = finished
+def test_another_run_in_the_same_folder_is_refused(tmp_path, finished):
+    """Whether it has finished or was cut off."""
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path / "cut", device="cpu", quiet=True, minutes=0)
     other = replace(STUDENT, seed=1, recipe=replace(QUICK, lr=0.5))
-    with pytest.raises(TITNError, match=r"alone holds another run \(seed, lr differ\)"):
-        train(other, out / "alone")
+    for folder in (finished[0] / "alone", tmp_path / "cut"):
+        with pytest.raises(TITNError, match=rf"{folder.name} holds another run \(seed, lr differ\)"):
+            train(other, folder, device="cpu", quiet=True)
 
 
 def test_the_same_run_gives_the_same_weights_and_another_seed_others(tmp_path, finished):
@@ -139,6 +164,107 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, mon
     assert not torch.equal(alone["heads.class_head.1.weight"], distilled["heads.class_head.1.weight"])
 
 
+# --- step by step
+
+
+def test_batches_are_normalised_pictures_in_an_order_of_seed_and_epoch(tmp_path, lessons):
+    for seed in (0, 1):
+        train(replace(STUDENT, seed=seed), tmp_path / str(seed), device="cpu", quiet=True)
+    data = load_data("digits")
+    expected = normalise(subset(data.train, 256, "digits").images, data.mean, data.std)
+    there = sorted(image.numpy().tobytes() for image in expected)
+    starts = range(0, 4 * STEPS, STEPS)
+    epochs = [torch.cat([images for _, images, _ in lessons[start : start + STEPS]]) for start in starts]
+    for images in epochs:
+        assert sorted(image.numpy().tobytes() for image in images) == there
+    first, second, another_seeds, _ = epochs
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, another_seeds)
+
+
+def test_every_step_of_every_epoch_and_seed_varies_pictures_anew(tmp_path, monkeypatch):
+    draws = []
+    monkeypatch.setattr(training, "augment", lambda images, name, rng: draws.append(rng.random()) or images)
+    for seed in (0, 1):
+        train(replace(STUDENT, seed=seed), tmp_path / str(seed), device="cpu", quiet=True)
+    assert len(set(draws)) == 2 * 2 * STEPS
+
+
+@pytest.mark.parametrize(("alphas", "asked"), [({"cutmix": 0.8}, (0.8, 0.0)), ({"mixup": 0.3}, (0.0, 0.3))])
+def test_mixing_is_the_one_that_was_asked_for(tmp_path, monkeypatch, alphas, asked):
+    seen = []
+    monkeypatch.setattr(training, "mix", lambda *given: seen.append(given[3:]) or mix(*given))
+    train(replace(STUDENT, recipe=replace(QUICK, epochs=1, **alphas)), tmp_path, device="cpu", quiet=True)
+    assert set(seen) == {asked}
+
+
+def test_the_recipes_settings_reach_the_objective(tmp_path, lessons):
+    recipe = replace(QUICK, epochs=1, temperature=3.0, feature_weight=0.7, label_smoothing=0.2)
+    run = replace(STUDENT, model_settings={"depth": 3}, recipe=recipe)
+    run = replace(run, distillation="soft+feature", teacher="vgg7_bn.digits")
+    train(run, tmp_path, device="cpu", quiet=True)
+    objective, *_ = lessons[0]
+    assert (objective.temperature, objective.patch_weight, objective.label_smoothing) == (3.0, 0.7, 0.2)
+
+
+def test_each_step_has_the_schedules_rate_and_no_longer_gradient_than_allowed(tmp_path, monkeypatch):
+    rates, lengths = [], []
+
+    def make(*given, **options):
+        optimizer = make_optimizer(*given, **options)
+        step = optimizer.step
+
+        def watched(*rest, **more):
+            weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            rates.append({group["lr"] for group in optimizer.param_groups})
+            lengths.append(torch.cat([p.grad.flatten() for p in weights]).norm().item())
+            return step(*rest, **more)
+
+        optimizer.step = watched
+        return optimizer
+
+    monkeypatch.setattr(training, "make_optimizer", make)
+    recipe = replace(QUICK, warmup_epochs=0.5, clip_norm=0.01)
+    record = train(replace(STUDENT, recipe=recipe), tmp_path, device="cpu", quiet=True)
+    planned = [learning_rate(recipe, step, STEPS) for step in range(2 * STEPS)]
+    assert rates == [{rate} for rate in planned]
+    assert [point["lr"] for point in record.curve] == [planned[STEPS - 1], planned[-1]]
+    assert max(lengths) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_moving_average_is_measured_and_kept(tmp_path, monkeypatch):
+    """By hand beside the run: weights and batch normalisation's means, a step at a time."""
+    decay, average, measured = 0.7, {}, []
+    step, measure = training.Training.train_step, training.evaluate
+
+    def watched(self, order):
+        step(self, order)
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                average[name] = decay * average[name] + (1 - decay) * value if name in average else value.clone()
+
+    def listen(network, *rest, **more):
+        measured.append({name: value.clone() for name, value in network.state_dict().items()})
+        return measure(network, *rest, **more)
+
+    monkeypatch.setattr(training.Training, "train_step", watched)
+    monkeypatch.setattr(training, "evaluate", listen)
+    recipe = replace(QUICK, epochs=1, ema_decay=decay)
+    run = replace(STUDENT, model_settings={"depth": 1, "pixel_embedding": "stem"}, recipe=recipe)
+    train(run, tmp_path, device="cpu", quiet=True)
+    for state in (load_file(tmp_path / WEIGHTS), *measured):
+        for name, value in average.items():
+            torch.testing.assert_close(state[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_what_is_recorded_can_be_measured_again_whatever_the_precision(tmp_path):
+    run = replace(STUDENT, recipe=replace(QUICK, precision="bf16-mixed"))
+    record = train(run, tmp_path, device="cpu", quiet=True)
+    model = load_model(tmp_path / WEIGHTS)
+    again = evaluate(model, subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+    assert again["loss"] == pytest.approx(record.test["loss"], rel=1e-5)
+
+
 # --- another start, another goal, wrong labels
 
 
@@ -198,19 +324,16 @@ def test_training_accuracy_of_mixed_pictures_counts_the_class_with_the_greater_s
     assert record.curve[0]["train_top1"] == 100
 
 
-def test_labels_are_wrong_as_often_as_asked_and_nowhere_else(tmp_path, monkeypatch):
-    seen = []
-    forward = Objective.forward
-    monkeypatch.setattr(Objective, "forward", lambda self, *given: seen.append(given[1].first) or forward(self, *given))
-    clean = training.subset(load_data("digits").train, 256, "digits")
+def test_labels_are_wrong_as_often_as_asked_and_nowhere_else(tmp_path, lessons):
+    clean = subset(load_data("digits").train, 256, "digits")
     noisy = mislabel(clean, 0.4, 10, seed=0)
     assert int((noisy.labels != clean.labels).sum()) == round(0.4 * 256)
     assert not torch.equal(mislabel(clean, 0.4, 10, seed=1).labels, noisy.labels)
     recipe = replace(QUICK, epochs=1, label_noise=0.4)
     record = train(replace(STUDENT, recipe=recipe), tmp_path, device="cpu", quiet=True)
-    assert torch.equal(torch.cat(seen).bincount(), noisy.labels.bincount())
+    assert torch.equal(torch.cat([labels.first for *_, labels in lessons]).bincount(), noisy.labels.bincount())
     model = load_model(tmp_path / WEIGHTS)
-    honest = evaluate(model, training.subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+    honest = evaluate(model, subset(load_data("digits").test, 64, "digits"), model.preprocessing)
     assert honest["top1"] == record.test["top1"]
 
 
@@ -324,6 +447,62 @@ def test_ctrl_c_ends_between_two_steps(tmp_path, monkeypatch, number):
     assert signal.getsignal(number) is before
 
 
+def test_a_second_ctrl_c_interrupts_at_once(tmp_path, monkeypatch):
+    step = training.Training.train_step
+
+    def interrupted(self, order):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, order)
+
+    monkeypatch.setattr(training.Training, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert caught.type is KeyboardInterrupt  # not Interrupted, which comes between two steps
+
+
+def test_no_record_without_weights(tmp_path, monkeypatch):
+    """A record says that the run has finished: whatever cuts off the end, the weights must be there before it."""
+
+    def cut_off(*_, **__):
+        raise KeyboardInterrupt
+
+    short = replace(STUDENT, recipe=replace(QUICK, epochs=1, train_images=64))
+    for name in ("save_model", "save_record"):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, name, cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                train(short, tmp_path, device="cpu", quiet=True)
+        assert not (tmp_path / "record.json").exists()
+    train(short, tmp_path, device="cpu", quiet=True)
+    assert (tmp_path / WEIGHTS).exists()
+
+
+def test_a_time_limit_is_for_all_that_the_run_needs(tmp_path, monkeypatch, ticking):
+    asked, finish = [], training.Training.finish
+
+    def note(self, minutes, quiet):
+        asked.append(minutes)
+        return finish(self, minutes, quiet)
+
+    monkeypatch.setattr(training.Training, "finish", note)
+    short = replace(QUICK, epochs=1, train_images=64)
+    run = replace(DISTILLED, recipe=short, teacher=replace(TEACHER, recipe=short))
+    compare(run, tmp_path, device="cpu", quiet=True, minutes=1000)
+    teacher, distilled, alone = asked
+    assert 1000 > teacher > distilled > alone
+
+
+def test_seconds_add_up_over_sittings(tmp_path, ticking):
+    whole = train(STUDENT, tmp_path / "whole", device="cpu", quiet=True)
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path / "cut", device="cpu", quiet=True, minutes=0.5)
+    assert torch.load(tmp_path / "cut" / CHECKPOINT)["place"]["seconds"] > 10
+    done = train(STUDENT, tmp_path / "cut", device="cpu", quiet=True)
+    assert done.seconds == pytest.approx(whole.seconds, abs=6)
+    assert done.images_per_second == whole.images_per_second == 32  # a second a step: the measuring does not count
+
+
 def test_two_processes_follow_one(tmp_path):
     """Twenty steps with the same global batch; gloo, on the CPU."""
     script = tmp_path / "go.py"
@@ -414,9 +593,17 @@ def test_teachers_that_do_not_fit(tmp_path, finished):
     student = replace(STUDENT, distillation="hard", teacher=str(finished[0] / "alone" / WEIGHTS))
     with pytest.raises(TITNError, match="titn_nano is a student, not a teacher"):
         train(student, tmp_path, device="cpu", quiet=True)
-    training.save_model(create_model("vgg7_bn", num_classes=3), tmp_path / "t.safetensors")
+    save_model(create_model("vgg7_bn", num_classes=3), tmp_path / "t.safetensors")
     with pytest.raises(TITNError, match="the teacher was made for num_classes=3, and digits needs num_classes=10"):
         train(replace(student, teacher=str(tmp_path / "t.safetensors")), tmp_path, device="cpu", quiet=True)
+
+
+def test_a_teacher_of_other_classes_or_another_normalisation_is_refused(tmp_path):
+    teacher, path = load_model("vgg7_bn.digits"), tmp_path / "t.safetensors"
+    for change in ({"std": (0.9,)}, {"classes": tuple("abcdefghij")}):
+        save_model(teacher, path, replace(teacher.preprocessing, **change))
+        with pytest.raises(TITNError, match="the teacher learned digits, with other classes or another normalisation"):
+            train(replace(STUDENT, distillation="hard", teacher=str(path)), tmp_path, device="cpu", quiet=True)
 
 
 def test_a_damaged_checkpoint(tmp_path):
@@ -474,6 +661,29 @@ def test_learning_rate_warms_up_and_follows_a_cosine():
         assert rate == pytest.approx(theirs.get_last_lr()[0], rel=1e-6)
         theirs.optimizer.step()
         theirs.step()
+
+
+def test_sgd_has_momentum_and_decays_all():
+    model = torch.nn.Linear(2, 1)
+    optimizer = make_optimizer(model, Recipe(optimizer="sgd", lr=1.0, weight_decay=0.5))
+    weights = [p.detach().clone() for p in model.parameters()]
+    moved = [torch.zeros_like(weight) for weight in weights]
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()  # a slope of 1
+        optimizer.step()
+        moved = [0.9 * m + 1 + 0.5 * w for m, w in zip(moved, weights, strict=True)]
+        weights = [w - m for m, w in zip(moved, weights, strict=True)]
+    torch.testing.assert_close([p.detach() for p in model.parameters()], weights)
+
+
+def test_adamw_decays_matrices_and_no_table():
+    model = create_model("titn_nano", depth=1)
+    decayed, others = make_optimizer(model, Recipe(weight_decay=0.05)).param_groups
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
+    matrices.add(id(model.outer_tokens.projection.norm.weight))  # over all pixels of a patch
+    assert {id(p) for p in decayed["params"]} == matrices
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
 
 
 def test_evaluate_counts_by_hand():
@@ -541,6 +751,7 @@ def test_a_recipe_from_the_budget():
     run = plan_run(data="cifar100", model="titn_paper", budget="gpu")
     assert (run.recipe.epochs, run.recipe.batch_size, run.recipe.lr, run.recipe.cutmix) == (600, 1024, 0.1, 1.0)
     assert run.teacher.model == "vgg16_bn"
+    assert plan_run(seed=3).seed == plan_run(seed=3).teacher.seed == 3
     assert Run.from_dict(__import__("dataclasses").asdict(run)) == run
     assert plan_run("digits", teacher="vgg7_bn.digits").teacher == "vgg7_bn.digits"
     with pytest.raises(TITNError, match="unknown budget 'huge'"):
@@ -561,6 +772,19 @@ def test_a_recipe_from_the_budget():
     ]:
         with pytest.raises(TITNError, match=says):
             plan_run(**changes)
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "cifar100"])
+def test_the_published_recipe(data):
+    recipe = published_recipe(data)
+    assert (recipe.epochs, recipe.batch_size, recipe.optimizer) == (600 if data == "cifar100" else 350, 1024, "sgd")
+    assert (recipe.lr, recipe.min_lr, recipe.weight_decay, recipe.warmup_epochs) == (0.1, 1e-6, 1e-4, 0)
+    assert (recipe.augmentation, recipe.cutmix) == (("paper_mnist", 0) if data == "mnist" else ("paper_cifar", 1))
+
+
+def test_teachers_learn_with_smoothed_labels():
+    for data in ("digits", "mnist", "cifar10"):
+        assert {teacher_recipe(data, budget).label_smoothing for budget in BUDGETS} == {0.1}
 
 
 def test_a_number_that_is_a_text():
