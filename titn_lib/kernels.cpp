@@ -3,9 +3,10 @@
 //     mixed = softmax(Q Kᵀ / √HEAD_WIDTH) V          x += Attention(LN(x)); x += MLP(LN(x)); news = LN(x)
 //
 // each with its gradient. TOKENS, WIDTH, HEADS, HIDDEN and SPAN (how many numbers the last LayerNorm takes at once) come
-// from the compiler's command line, so that every loop has a known length. A `vec` holds the same number of many sequences, one in each lane: all arithmetic is element by
-// element, nothing moves between lanes, and what a group of sequences needs stays in the cache from the first product
-// to the last. Gradients are made from the input alone; what lies between is computed again.
+// from the compiler's command line, so that every loop has a known length. A `vec` holds the same number of many
+// sequences, one in each lane: all arithmetic is element by element, nothing moves between lanes, and what a group of
+// sequences needs stays in the cache from the first product to the last. Gradients are made from the input alone; what
+// lies between is computed again.
 
 #include <cmath>
 #include <cstdint>
