@@ -203,6 +203,6 @@ def test_shipped_weights_have_the_accuracy_of_their_record(name, request):
     assert (model.preprocessing.data, model.config.name) == (record.run.data, re.split("[-.]", name)[0])
     assert getattr(model.config, "local_perception", False) == ("-local." in name)
     assert (SHIPPED / f"{name}.safetensors").stat().st_size < 16 * 2**20
-    measured = evaluate(model, load_data(record.run.data).test, model.preprocessing)
-    assert measured["pictures"] == record.test["pictures"]
-    assert measured["top1"] == pytest.approx(record.test["top1"], abs=0.05)  # the file has float16: five in 10,000
+    measured = evaluate(model, load_data(record.run.data).validation, model.preprocessing)  # half as many as to test
+    assert measured["pictures"] == record.validation["pictures"]
+    assert measured["top1"] == pytest.approx(record.validation["top1"], abs=0.1)  # the file has float16: five in 5,000

@@ -120,4 +120,4 @@ def test_it_keeps_the_contract(tmp_path):
 
 
 def test_it_learns():
-    contract.check_learns("care_nano", bound=0.3, image_size=(16, 16))
+    contract.check_learns("care_nano", bound=0.3)

@@ -122,4 +122,4 @@ def test_it_keeps_the_contract(tmp_path):
 
 
 def test_it_learns():
-    contract.check_learns("cmt_nano", bound=0.3, image_size=(16, 16))
+    contract.check_learns("cmt_nano", bound=0.3)

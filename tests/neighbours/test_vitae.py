@@ -139,4 +139,4 @@ def test_it_keeps_the_contract(tmp_path):
 
 
 def test_it_learns():
-    contract.check_learns("vitae_nano", bound=0.1, image_size=(16, 16))
+    contract.check_learns("vitae_nano", bound=0.1)
