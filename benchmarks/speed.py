@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from titn_lib import create_model
 from titn_lib.kernels import keep_memory
 from titn_lib.records import circumstances
+from titn_lib.training import choose_precision
 
 CLASSES = 100
 MODES = ("float32", "bfloat16", "float32 compiled", "bfloat16 compiled")
@@ -124,13 +125,13 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def ceilings(device: torch.device) -> dict[str, Callable[[float], float]]:
-    """Measures of the machine, each a function of how long to measure."""
+def ceilings(device: torch.device, modes: list[str]) -> dict[str, Callable[[float], float]]:
+    """Measures of the machine, each a function of how long to measure; products in the modes' kinds of numbers."""
     size = 8192 if device.type == "cuda" else 2048
     measures = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        measures[f"matrix product {str(dtype).removeprefix('torch.')}, GFLOP/s"] = lambda s, a=a, b=b: rate(
+    for kind in dict.fromkeys(mode.split()[0] for mode in modes):
+        a, b = (torch.randn(size, size, device=device).to(getattr(torch, kind)) for _ in range(2))
+        measures[f"matrix product {kind}, GFLOP/s"] = lambda s, a=a, b=b: rate(
             lambda: a @ b, 2 * size**3 / 1e9, s, device
         )
     here, there = (torch.empty(2**28, dtype=torch.uint8, device=device) for _ in range(2))
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.5, help="a measurement's length")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="all that the machine has instructions for")
     parser.add_argument("--jobs", nargs="+", choices=("training", "inference"), default=["training", "inference"])
     parser.add_argument("--batch", type=int, help="of training: 128 on a CPU, 1024 on a GPU")
     parser.add_argument("--out", type=Path, help="write the record here (JSON), and a picture beside it where possible")
@@ -231,13 +232,15 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = options.batch or (1024 if device.type == "cuda" else 128)
     jobs = [("training", training), ("inference", 1), ("inference", 256)]
-    measures = ceilings(device)
+    half = choose_precision(device.type) != "32-true"
+    modes = options.modes or [mode for mode in MODES if half or mode.startswith("float32")]
+    measures = ceilings(device, modes)
     rates: dict[str, list[float]] = {}
     first: dict[str, float] = {}
     for job, batch in [one for one in jobs if one[0] in options.jobs]:
         for model in options.only:
-            for mode in options.modes:
-                if (job, mode) == ("training", "float32 compiled"):
+            for mode in modes:
+                if (job, mode) == ("training", "float32 compiled") and "bfloat16 compiled" in modes:
                     continue  # in training bfloat16 is the faster of the two
                 name = f"{job} {batch} {model} {mode}"
                 contestant = Contestant(model, mode, job, batch, device)

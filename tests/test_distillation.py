@@ -206,12 +206,9 @@ def test_a_third_two_thirds_and_all_of_the_way_meet_the_last_three_stages(depth,
 def test_feature_loss_pulls_features_together():
     """First the projections alone learn what an untrained student's tokens can tell. Then they are frozen, and the
     student moves its own tokens closer to the teacher's maps, on pictures it has not seen."""
-    teacher = freeze(create_model("vgg7_bn"))
-    student = create_model("titn_nano", depth=2)
-    images, unseen = (
-        torch.randn(64, 3, 32, 32).cumsum(-1).cumsum(-2) / 16,
-        torch.randn(32, 3, 32, 32).cumsum(-1).cumsum(-2) / 16,
-    )
+    teacher = freeze(create_model("vgg7_bn", image_size=(16, 16)))
+    student = create_model("titn_nano", depth=2, image_size=(16, 16))
+    images, unseen = (torch.randn(count, 3, 16, 16).cumsum(-1).cumsum(-2) / 8 for count in (64, 32))
     loss = FeatureLoss(student, teacher)
     maps = ask_teacher(teacher, images).maps
 
