@@ -2,9 +2,9 @@
 # Speed on a GPU within ten minutes: the pipeline, then the training step beside timm's TNT. Run it from the top of the
 # checkout, installed or not. JOB=inference measures inference, ONLY="ours timm lucidrains" all the peers.
 set -euo pipefail
-out=${OUT:-benchmarks} job=${JOB:-training}
+out=${OUT:-benchmarks}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
 "$python" benchmarks/pipeline.py --rounds 3 --out "$out/pipeline-cuda.json"
-"$python" benchmarks/speed.py --rounds 3 --modes float32 bfloat16 "bfloat16 compiled" --jobs "$job" \
-    --only ${ONLY:-ours timm} --out "$out/speed-cuda-$job.json"
+"$python" benchmarks/speed.py --rounds 3 --modes float32 bfloat16 "bfloat16 compiled" --jobs "${JOB:-training}" \
+    --only ${ONLY:-ours timm} --out "$out/speed-cuda${JOB:+-$JOB}.json"  # training's is the one that notebook 10 reads

@@ -232,7 +232,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = options.batch or (1024 if device.type == "cuda" else 128)
     jobs = [("training", training), ("inference", 1), ("inference", 256)]
-    half = choose_precision(device.type) != "32-true"
+    half = choose_precision(device.type) == "bf16-mixed"
     modes = options.modes or [mode for mode in MODES if half or mode.startswith("float32")]
     measures = ceilings(device, modes)
     rates: dict[str, list[float]] = {}
