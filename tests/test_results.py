@@ -119,6 +119,16 @@ def test_measured_speeds_stand_in_the_table(places):
     assert cells[4][8:10] == ["", ""]
 
 
+def test_what_closed_gates_leave_stands_beside_all(places):
+    folder, results = places
+    for seed, used in enumerate((20_000_000, 30_000_000)):
+        path = results / "change-wide" / f"seed{seed}.json"
+        about = json.loads(path.read_text())
+        path.write_text(json.dumps({**about, "macs": 55_400_000, "test": {**about["test"], "macs": used}}))
+    table = comparison(load_rows(load_experiments(folder), results), ["change"])
+    assert "| 55.4 M (25.0 M in use) |" in table
+
+
 def test_an_experiment_is_not_compared_with_itself(places):
     folder, _ = places
     (folder / "3-own.toml").write_text(SETTINGS + VARIANTS.replace('"base"', '"own-wide"'))

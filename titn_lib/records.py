@@ -27,11 +27,11 @@ class Record:
 
     Attributes:
         run: its settings; enough to make it again.
-        parameters, macs: the network's size, and multiply-accumulates for one picture.
+        parameters, macs: the network's size, and multiply-accumulates for one picture, with nothing left out.
         curve: for every epoch: epoch, lr, train_loss, train_top1, and loss, top1, top5 on the validation split (2,000
             pictures of a large one).
-        validation, test: loss, top1, top5 (per cent) and number of pictures, with the last weights. The test split is
-            read once, after training.
+        validation, test: loss, top1, top5 (per cent) and number of pictures, with the last weights, as
+            `training.evaluate` measures them. The test split is read once, after training.
         seconds: training and validation together, over all sittings.
         images_per_second: pictures learned from, by the training time alone.
         hardware, versions: where it ran, and the code it ran.

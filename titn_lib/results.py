@@ -157,7 +157,7 @@ def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
             "": experiment.name if alone else experiment.variant or experiment.name,
             "what": experiment.about,
             "parameters": f"{records[0].parameters:,}" if records else "",
-            "MACs": f"{records[0].macs / 1e6:.1f} M" if records else "",
+            "MACs": f"{records[0].macs / 1e6:.1f} M{in_use(records)}" if records else "",
             "epochs": str(next(iter(experiment.runs.values())).recipe.epochs),
             "validation top-1": row.mean(lambda record: record.validation["top1"]),
             "test top-1": mean_and_spread(row.values(top1)),
@@ -172,6 +172,12 @@ def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
         left_out |= {"test top-5"} if timed else {"images/s training", "images/s inference"}
         lines.append({name: cell for name, cell in line.items() if name not in left_out})
     return markdown(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def in_use(records: list[Record]) -> str:
+    """What is computed for a test picture, where it is less than all; older records don't say."""
+    used = [record.test["macs"] for record in records if "macs" in record.test]
+    return f" ({statistics.mean(used) / 1e6:.1f} M in use)" if used else ""
 
 
 def summary(rows: dict[str, Row]) -> str:

@@ -18,7 +18,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +41,7 @@ from .errors import Interrupted, TITNError
 from .files import claim, make_folder, write_atomically
 from .models import count_macs, count_parameters, create_model, load_model, save_model
 from .neighbours import OBJECTIVES
+from .neighbours.adavit import AdaViT
 from .recipes import Recipe, Run
 from .records import RECORD, Record, circumstances, load_record, save_record
 from .teachers import Teacher
@@ -636,21 +637,29 @@ def predict(
 def evaluate(
     network: nn.Module, part: ImageSet, preprocessing: Preprocessing, fabric: Fabric | None = None, exact: bool = False
 ) -> dict[str, float]:
-    """Loss, top-1 and top-5 (per cent) on a split, and its number of pictures.
+    """Loss, top-1 and top-5 (per cent) on a split, and its number of pictures; of an AdaViT also macs, the mean of
+    what its open gates compute for a picture.
 
     Args:
         fabric: share the work with the other processes, in its precision.
         exact: in float32 whatever Fabric's precision, so that the figure can be measured again anywhere.
     """
     rank, processes = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-    mine = part[rank::processes]
+    mine, saved = part[rank::processes], list[Tensor]()
+    gates: AbstractContextManager = nullcontext()
+    if isinstance(network, AdaViT):
+        gates = network.register_forward_hook(lambda model, *_: saved.append(model.saved(model.last).sum()))
     convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact)
-    with convolutions, fabric.autocast() if fabric and not exact else nullcontext():
+    with gates, convolutions, fabric.autocast() if fabric and not exact else nullcontext():
         logits = predict(network, mine.images, preprocessing)
     labels = mine.labels.to(logits.device)
     ranked = logits.topk(min(5, logits.shape[1]), dim=-1).indices == labels[:, None]
-    sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum"), ranked[:, 0].sum(), ranked.sum()])
+    counts = [ranked[:, 0].sum(), ranked.sum(), sum(saved, labels.new_zeros(()))]
+    sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum"), *counts])
     if fabric:
         sums = total(fabric, sums)
-    loss, top1, top5 = (sums / len(part)).tolist()
-    return {"loss": loss, "top1": 100 * top1, "top5": 100 * top5, "pictures": len(part)}
+    loss, top1, top5, left_out = (sums / len(part)).tolist()
+    measured = {"loss": loss, "top1": 100 * top1, "top5": 100 * top5, "pictures": len(part)}
+    if isinstance(network, AdaViT):
+        measured["macs"] = round(count_macs(network) - left_out)
+    return measured
