@@ -279,21 +279,22 @@ def strengths(operation: str, size: tuple[int, int]) -> np.ndarray:
     return torch.linspace(0.0, largest.get(operation, 0.0), 10).double().numpy()  # rounded as torchvision's
 
 
-@lru_cache(maxsize=100)  # a policy has a few dozen
-def origins(move: str, how: float, height: int, width: int) -> Int64[Tensor, "height width"]:
+@lru_cache(maxsize=100)  # a policy has a few dozen; on the device, where a step needn't wait for them
+def origins(move: str, how: float, height: int, width: int, device: torch.device) -> Int64[Tensor, "height width"]:
     """Where each point of a moved picture comes from: counted from 1, row by row; 0 from outside."""
     places = torch.arange(1, height * width + 1).view(1, 1, height, width)
     how_by = {name: how if name == move else 0.0 for name in MOVES}
     shear_x, shear_y = (float(np.degrees(np.arctan(how_by[name]))) for name in ("shear_x", "shear_y"))
     shift = float(np.trunc(how_by["translate_x"])), float(np.trunc(how_by["translate_y"]))
-    return affine(places, -how_by["rotate"], shift, 1.0, (shear_x, shear_y), "shear" in move)[0, 0].long()
+    return affine(places, -how_by["rotate"], shift, 1.0, (shear_x, shear_y), "shear" in move)[0, 0].long().to(device)
 
 
 def move_points(images: Bytes, operation: np.ndarray, how: Draws) -> Bytes:
     """To each picture its own move."""
     moves, which = np.unique(operation + 1j * how, return_inverse=True)  # pairs
-    maps = [origins(OPERATIONS[int(move.real)], move.imag, *images.shape[-2:]) for move in moves.tolist()]
-    table, rows = torch.stack(maps).to(images.device, non_blocking=True), beside(which, images)
+    place = (*images.shape[-2:], images.device)
+    table = torch.stack([origins(OPERATIONS[int(move.real)], move.imag, *place) for move in moves.tolist()])
+    rows = beside(which, images)
     if kernels.suits_bytes(images):
         return kernels.move(images, table, rows)
     points = F.pad(images.flatten(2), [1, 0])  # the first is black

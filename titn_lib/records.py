@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from . import __version__
 from .errors import TITNError
 from .files import checkout, write_atomically
 from .recipes import Run
@@ -104,8 +105,8 @@ def circumstances(precision: str, processes: int, device: torch.device) -> dict[
 
 def versions() -> dict[str, str]:
     """The packages a result depends on; of titn-lib in a checkout also the commit, as in "0.1.0+1a2b3c4"."""
-    found = {"python": platform.python_version()}
-    for package in ("titn-lib", "torch", "torchvision", "numpy", "lightning-fabric", "pytorch-lightning"):
+    found = {"python": platform.python_version(), "titn-lib": __version__}
+    for package in ("torch", "torchvision", "numpy", "lightning-fabric", "pytorch-lightning"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -114,7 +115,7 @@ def versions() -> dict[str, str]:
         with suppress(OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
             command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*"]
             commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-            found["titn-lib"] = f"{found.get('titn-lib', '')}+{commit}"
+            found["titn-lib"] = f"{__version__}+{commit}"
     return found
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -174,6 +175,7 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
         devices=local,
         num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
+        plugins=[LightningEnvironment()] if world == 1 else None,  # else Fabric asks MPI, which may be there but broken
         precision=choose_precision(accelerator) if precision == "auto" else precision,  # type: ignore[arg-type]
     )
     fabric.launch()
@@ -354,6 +356,8 @@ class Training:
                     began = time.monotonic()
                     self.train_step(order)
                     self.place.step += 1
+                    if self.place.step == self.steps and self.fabric.device.type == "cuda":
+                        torch.cuda.synchronize()  # steps that a GPU still has before it belong to the time, too
                     now = time.monotonic()
                     self.place.training_seconds += now - began
                     self.place.seconds = seconds_before + now - sitting
