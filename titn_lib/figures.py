@@ -67,13 +67,13 @@ def plot_seeds(points: dict[str, list[float]]) -> Figure:
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.36 * len(points)), layout="constrained")
     blue, orange = sns.color_palette("colorblind")[:2]
     means = [sum(values) / len(values) for values in points.values()]
-    axis.axvline(means[0], color="0.4", linestyle="--", linewidth=1, zorder=1)
+    axis.axvline(means[0], color="0.4", linestyle="--", linewidth=1, zorder=1, label="mean of the first row")
     for row, (values, mean) in enumerate(zip(points.values(), means, strict=True)):
         axis.scatter([mean], [row], s=260, marker="|", linewidths=3, color=orange, label="mean", zorder=2)
         axis.scatter(values, [row] * len(values), s=45, linewidths=1.5, color="none", edgecolors=[blue], label="a seed")
     axis.set_yticks(range(len(points)), [name.replace("_", " ") for name in points])
     axis.set(xlabel="top-1 accuracy on the test pictures (%)", ylim=(len(points) - 0.5, -0.5))
-    axis.legend(*(part[:2] for part in axis.get_legend_handles_labels()), loc="upper left", bbox_to_anchor=(1, 1))
+    axis.legend(*(part[:3] for part in axis.get_legend_handles_labels()), loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
