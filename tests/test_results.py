@@ -137,7 +137,11 @@ def test_an_experiment_is_not_compared_with_itself(places):
 
 
 def test_the_summary_says_what_is_pending(rows):
-    assert "| CIFAR-10 | 92.03 (99.80) | – | – | – |" in summary(rows)
+    assert "| CIFAR-10 | 92.03 (99.80) | – | – | – | – |" in summary(rows)
+    measured = {"cifar10-titn_nano-alone-laptop": rows["base"], "mnist-titn_pico-alone-laptop": rows["base"]}
+    lines = summary(measured | {"cifar10-students-gpu-titn": rows["change-deep"]}).splitlines()
+    assert "| CIFAR-10 | 92.03 (99.80) | pending | 52.00 ± 2.00 (90.00) | – | – |" in lines
+    assert "| MNIST | 99.56 | – | 52.00 ± 2.00 | – | – |" in lines
 
 
 def test_pages_and_figures_are_written(places, capsys):
