@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from titn_lib import create_model, kernels
+from titn_lib import TITNError, create_model, kernels
 from titn_lib.titn import Block, TITNConfig
 from titn_lib.transformer import Attention, Layer
 
@@ -56,7 +56,7 @@ def test_inner_step_equals_the_written_out_one_in_float64(batch, norm, length, w
     step = inner_step(length, width, heads, ratio, norm)
     weights = {name: torch.randn_like(weight) * 0.4 for name, weight in step.state_dict().items()}
     tokens = torch.randn(*batch, length, width)
-    assert kernels.suits_layer(tokens, heads, step.inner.mlp.hidden, step.projection.norm.weight.numel())
+    assert kernels.suits_layer(tokens, heads, len(step.inner.mlp[0].weight), step.projection.norm.weight.numel())
     fast = gradients(step, tokens, weights, return_attention=False)
     exact = gradients(step.double(), tokens.double(), {name: weight.double() for name, weight in weights.items()}, True)
     for ours, expected in zip(fast, exact, strict=True):
@@ -80,7 +80,7 @@ def test_inner_step_rounds_its_news_under_autocast():
 def test_attention_equals_the_written_out_one(batch, length, width, heads, dtype):
     attention = Attention(width, heads).to(dtype)
     weights, tokens = attention.state_dict(), torch.randn(*batch, length, width).to(dtype)
-    assert kernels.suits_attention(attention.qkv(tokens), heads)
+    assert kernels.suits_attention(attention.qkv(tokens), heads, attention.scale)
     fast = gradients(attention, tokens, weights, return_attention=False)
     exact = gradients(
         attention.double(), tokens.double(), {name: weight.double() for name, weight in weights.items()}, True
@@ -96,6 +96,23 @@ def test_large_and_equal_scores_stay_finite():
     tokens = torch.cat([torch.zeros(1, 16, 12), torch.full((1, 16, 12), 1e4), torch.randn(1, 16, 12) * 1e4])
     update, _ = attention(tokens)
     torch.testing.assert_close(update, attention(tokens, return_attention=True)[0], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("part", ["attention.qkv", "attention.output", "mlp.0", "mlp.2"])
+@pytest.mark.parametrize("factor", [float("nan"), 1e30], ids=str)
+def test_what_is_not_a_number_stays_so(part, factor):
+    """A network that has come to harm must not give answers."""
+    step, tokens = inner_step(16, 12, 4, 4), torch.randn(1, 3, 16, 12)
+    step.inner.get_submodule(part).weight.data[3] *= factor
+    fast, exact = step(tokens)[0], step(tokens, return_attention=True)[0]
+    assert torch.equal(fast.isfinite(), exact.isfinite())
+
+
+def test_parameters_of_another_size_do_not_reach_the_kernel():
+    step, tokens = inner_step(16, 12, 4, 4), torch.randn(1, 3, 16, 12)
+    parameters = kernels.flat([*step.inner.modules(), step.projection.norm])
+    with pytest.raises(TITNError, match="parameters"):
+        kernels.layer(tokens, parameters[1:], 4, 48, 12)
 
 
 @pytest.mark.parametrize("name", ["titn_paper", "titn_nano", "titn_pico", "tnt_paper", "vit_paper"])

@@ -408,6 +408,19 @@ def test_importing_draws_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def resize_mlp(hidden):
+    """As structured pruning would."""
+
+    def change(inner):
+        inner.mlp[0], inner.mlp[2] = torch.nn.Linear(16, hidden), torch.nn.Linear(hidden, 16)
+
+    return change
+
+
+def halve_heads(inner):
+    inner.attention.qkv, inner.attention.output = torch.nn.Linear(16, 24), torch.nn.Linear(8, 16)
+
+
 class LoRA(torch.nn.Module):
     """A Linear, and two narrow ones beside it."""
 
@@ -443,6 +456,12 @@ def exchange(name, make):
         exchange("attention_norm", lambda _: torch.nn.Identity()),
         exchange("mlp_norm", lambda norm: torch.nn.LayerNorm(norm.normalized_shape, eps=1.0)),
         exchange("mlp_norm", lambda norm: torch.nn.RMSNorm(norm.normalized_shape)),
+        resize_mlp(24),
+        resize_mlp(40),
+        halve_heads,
+        lambda inner: vars(inner.attention).update(scale=5.0),
+        lambda inner: vars(inner.mlp).update(forward=torch.zeros_like),
+        lambda inner: inner.mlp_norm.register_parameter("weight", None),
         lambda layer: prune.random_unstructured(layer.attention.qkv, "weight", 0.5),
         lambda layer: layer.attention.register_forward_hook(lambda _, __, out: (2 * out[0], out[1])),
         lambda layer: layer.mlp.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],)),
@@ -460,6 +479,21 @@ def test_an_inner_layer_that_somebody_changed_computes_what_it_says(change):
     expected, _ = model(images, return_attention=True)
     assert (before - expected).abs().max() > 1e-4
     torch.testing.assert_close(model(images), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_hook_on_all_modules_sees_the_inner_layer():
+    model, seen = create_model("titn_nano", depth=1).eval(), []
+    with torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module)):
+        model(torch.randn(1, 3, 32, 32))
+    assert model.blocks[0].inner.attention.qkv in seen
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_weights_of_another_kind_than_the_tokens_are_refused_as_pytorch_does(dtype):
+    model = create_model("titn_nano", depth=1).eval()
+    model.blocks[0].inner.to(dtype)
+    with pytest.raises(RuntimeError, match="dtype"):
+        model(torch.randn(1, 3, 32, 32))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch.func's own

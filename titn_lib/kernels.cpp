@@ -53,7 +53,7 @@ static inline void store(bfloat16 *to, vec x) {  // the nearest, ties to even
 static inline vec splat(float x) { return vec{} + x; }
 
 static inline vec power_of_two(vec x) {  // relative error 2e-7
-  x = x > -126.0f ? x : splat(-126.0f);
+  x = x < -126.0f ? splat(-126.0f) : x;  // what is not a number stays so
   vec shifted = x + 12582912.0f;  // 1.5 · 2²³: what is behind the point falls off
   vec r = x - (shifted - 12582912.0f);
   vec p = r * 1.3264727e-3f + 9.6715126e-3f;  // fitted between −½ and ½, for the relative error

@@ -31,16 +31,17 @@ KERNELS, BYTES = Path(__file__).with_suffix(".cpp"), Path(__file__).with_name("a
 SIZES = ("TOKENS", "WIDTH", "HEADS", "HIDDEN", "SPAN")
 WIDEST = 32  # of a layer's tokens, and of a head: beyond, a library's matrix products win
 LONGEST = 32  # sequence
-MOST = 40_000  # numbers that a layer keeps for each lane: 2.5 MB in all, well within a thread's stack
+MOST = 22_000  # numbers that a layer keeps for each lane: 1.4 MB in all, of the 2 MB or more of a thread's stack
 FLAGS = ("-O3", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math", "-march=native", "-shared", "-fPIC")
 EXTRAS = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())  # the first that the compiler knows
 NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
 
-def suits_attention(qkv: Float[Tensor, "*batch token three_widths"], heads: int) -> bool:
-    """Whether `attention` is made for this size, kind of numbers and machine."""
+def suits_attention(qkv: Float[Tensor, "*batch token three_widths"], heads: int, scale: float) -> bool:
+    """Whether `attention` is made for this size, scale of queries, kind of numbers and machine."""
     length, width = qkv.shape[-2], qkv.shape[-1] // 3 // heads
-    return qkv.dtype in NAMES and fits(qkv, length, width) and available(length, width, 1)
+    usual = qkv.dtype in NAMES and scale == width**-0.5
+    return usual and fits(qkv, length, width) and available(length, width, 1)
 
 
 def suits_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden: int, span: int) -> bool:
@@ -135,6 +136,9 @@ def layer(
 def layer_op(
     tokens: Tensor, parameters: Tensor, heads: int, hidden: int, span: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
+    width = tokens.shape[-1]
+    if parameters.numel() != 4 * width**2 + 2 * width * hidden + 9 * width + hidden + 2 * span:
+        raise TITNError(f"{parameters.numel()} parameters are no layer's of this size")  # C++ would read past their end
     tokens, result, news = tokens.contiguous(), new_like(tokens), new_like(tokens, dtype)
     library = load(*tokens.shape[-2:], heads, hidden, span)
     call(library, f"layer_{NAMES[dtype]}", [tokens, parameters, result, news], tokens)

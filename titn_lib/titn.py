@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from . import kernels
 from .errors import TITNError
@@ -224,21 +225,35 @@ class LocalPerception(nn.Module):
 
 with torch.device("meta"):  # no numbers: an import must not draw from anybody's generator
     PLAIN = [*map(type, Layer(1, 1).modules()), nn.LayerNorm]  # an inner layer and the norm after it
+WEIGHTS = {(nn.Parameter, torch.float32), (Tensor, torch.float32)}
 
 
 def is_plain(parts: list[Any]) -> bool:
-    """Whether they compute what `kernels.layer` does: no module has been exchanged (for a LoRA's, say), hooked or set
-    otherwise."""
-    if [type(part) for part in parts] != PLAIN:
+    """Whether they compute what `kernels.layer` does: no part has been exchanged (for a LoRA's, say), cut to another
+    size or kind of numbers, hooked, or set otherwise. It's asked for every block: each lookup counts."""
+    if [type(part) for part in parts] != PLAIN or is_hooked(parts):
         return False
-    norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
-    gelu = next(part for part in parts if isinstance(part, nn.GELU))
-    return gelu.approximate == "none" and all(norm.eps == 1e-5 for norm in norms) and not any(map(is_hooked, parts))
+    weights = [part._parameters["weight"] for part in parts if "weight" in part._parameters]
+    if not {(type(weight), getattr(weight, "dtype", None)) for weight in weights} <= WEIGHTS:
+        return False
+    _, norm, attention, _, _, next_norm, _, _, gelu, _, _, last_norm = parts
+    *shapes, _ = [weight.shape for weight in weights]
+    width, hidden = shapes[-1]
+    return (
+        shapes == [(width,), (3 * width, width), (width, width), (width,), (hidden, width), (width, hidden)]
+        and attention.scale == (width // attention.heads) ** -0.5
+        and norm.eps == next_norm.eps == last_norm.eps == 1e-5
+        and gelu.approximate == "none"
+    )
 
 
-def is_hooked(module: nn.Module) -> bool:
-    before, after = module._forward_pre_hooks, module._forward_hooks
-    return bool(before or after or module._backward_pre_hooks or module._backward_hooks)
+def is_hooked(parts: list[Any]) -> bool:
+    """Whether any has a hook, or a `forward` of its own."""
+    for about in map(vars, parts):
+        before, after = about["_forward_pre_hooks"], about["_forward_hooks"]
+        if before or after or about["_backward_pre_hooks"] or about["_backward_hooks"] or "forward" in about:
+            return True
+    return bool(_has_any_global_hook())
 
 
 class Block(nn.Module):
@@ -284,8 +299,9 @@ class Block(nn.Module):
         """The inner layer and the first step of the projection, in one piece where the machine can and nobody has
         changed the layer."""
         norm = self.projection.norm
-        if not return_attention and is_plain(parts := [*self.inner.modules(), norm]):
-            sizes = self.inner.attention.heads, self.inner.mlp.hidden, norm.weight.numel()
+        parts: list[Any] = [*self.inner.modules(), norm]
+        if not return_attention and is_plain(parts):
+            sizes = self.inner.attention.heads, len(parts[7].weight), norm.weight.numel()  # the MLP's hidden layer
             if kernels.suits_layer(inner, *sizes):
                 return *kernels.layer(inner, kernels.flat(parts), *sizes), None
         inner, attention = self.inner(inner, return_attention)

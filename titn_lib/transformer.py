@@ -44,7 +44,7 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"] | None]:
         """Returns the update of every token and, if asked for, the attention (rows are queries and sum to 1)."""
         qkv = self.qkv(tokens)
-        if not return_attention and kernels.suits_attention(qkv, self.heads):
+        if not return_attention and kernels.suits_attention(qkv, self.heads, self.scale):
             return self.output(kernels.attention(qkv, self.heads)), None
         query, key, value = self.split(qkv)
         attention = (query @ key.mT).softmax(dim=-1)
@@ -68,7 +68,6 @@ class MLP(nn.Sequential):
     def __init__(self, width: int, ratio: float = 4):
         hidden = int(width * ratio)
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.hidden = hidden
 
 
 class StochasticDepth(nn.Module):
@@ -85,10 +84,10 @@ class StochasticDepth(nn.Module):
         super().__init__()
         self.register_buffer("keep", torch.tensor(1 - chance), persistent=False)  # a tensor: compiled once for all
 
-    def forward(self, update: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
+    def forward(self, update: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch *any"]:
         if not self.training:
             return update
-        kept = torch.rand(len(update), 1, 1, device=update.device) < self.keep
+        kept = torch.rand(len(update), *[1] * (update.ndim - 1), device=update.device) < self.keep
         return update * (kept / self.keep)
 
 
