@@ -1,5 +1,8 @@
 """Augmentation: each operation against torchvision on every picture, with the same draws."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from titn_lib import TITNError
 from titn_lib import augment as library
-from titn_lib.augment import PIPELINES, augment, cutmix_box, normalise, random_crop, random_flip
+from titn_lib.augment import PIPELINES, augment, crop, cutmix_box, normalise, random_crop, random_flip
 
 BATCH = 64
 RNG = np.random.default_rng(0)
@@ -276,6 +279,21 @@ def test_pipelines_do_what_they_should_in_their_order(name, parts, images):
 def test_an_unknown_pipeline(images):
     with pytest.raises(TITNError, match="did you mean 'crop_flip'"):
         augment(images, "crop_flop", np.random.default_rng(0))
+
+
+def test_what_would_give_wrong_bytes_is_refused(images):
+    code = "import numpy, torch, titn_lib.augment as a; a.augment(torch.ones(2, 3, 8, 8), 'shift', numpy.random)"
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # without the type checker
+    assert "TITNError: pictures are varied as bytes" in refused.stderr.replace("titn_lib.errors.", "")
+    zeros = np.zeros(len(images), dtype=np.int64)
+    for place in (zeros - 1, zeros + 9):
+        with pytest.raises(TITNError, match="places from 0 to 8"):
+            crop(images, place, zeros, (4, 4), 0)
+        with pytest.raises(TITNError, match="places from 0 to 8"):
+            crop(images, zeros, place, (4, 4), 0)
+    top = np.arange(len(images)) % 9
+    expected = crop(images, top, zeros, (4, 4), 0)
+    assert torch.equal(crop(images, top.astype(np.int32), zeros.astype(np.uint8), (4, 4), 0), expected)
 
 
 def test_normalise_equals_torchvisions():

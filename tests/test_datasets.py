@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from titn_lib import TITNError
 from titn_lib.datasets import SOURCES, ImageSet, load_data, measure, read_picture, resize, split, subset
+from titn_lib.recipes import plan_run
 
 
 def fingerprints(part):
@@ -261,6 +262,15 @@ def test_a_picture_is_turned_upright(tmp_path):
     read = read_picture(tmp_path / "turned.png", 1, (8, 8))[0]
     assert read[:, 4:].min() == 255
     assert read[:, :4].max() == 0
+
+
+def test_one_number_is_both_sides_and_none_is_refused():
+    assert load_data("digits", 24).image_size == (24, 24)
+    grey = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10))
+    assert torch.equal(read_picture(grey, 1, 5), read_picture(grey, 1, (5, 5)))
+    with pytest.raises(TITNError, match="image_size is a height and a width"):
+        read_picture(grey, 1, (0, 5))
+    assert plan_run("cifar10", image_size=16).image_size == (16, 16)
 
 
 def test_a_size_is_height_and_width():

@@ -184,6 +184,14 @@ def test_a_teacher_in_training_mode_is_refused():
             ask_teacher(teacher, torch.zeros(2, 3, 32, 32))
 
 
+def test_a_patch_loss_leaves_every_part_of_the_teacher_in_its_mode():
+    teacher = create_model("vgg7_bn").train()
+    teacher.stages[0].eval()
+    before = [part.training for part in teacher.modules()]
+    FeatureLoss(create_model("titn_nano", depth=3), teacher)
+    assert [part.training for part in teacher.modules()] == before
+
+
 def test_the_answer_is_the_teachers_own():
     teacher, images = freeze(create_model("vgg7_bn")), torch.randn(2, 3, 32, 32)
     answer = ask_teacher(teacher, images)

@@ -2,16 +2,18 @@
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from titn_lib import TITNError, count_parameters, create_model, list_models, load_model, save_model
-from titn_lib.classifier import Preprocessing
-from titn_lib.titn import TITN
+from titn_lib import TITNError, count_macs, count_parameters, create_model, list_models, load_model, save_model
+from titn_lib.classifier import Preprocessing, check_settings
+from titn_lib.models import FAMILIES, MODELS, read_weights
+from titn_lib.titn import TITN, TITNConfig
 from titn_lib.transformer import interpolate_table
 
 ABOUT = Preprocessing("digits", ("a", "b", "c"), (0.5,), (0.25,))
@@ -157,3 +159,88 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         save_model(create_model("titn_nano", depth=2), target)
     assert target.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("vgg7_bn", {"num_classes": 0}, "num_classes must be 1 or more and is 0"),
+        ("care_nano", {"num_classes": -1}, "num_classes must be 1 or more"),
+        ("care_nano", {"patch_size": 0}, "patch_size must be 1 or more"),
+        ("fusion_nano", {"patch_size": 0}, "patch_size must be 1 or more"),
+        ("cmt_nano", {"stem_stride": 0}, "stem_stride must be 1 or more"),
+        ("cmt_nano", {"stages": ()}, "stages must be one or more"),
+        ("vitae_nano", {"stages": ()}, "stages must be one or more"),
+        ("care_nano", {"image_size": 36}, "8 must divide the sides"),
+        ("titn_nano", {"drop_path": float("nan")}, "drop_path must be a number"),
+    ],
+)
+def test_settings_that_make_no_sense(name, settings, says):
+    with pytest.raises(TITNError, match=says):
+        create_model(name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"units": 1.5}, "units must be a whole number and is 1.5"),
+        ({"units": True}, "units must be a whole number and is True"),
+        ({"ratio": None}, "ratio must be a number and is None"),
+        ({"bias": 2}, "bias must be True or False and is 2"),
+    ],
+)
+def test_settings_of_another_kind(wrong, says):
+    @dataclass
+    class Settings:  # the library's own are checked by the tests' type checker already
+        units: int = 1
+        ratio: float = 1
+        bias: bool = False
+
+    check_settings(Settings())
+    with pytest.raises(TITNError, match=says):
+        check_settings(Settings(**wrong))
+
+
+def test_numpys_numbers_reach_the_file_as_plain_ones(tmp_path):
+    model = create_model("titn_nano", depth=np.int64(1), num_classes=np.int32(3), drop_path=np.float32(0.5))
+    save_model(model, tmp_path / "m.safetensors", ABOUT)
+    assert load_model(tmp_path / "m.safetensors").config == model.config
+    with pytest.raises(TITNError, match=r"can't be kept as torch.int8"):
+        save_model(model, tmp_path / "m.safetensors", dtype=torch.int8)
+
+
+def test_a_damaged_file_is_called_so_whatever_it_is_loaded_for(tmp_path):
+    save_model(create_model("titn_nano", depth=1, num_classes=3), tmp_path / "m.safetensors", ABOUT)
+    weights, about = read_weights(tmp_path / "m.safetensors")
+    for name in ("blocks.0.inner.mlp.0.weight", "positions"):
+        changed = {key: tensor[1:] if key.endswith(name) else tensor for key, tensor in weights.items()}
+        save_file(changed, tmp_path / "cut.safetensors", metadata=about)
+        for wanted in ({}, {"num_classes": 4}, {"image_size": 64}):
+            with pytest.raises(TITNError, match="don't fit the settings beside them: the file is damaged"):
+                load_model(tmp_path / "cut.safetensors", **wanted)
+    save_file(weights, tmp_path / "odd.safetensors", metadata={**about, "preprocessing": '"a"'})
+    with pytest.raises(TITNError, match="not the settings of a titn_lib model"):
+        load_model(tmp_path / "odd.safetensors")
+
+
+def test_a_model_that_was_cut_is_not_counted_as_if_it_were_whole():
+    model = create_model("titn_nano", depth=2)
+    assert count_macs(model) > 0
+    model.blocks = model.blocks[:1]
+    with pytest.raises(TITNError, match="no longer what its settings make"):
+        count_macs(model)
+
+
+def test_a_model_of_ones_own(monkeypatch, tmp_path):
+    class Mine(TITN):
+        """Somebody's."""
+
+    class MyConfig(TITNConfig):
+        """And its settings."""
+
+    monkeypatch.setitem(MODELS, "mine", MyConfig(name="mine", depth=1))
+    with pytest.raises(TITNError, match="no class is known for MyConfig"):
+        create_model("mine")
+    monkeypatch.setitem(FAMILIES, "mine", (Mine, MyConfig))
+    save_model(create_model("mine"), tmp_path / "m.safetensors")
+    assert type(load_model(tmp_path / "m.safetensors")) is Mine

@@ -305,6 +305,9 @@ def test_stem_tokens_lie_where_their_points_are():
 
 def test_stochastic_depth_leaves_out_whole_pictures_and_keeps_the_mean():
     torch.manual_seed(0)
+    pixels = StochasticDepth(0.5)(torch.ones(50, 50, 4, 2))
+    assert all(len(picture.unique()) == 1 for picture in pixels), "a picture's patches share its luck"
+    assert set(pixels.flatten().tolist()) == {0, 2}
     drop, ones = StochasticDepth(0.25), torch.ones(4000, 3, 5)
     dropped = drop(ones)
     kept = dropped[:, 0, 0] > 0

@@ -741,13 +741,28 @@ def test_predict_says_what_it_takes_and_leaves_no_trace():
     ]:
         with pytest.raises(TITNError, match=says):
             predict(network, wrong, about)
+    with pytest.raises(TITNError, match="pass a Preprocessing"):
+        predict(network, images, network.preprocessing)
     network.train().pixel_embedding.eval()  # frozen batch normalisation
+    with pytest.raises(TITNError):
+        predict(network, images[:, :, :8], about)
+    assert [network.training, network.pixel_embedding.training] == [True, False]
     logits = predict(network, images, about)
     assert [network.training, network.pixel_embedding.training] == [True, False]
     torch.testing.assert_close(predict(network, images, about, batch_size=2), logits, atol=1e-5, rtol=1e-4)
     assert predict(network, images[:0], about).shape == (0, 10)
     half = predict(network.bfloat16(), images, about)
     assert (half.dtype, half.shape) == (torch.float32, logits.shape)
+
+
+def test_predict_leaves_a_compiled_network_compiled():
+    calls, linear = [], torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    linear.compile(backend=lambda graph, _: lambda *inputs: calls.append(1) or graph(*inputs))
+    images, about = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), Preprocessing("x", ("a", "b"), (0.5,) * 3, (0.25,) * 3)
+    predict(linear, images, about)
+    assert calls == [1]
+    evaluate(linear, ImageSet(images, torch.tensor([0])), about)
+    assert calls == [1], "an evaluation doesn't compile for its own sizes"
 
 
 def test_large_pictures_are_measured_few_at_a_time():

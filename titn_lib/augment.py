@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from . import kernels
 from .distillation import MixedLabels
-from .errors import unknown
+from .errors import TITNError, unknown
 
 Bytes = UInt8[Tensor, "batch channel height width"]
 Draws = Float[np.ndarray, " batch"]  # one number a picture
@@ -38,7 +38,8 @@ def beside(values: np.ndarray, like: Tensor) -> Tensor:
 
 def on_device(values: np.ndarray, like: Tensor) -> Tensor:
     """Draws as a tensor beside the pictures, one a picture, ready to be broadcast over channels and places."""
-    values = values.astype(np.float32) if values.dtype == np.float64 else values
+    kinds = {"f": np.float32, "i": np.int64, "u": np.int64}
+    values = values.astype(kinds.get(values.dtype.kind, values.dtype), copy=False)
     return beside(values, like).view(-1, 1, 1, 1)
 
 
@@ -58,7 +59,14 @@ def change(images: Bytes, members: np.ndarray, how: Callable[[Bytes], Bytes]) ->
 
 
 def crop(images: Bytes, top: np.ndarray, left: np.ndarray, margin: tuple[int, int], fill: int) -> Bytes:
-    """Pad by `margin` (down, across) with `fill` (0–255), and cut each picture out again at its own (top, left)."""
+    """Pad by `margin` (down, across) with `fill` (0–255), and cut each picture out again at its own (top, left).
+
+    Raises:
+        TITNError: a place is outside the padded picture.
+    """
+    for place, room in ((top, margin[0]), (left, margin[1])):
+        if len(place) and not 0 <= place.min() <= place.max() <= 2 * room:
+            raise TITNError(f"a margin of {room} has places from 0 to {2 * room} for a crop, and not {place.tolist()}")
     height, width = images.shape[-2:]
     padded = F.pad(images, [margin[1], margin[1], margin[0], margin[0]], value=fill)
     which, top_, left_ = (on_device(v, images).flatten() for v in (np.arange(len(images)), top, left))
@@ -415,10 +423,12 @@ def augment(
     """The named pipeline on a batch.
 
     Raises:
-        TITNError: there is no such pipeline.
+        TITNError: there is no such pipeline, or the pictures are no bytes.
     """
     if pipeline not in PIPELINES:
         raise unknown("augmentation", pipeline, PIPELINES)
+    if images.dtype != torch.uint8:
+        raise TITNError(f"pictures are varied as bytes (uint8), and these are {images.dtype}: do it before `normalise`")
     for operation in PIPELINES[pipeline]:
         images = operation(images, rng)
     return images

@@ -1,11 +1,17 @@
 """What every network here is: pictures of one size in, logits out, and what must be known to use it."""
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from .errors import TITNError
+from .errors import TITNError, check_choices
+
+Images = Float[Tensor, "batch channel height width"]  # normalised
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,56 @@ class Config(Protocol):
     def in_channels(self) -> int: ...
     @property
     def image_size(self) -> tuple[int, int]: ...
+
+
+def check_settings(config: Any) -> None:
+    """Raises TITNError where a network's settings have a mistyped word, a size below 1, no stages, or something else
+    in the place of a number."""
+    check_choices(config)
+    for field in fields(config):
+        value, wanted = getattr(config, field.name), ""
+        if field.type in (int, tuple[int, int]):
+            numbers = value if isinstance(value, tuple) else (value,)
+            wanted = "" if all(type(number) is int for number in numbers) else "a whole number"
+            wanted = wanted or ("" if min(numbers) >= 1 else "1 or more")
+        elif field.type is bool:
+            wanted = "" if isinstance(value, bool) else "True or False"
+        elif field.type is float:
+            wanted = "" if isinstance(value, int | float) and math.isfinite(value) else "a number"
+        elif value == ():
+            wanted = "one or more"
+        if wanted:
+            raise TITNError(f"{field.name} must be {wanted} and is {value!r}")
+
+
+def check_division(config: Any, shrink: int) -> None:
+    """Raises TITNError unless the number divides both sides of the pictures."""
+    if any(side % shrink for side in config.image_size):
+        raise TITNError(f"{shrink} must divide the sides of {config.image_size} for {config.name}: choose others")
+
+
+def height_and_width(size: Any) -> tuple[int, int]:
+    """A picture's size as a pair: of a pair as it is, of one number twice.
+
+    Raises:
+        TITNError: it is neither.
+    """
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise TITNError(f"image_size is a height and a width, or one number for both, and not {size!r}")
+    return sides
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """In evaluation mode; afterwards each part is in its own mode again: some may have been left in evaluation."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class Classifier(nn.Module):

@@ -18,6 +18,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .classifier import height_and_width
 from .errors import TITNError, unknown
 from .files import REASONS, cannot_write, checkout, make_folder
 
@@ -97,25 +98,26 @@ def data_folder() -> Path:
     return (checkout() or Path.cwd()) / "data"
 
 
-def load_data(name: str, image_size: tuple[int, int] | None = None) -> DataSplits:
+def load_data(name: str, image_size: tuple[int, int] | int | None = None) -> DataSplits:
     """A data set by name, or a folder of pictures by class.
 
     Args:
         name: one of `SOURCES`, or the path of a folder with a subfolder for each class (or with train/ and test/, each
             holding such subfolders).
-        image_size: height and width that every picture is resized to (bilinear, antialiased); by default 32×32, and
-            16×16 for the tiny digits.
+        image_size: height and width (or one number for both) that every picture is resized to (bilinear,
+            antialiased); by default 32×32, and 16×16 for the tiny digits.
 
     Raises:
         TITNError: an unknown name; files that are missing and can't be downloaded, or are damaged; an empty class; a
             picture that can't be read.
     """
+    wanted = None if image_size is None else height_and_width(image_size)
     if name in SOURCES:
         source = SOURCES[name]
-        size = image_size or source.image_size
+        size = wanted or source.image_size
         rest, test, classes = source.load(data_folder())
     elif Path(name).is_dir():
-        source, size = None, image_size or (32, 32)
+        source, size = None, wanted or (32, 32)
         rest, test, classes = read_folder(Path(name), size)
     elif os.sep in name:
         raise TITNError(f"there is no folder {name}: check the path")
@@ -315,7 +317,7 @@ def read_classes(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, tuple[s
 
 
 def read_picture(
-    path: str | Path | Image.Image, in_channels: int, image_size: tuple[int, int]
+    path: str | Path | Image.Image, in_channels: int, image_size: tuple[int, int] | int
 ) -> UInt8[Tensor, "channel height width"]:
     """Any picture file as bytes of the wanted size: turned upright, on white where it is transparent, scaled to cover
     the size, the middle cut out.
@@ -323,10 +325,12 @@ def read_picture(
     Args:
         path: of the file; or a picture that Pillow has opened.
         in_channels: 1 for grey, 3 for colour.
+        image_size: height and width, or one number for both.
 
     Raises:
         TITNError: the file is missing, no picture, or damaged; or `in_channels` is another number.
     """
+    height, width = height_and_width(image_size)
     modes = {1: "L", 3: "RGB"}
     if in_channels not in modes:
         raise TITNError(f"picture files have 1 or 3 channels, not {in_channels}: give such a model tensors instead")
@@ -339,11 +343,11 @@ def read_picture(
             if upright.mode[0] in "IF":  # 16 bits a point: Pillow would cut off what is above 255
                 upright = Image.fromarray(np.uint8(np.asarray(upright).clip(0, 65535) / 257))
             upright = upright.convert(modes[in_channels])
-            fitted = ImageOps.fit(upright, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
+            fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
     except FileNotFoundError as problem:
         raise TITNError(f"there is no picture {path}: check the path") from problem
     except PermissionError as problem:
         raise TITNError(f"no permission to read {path}: change its permissions") from problem
     except Exception as problem:  # Pillow raises many kinds for damaged files
         raise TITNError(f"{path} is not a picture or is damaged: remove it or save it again") from problem
-    return torch.from_numpy(np.array(fitted).reshape(*image_size, in_channels)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(fitted).reshape(height, width, in_channels)).permute(2, 0, 1).contiguous()

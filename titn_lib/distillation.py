@@ -17,6 +17,7 @@ A token's and a patch's method can be joined: "hard+feature".
 The teacher is frozen, in evaluation mode, sees the very pictures the student sees, and receives no gradient.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -25,19 +26,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .classifier import Classifier
+from .classifier import Classifier, Images, evaluating
 from .errors import TITNError, unknown
 from .teachers import Teacher
-from .transformer import Encoding, TokenClassifier, TokenLogits
+from .transformer import TokenClassifier, TokenLogits
 
 TOKEN_METHODS, PATCH_METHODS = ("hard", "soft", "dkd"), ("feature", "manifold")
 JOINED = tuple(f"{token}+{patch}" for token in TOKEN_METHODS for patch in PATCH_METHODS)
 METHODS = ("none", *TOKEN_METHODS, *PATCH_METHODS, *JOINED)
 Network = TypeVar("Network", bound=nn.Module)
+LossAndLogits = tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]
 
 
 class MixedLabels(NamedTuple):
-    """The labels of pictures that may be mixtures of two: `weight` of the first class, the rest of the second."""
+    """The labels of pictures that may be mixtures of two: `weight` of the first class, the rest of the second. Of
+    pictures that aren't, both are the label: `MixedLabels(labels, labels)`."""
 
     first: Int[Tensor, " batch"]
     second: Int[Tensor, " batch"]
@@ -145,11 +148,9 @@ class PatchLoss(nn.Module):
     def __init__(self, student: TokenClassifier, teacher: Teacher):
         super().__init__()
         size = (teacher.config.in_channels, *teacher.config.image_size)
-        with torch.no_grad():
-            was_training = teacher.training
+        with torch.no_grad(), evaluating(teacher):
             example = next(teacher.parameters()).new_zeros(1, *size)
-            channels = [feature_map.shape[1] for feature_map in teacher.eval().encode(example)]
-            teacher.train(was_training)
+            channels = [feature_map.shape[1] for feature_map in teacher.encode(example)]
         depth, stages = student.config.depth, len(channels)
         self.pairs = [(max(0, round(depth * part / 3) - 1), stages - 4 + part) for part in (1, 2, 3)]
         self.channels = [channels[stage] for _, stage in self.pairs]
@@ -299,12 +300,7 @@ class Objective(nn.Module):
             else:
                 self.patch_loss = ManifoldLoss(network, teacher)
 
-    def forward(
-        self,
-        images: Float[Tensor, "batch channel height width"],
-        labels: MixedLabels,
-        answer: TeacherAnswer | None = None,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]:
+    def forward(self, images: Images, labels: MixedLabels, answer: TeacherAnswer | None = None) -> LossAndLogits:
         """Returns the loss, and the network's logits (the mean of both heads).
 
         Raises:
@@ -312,13 +308,7 @@ class Objective(nn.Module):
         """
         if answer is None and self.method != "none":
             raise TITNError(f"{self.method!r} distillation needs the teacher's answer: pass it (ask_teacher)")
-        if isinstance(self.network, TokenClassifier):
-            encoding = self.network.encode(images)
-            both = self.network.heads.both(encoding.blocks[-1])
-        else:
-            logits = self.network(images)
-            encoding, both = None, TokenLogits(logits, logits)
-        class_logits, last_logits = (logits.float() for logits in both)
+        blocks, (class_logits, last_logits) = self.look(images)
         if answer is not None and answer.logits.shape != class_logits.shape:
             raise TITNError(
                 f"the teacher knows {answer.logits.shape[-1]} classes and the student {class_logits.shape[-1]}: train "
@@ -326,9 +316,24 @@ class Objective(nn.Module):
             )
         loss = mixed_cross_entropy(class_logits, labels, self.label_smoothing) / 2
         loss = loss + self.last_head_loss(last_logits, labels, answer) / 2
-        if self.patch_loss is not None and isinstance(encoding, Encoding) and answer is not None:
-            loss = loss + self.patch_weight * self.patch_loss(encoding.blocks, answer.maps)
+        if self.patch_loss is not None and answer is not None:
+            loss = loss + self.patch_weight * self.patch_loss(blocks, answer.maps)
         return loss, (class_logits + last_logits) / 2
+
+    def look(self, images: Images) -> tuple[list[Float[Tensor, "batch token outer_width"]], TokenLogits]:
+        """The tokens after every block (none of a network without), and each head's logits in float32, whatever the
+        mode; the same twice where there is one head."""
+        if isinstance(self.network, TokenClassifier):
+            blocks = self.network.encode(images).blocks
+            both = self.network.heads.both(blocks[-1])
+        else:
+            logits = self.network(images)
+            blocks, both = [], TokenLogits(logits, logits)
+        return blocks, TokenLogits(*(logits.float() for logits in both))
+
+    def label_loss(self, heads: Iterable[Float[Tensor, "batch classes"]], labels: MixedLabels) -> Float[Tensor, ""]:
+        """The mean of the heads' CE with the labels."""
+        return torch.stack([mixed_cross_entropy(logits, labels, self.label_smoothing) for logits in heads]).mean()
 
     def last_head_loss(
         self, logits: Float[Tensor, "batch classes"], labels: MixedLabels, answer: TeacherAnswer | None

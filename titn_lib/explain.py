@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
+from .classifier import Images
 from .errors import TITNError, unknown
 from .titn import TITN, PixelProjection
 from .transformer import AttentionMaps, Encoding, TokenClassifier
 
-Images = Float[Tensor, "batch channel height width"]
 Classes = Int64[Tensor, " batch"]
 
 

@@ -187,8 +187,8 @@ def addresses(*tensors: Tensor) -> list[ctypes.c_void_p]:
 
 
 def suits_bytes(images: Tensor) -> bool:
-    """Whether `look_up`, `count`, `cut` and `move` are made for this machine."""
-    return images.device.type == "cpu" and available()
+    """Whether `look_up`, `count`, `cut` and `move` are made for this kind of numbers and machine."""
+    return images.dtype == torch.uint8 and images.device.type == "cpu" and available()
 
 
 def look_up(

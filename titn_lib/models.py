@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -13,22 +14,22 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import neighbours, teachers, titn, vit
-from .classifier import Classifier, Preprocessing
+from .classifier import Classifier, Preprocessing, height_and_width
 from .errors import TITNError, unknown
 from .files import write_atomically
 from .transformer import TokenClassifier, interpolate_table
 
 Configs = titn.TITNConfig | vit.ViTConfig | teachers.TeacherConfig
 
+# A model of your own: its class and its settings' class here, the name that files give it; its settings among MODELS.
 FAMILIES: dict[str, tuple[type[Classifier], type]] = {
     "titn": (titn.TITN, titn.TITNConfig),
     "vit": (vit.ViT, vit.ViTConfig),
     "teacher": (teachers.Teacher, teachers.TeacherConfig),
     **neighbours.FAMILIES,
 }
-STUDENTS: dict[str, Configs] = {**titn.PRESETS, **vit.PRESETS}
 TEACHERS: dict[str, Configs] = {**teachers.PRESETS}
-MODELS = {**STUDENTS, **neighbours.PRESETS, **TEACHERS}
+MODELS: dict[str, Any] = {**titn.PRESETS, **vit.PRESETS, **neighbours.PRESETS, **TEACHERS}
 SHIPPED = Path(__file__).with_name("weights")  # trained weights, each with its record; weights/README.md tells of them
 
 
@@ -48,7 +49,8 @@ def create_model(name: str, **settings: object) -> Classifier:
     Args:
         name: one of `list_models()`.
         settings: anything of the model's settings to change, such as `num_classes=100`, `in_channels=1`,
-            `image_size=(32, 64)` (or 64, for both), `depth=6`; see `TITNConfig`, `ViTConfig`, `TeacherConfig`.
+            `image_size=(32, 64)` (or 64, for both), `depth=6`; see the model's settings (`TITNConfig`, `ViTConfig`,
+            `TeacherConfig`, or a neighbour's).
 
     Raises:
         TITNError: an unknown name or setting, or sizes that don't fit each other.
@@ -62,21 +64,12 @@ def create_model(name: str, **settings: object) -> Classifier:
             raise unknown(f"setting of {name}", setting, known)
     if "image_size" in settings:
         settings["image_size"] = height_and_width(settings["image_size"])
-    config = replace(config, **settings)
-    model_class = next(model for model, config_class in FAMILIES.values() if type(config) is config_class)
-    return model_class(config)
-
-
-def height_and_width(size: Any) -> tuple[int, int]:
-    """A picture's size as a pair: of a pair as it is, of one number twice.
-
-    Raises:
-        TITNError: it is neither.
-    """
-    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise TITNError(f"image_size is a height and a width, or one number for both, and not {size!r}")
-    return sides
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
+    config = replace(config, **plain)
+    classes = [model for model, config_class in FAMILIES.values() if type(config) is config_class]
+    if not classes:
+        raise TITNError(f"no class is known for {type(config).__name__}: enter it into models.FAMILIES")
+    return classes[0](config)
 
 
 def shapes(model_class: Callable[[Any], nn.Module], config: Any) -> dict[str, torch.Size]:
@@ -85,13 +78,28 @@ def shapes(model_class: Callable[[Any], nn.Module], config: Any) -> dict[str, to
         return {name: tensor.shape for name, tensor in model_class(config).state_dict().items()}
 
 
+def check_unchanged(model: Classifier) -> None:
+    """Raises TITNError unless the model holds what its settings make."""
+    if {name: tensor.shape for name, tensor in model.state_dict().items()} != shapes(type(model), model.config):
+        raise TITNError(
+            f"this {model.config.name} is no longer what its settings make, and couldn't be loaded again: make it with "
+            "the settings it needs (create_model or load_model with num_classes=…), or save its state_dict"
+        )
+
+
 def count_parameters(model: nn.Module) -> int:
-    """Numbers that training changes."""
+    """Numbers that training changes: none of a model that is frozen."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def count_macs(model: Classifier) -> int:
-    """Multiply-accumulate operations for one picture, by torch's own counter (matrix products and convolutions)."""
+    """Multiply-accumulate operations for one picture, by torch's own counter (matrix products and convolutions). It
+    counts a model on the meta device: on a CPU, the counter sees nothing of the kernels in C++.
+
+    Raises:
+        TITNError: the model is no longer what its settings make.
+    """
+    check_unchanged(model)
     with torch.device("meta"):  # shapes without numbers: nothing is computed
         twin = type(model)(model.config).eval()
         images = torch.empty(1, model.config.in_channels, *model.config.image_size)
@@ -111,8 +119,8 @@ def save_model(
 
     Raises:
         TITNError: the model is of no class of this library, or has been changed, so that no file could say how to
-            make it again; the classes' names are more or fewer than its classes; or the file can't be written:
-            nothing half-written is left behind.
+            make it again; the classes' names are more or fewer than its classes; dtype is no kind of floating-point
+            number; or the file can't be written: nothing half-written is left behind.
     """
     family = next((name for name, (model_class, _) in FAMILIES.items() if type(model) is model_class), None)
     if family is None:
@@ -120,11 +128,9 @@ def save_model(
             f"a {type(model).__name__} is not one of this library's models: save its state_dict with safetensors, or "
             "the model of this library that is in it"
         )
-    if {name: tensor.shape for name, tensor in model.state_dict().items()} != shapes(type(model), model.config):
-        raise TITNError(
-            f"this {model.config.name} is no longer what its settings make, and couldn't be loaded again: make it with "
-            "the settings it needs (create_model or load_model with num_classes=…), or save its state_dict"
-        )
+    if dtype and not dtype.is_floating_point:
+        raise TITNError(f"weights can't be kept as {dtype}: choose torch.float16, bfloat16, float32 or float64")
+    check_unchanged(model)
     preprocessing = preprocessing or model.preprocessing
     if preprocessing and len(preprocessing.classes) != model.config.num_classes:
         raise TITNError(
@@ -164,10 +170,15 @@ def load_model(
         config = config_class(**{**saved, "image_size": tuple(saved["image_size"])})
         lists = json.loads(about.get("preprocessing", "{}"))
         preprocessing = Preprocessing(lists.pop("data"), **{k: tuple(v) for k, v in lists.items()}) if lists else None
-    except (KeyError, TypeError, ValueError) as problem:
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
         raise TITNError(
             f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
         ) from problem
+    if {name: weight.shape for name, weight in weights.items()} != shapes(model_class, config):
+        raise TITNError(
+            f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or "
+            "copy it again"
+        )
     target = replace(config, image_size=height_and_width(image_size)) if image_size is not None else config
     if num_classes is not None:
         target = replace(target, num_classes=num_classes)
@@ -177,21 +188,16 @@ def load_model(
         weights |= {name: weight for name, weight in model.state_dict().items() if new[name] != old[name]}
         if preprocessing:
             preprocessing = replace(preprocessing, classes=tuple(map(str, range(target.num_classes))))
-    if isinstance(model, TokenClassifier) and target != config:
+    if isinstance(model, TokenClassifier) and target.image_size != config.image_size:
         for name in model.GRID_TABLES:
             if name in weights:
                 weights[name] = interpolate_table(weights[name].float(), config.grid, target.grid)
     try:
         model.load_state_dict(weights)
     except RuntimeError as problem:
-        if target != config:
-            raise TITNError(
-                f"the weights of {config.name} belong to pictures of {'×'.join(map(str, config.image_size))}: resize "
-                "the pictures, or train it for another size"
-            ) from problem
         raise TITNError(
-            f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or "
-            "copy it again"
+            f"the weights of {config.name} belong to pictures of {'×'.join(map(str, config.image_size))}: resize the "
+            "pictures, or train it for another size"
         ) from problem
     model.preprocessing = preprocessing
     return model.eval()

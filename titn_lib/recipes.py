@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from .augment import PIPELINES
+from .classifier import height_and_width
 from .datasets import SOURCES
 from .distillation import METHODS
 from .errors import TITNError, check_choices, unknown
@@ -225,7 +226,7 @@ def plan_run(
     seed: int = 0,
     distillation: str = "hard",
     teacher: str | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | int | None = None,
     **changes: object,
 ) -> Run:
     """A student's run, its teacher's inside.
@@ -234,7 +235,8 @@ def plan_run(
         model: a student's or neighbour's name; by default the budget's (`student_for`).
         teacher: a teacher's name, a name of `models.list_weights()`, or the path of its weights; by default the
             budget's (`teacher_for`).
-        image_size: height and width of the pictures, for teacher and student; by default the data set's own.
+        image_size: height and width of the pictures (or one number for both), for teacher and student; by default the
+            data set's own.
         changes: settings of the student's `Recipe` to change, such as `epochs=5`.
 
     Raises:
@@ -245,8 +247,9 @@ def plan_run(
     model = model or student_for(data, budget)
     if model not in MODELS or model in TEACHERS:
         raise unknown("student", model, set(MODELS) - set(TEACHERS))
-    if image_size is None and MODELS[model].image_size != (32, 32):
-        image_size = MODELS[model].image_size
+    size = None if image_size is None else height_and_width(image_size)
+    if size is None and MODELS[model].image_size != (32, 32):
+        size = MODELS[model].image_size
     data = name_data(data)
     recipe = change(student_recipe(data, budget), changes)
     taught: Run | str | None = None
@@ -257,12 +260,12 @@ def plan_run(
             its = teacher_recipe(data, budget)
             if recipe.batch_size < student_recipe(data, budget).batch_size:
                 its = replace(its, batch_size=min(its.batch_size, recipe.batch_size))
-            taught = Run(data, name, its, seed, image_size=image_size)
+            taught = Run(data, name, its, seed, image_size=size)
         elif name.endswith(".safetensors") or name in list_weights():
             taught = name
         else:
             raise unknown("teacher", name, TEACHERS)
-    return Run(data, model, recipe, seed, distillation, taught, image_size)
+    return Run(data, model, recipe, seed, distillation, taught, size)
 
 
 def name_data(data: str) -> str:

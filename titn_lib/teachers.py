@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .classifier import Classifier
+from .classifier import Classifier, check_settings
 from .errors import TITNError, unknown
 
 
@@ -34,6 +34,9 @@ class TeacherConfig:
     num_classes: int = 10
     in_channels: int = 3
     image_size: tuple[int, int] = (32, 32)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class Teacher(Classifier):

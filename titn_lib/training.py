@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from . import kernels
 from .augment import augment, mix, normalise
-from .classifier import Classifier, Preprocessing
+from .classifier import Classifier, Preprocessing, evaluating
 from .datasets import DataSplits, ImageSet, load_data, mislabel, subset
 from .distillation import MixedLabels, ask_teacher, check_method, freeze
 from .errors import Interrupted, TITNError
@@ -603,16 +603,23 @@ def make_optimizer(module: nn.Module, recipe: Recipe, fused: bool = True) -> tor
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, images: Tensor, preprocessing: Preprocessing, batch_size: int | None = None
+    network: nn.Module, images: Tensor, preprocessing: Preprocessing | None, batch_size: int | None = None
 ) -> Float[Tensor, "picture classes"]:
-    """Logits of "picture channel height width" bytes, in evaluation mode, on the network's device.
+    """Logits of "picture channel height width" bytes, in evaluation mode, on the network's device. (The mode is the
+    network's: no other thread should use it meanwhile.)
 
     Args:
         batch_size: pictures at a time; by default 500 of 32×32, and as many fewer as they are larger.
 
     Raises:
-        TITNError: the pictures are no batch of bytes, or of another size or number of channels than the network takes.
+        TITNError: the pictures are no batch of bytes, or of another size or number of channels than the network takes;
+            or `preprocessing` is None, as that of a model that was never saved with any.
     """
+    if preprocessing is None:
+        raise TITNError(
+            "predict must know how pictures were normalised: pass a Preprocessing (a model that was loaded has the one "
+            "that was saved with it)"
+        )
     mean, std = preprocessing.mean, preprocessing.std
     if images.dtype != torch.uint8:
         raise TITNError(
@@ -626,15 +633,11 @@ def predict(
         )
     first = next(network.parameters())
     batch_size = batch_size or max(1, min(500, 500 * 32 * 32 // images.shape[-2:].numel()))
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    with torch.compiler.set_stance("force_eager"):  # a few batches, of another size: not worth compiling again
+    with evaluating(network):
         parts = [
             network(normalise(part.to(first.device), mean, std).to(first.dtype)).float()
             for part in images.split(batch_size)
         ]
-    for module, mode in modes:  # one by one: some may have been left in evaluation mode
-        module.training = mode
     return torch.cat(parts)
 
 
@@ -654,7 +657,8 @@ def evaluate(
     if isinstance(network, AdaViT):
         gates = network.register_forward_hook(lambda model, *_: saved.append(model.saved(model.last).sum()))
     convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact)
-    with gates, convolutions, fabric.autocast() if fabric and not exact else nullcontext():
+    eager = torch.compiler.set_stance("force_eager")  # batches of another size: not worth compiling again
+    with gates, convolutions, eager, fabric.autocast() if fabric and not exact else nullcontext():
         logits = predict(network, mine.images, preprocessing)
     labels = mine.labels.to(logits.device)
     ranked = logits.topk(min(5, logits.shape[1]), dim=-1).indices == labels[:, None]

@@ -7,7 +7,6 @@ Shapes use one vocabulary throughout the library:
     query, key                    the token that looks, the token looked at
 """
 
-from dataclasses import fields
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import kernels
-from .classifier import Classifier, Config
-from .errors import TITNError, check_choices
+from .classifier import Classifier, Config, check_settings
+from .errors import TITNError
 
 
 class Attention(nn.Module):
@@ -238,18 +237,8 @@ class TokenClassifier(Classifier):
 
 
 def check_student(config: Any) -> None:
-    """Raises TITNError where settings of a TITN or ViT have a mistyped word, a size below 1, or patches that don't
-    fit."""
-    check_choices(config)
-    for field in fields(config):
-        if field.type not in (int, tuple[int, int]):
-            continue
-        value = getattr(config, field.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not all(isinstance(number, int) for number in numbers):
-            raise TITNError(f"{field.name} must be a whole number and is {value!r}")
-        if min(numbers) < 1:
-            raise TITNError(f"{field.name} must be 1 or more and is {value}")
+    """Raises TITNError where settings of a TITN or ViT make no sense, or patches don't fit."""
+    check_settings(config)
     if config.mlp_ratio <= 0:
         raise TITNError(f"mlp_ratio must be more than 0 and is {config.mlp_ratio}")
     check_patches(config.image_size, config.patch_size)
@@ -263,6 +252,14 @@ def check_patches(image_size: tuple[int, int], patch_size: int) -> None:
             f"pictures of {height}×{width} can't be cut into patches of {patch_size}: choose an image_size that "
             f"{patch_size} divides, or another patch_size"
         )
+
+
+def take_over(module: nn.Module, parts: nn.Module) -> None:
+    """Begin a module with the parts of another, under their own names, in the place of its class's `__init__`: no part
+    is made only to be thrown away, and no random number drawn."""
+    nn.Module.__init__(module)
+    for name, part in parts.named_children():
+        module.add_module(name, part)
 
 
 def interpolate_table(

@@ -1,6 +1,7 @@
 """AdaViT: with open gates against TITN, with some closed against a loop over pictures and patches, what closing saves
 against a count of what was done, and that training closes gates."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -316,6 +317,50 @@ for net in model.blocks[1].nets.values():
 drawn = [model(images) and model.last.patches for _ in range(2)]
 assert 0 < drawn[0].mean() < 1 and (drawn[0] != drawn[1]).any()
 """  # in a process of its own: torch.compile can't look through the shape checks that the tests switch on
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_a_model_is_copied_after_a_pass_and_has_had_none_itself():
+    model = create_model("adavit_nano", depth=2)
+    with pytest.raises(TITNError, match="no picture has passed these gates"):
+        _ = model.last
+    model.train()(torch.randn(2, 3, 32, 32))
+    assert model.last.patches.shape == (1, 2, 64)
+    again = copy.deepcopy(model)
+    with pytest.raises(TITNError, match="no picture has passed these gates"):
+        _ = again.last
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again.eval()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_half_as_many_bits(training):
+    model, images = create_model("adavit_nano", depth=2).train(training), torch.randn(2, 3, 32, 32)
+    torch.manual_seed(0)
+    expected = model(images)
+    torch.manual_seed(0)
+    logits = model.bfloat16()(images.bfloat16())
+    for ours, exact in zip(logits, expected, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.float(), exact, atol=0.05, rtol=0)
+
+
+def test_an_export_leaves_nothing_out_and_answers_the_same():
+    code = """
+import torch, titn_lib
+torch.manual_seed(0)
+model = titn_lib.create_model("adavit_nano", depth=2).eval()
+for net in model.blocks[1].nets.values():
+    torch.nn.init.normal_(net.weight)
+    torch.nn.init.zeros_(net.bias)  # about half of the gates are closed
+images = torch.randn(3, 3, 32, 32)
+logits = model(images)
+assert 0 < model.last.patches.mean() < 1
+exported = torch.export.export(model, (images,)).module()
+torch.testing.assert_close(exported(images), logits, atol=1e-5, rtol=1e-4)
+each = torch.func.vmap(lambda image: model(image[None])[0])(images)
+torch.testing.assert_close(each, logits, atol=1e-5, rtol=1e-4)
+"""  # in a process of its own: an export can't look through the shape checks that the tests switch on
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model, load_model, save_model
 from titn_lib.datasets import load_data, mislabel
-from titn_lib.distillation import MixedLabels
+from titn_lib.distillation import MixedLabels, Objective
 from titn_lib.errors import Interrupted
 from titn_lib.neighbours import mvit
 from titn_lib.recipes import Recipe, Run
@@ -81,6 +81,12 @@ def test_a_mask_of_ones_hides_nothing_and_of_zeros_all():
     assert torch.equal(model(images), behind(images))
     force(model, -200)
     torch.testing.assert_close(model(images), behind(torch.zeros(3, 3, 32, 32)))
+
+
+def test_half_as_many_bits():
+    model, images = create_model("mvit_nano", depth=1), torch.randn(2, 3, 32, 32)
+    expected = model.eval()(images)
+    torch.testing.assert_close(model.bfloat16()(images.bfloat16()).float(), expected, atol=0.05, rtol=0)
 
 
 def test_attention_and_another_size(tmp_path):
@@ -171,6 +177,16 @@ def test_labels_change_from_the_warm_up_on_and_back(model):
         torch.testing.assert_close(loss, expected(targets))
         torch.testing.assert_close(logits, mean)
         assert labels.tolist() == list(range(8))
+
+
+def test_the_loss_is_that_of_labels_in_either_mode_until_labels_change():
+    network = create_model("titn_nano", depth=1)  # of two heads, whose mean has another loss
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    for mode in (True, False):
+        network.train(mode)
+        plain = Objective(network)(images, MixedLabels(labels, labels))
+        relabelling = mvit.Relabelling(network)(images, MixedLabels(labels, labels))
+        torch.testing.assert_close(relabelling, plain)
 
 
 def test_what_does_not_fit():

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..classifier import Classifier
+from ..classifier import Classifier, check_settings
 from ..errors import TITNError
 
 STAGES = 4
@@ -49,6 +49,7 @@ class AdaptoConfig:
     units: int = 1
 
     def __post_init__(self) -> None:
+        check_settings(self)
         height, width = self.image_size
         if min(height, width) < 2 ** (STAGES - 1):
             raise TITNError(

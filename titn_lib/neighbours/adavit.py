@@ -27,12 +27,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import titn
-from ..distillation import MixedLabels, Objective, TeacherAnswer
+from .. import kernels, titn
+from ..classifier import Images
+from ..distillation import LossAndLogits, MixedLabels, Objective, TeacherAnswer
 from ..errors import TITNError
+from ..transformer import take_over
 
 TAU, START = 5.0, 2.0  # the temperature; every gate's first logit
-Images = Float[Tensor, "batch channel height width"]
 Inner = Float[Tensor, "batch patch pixel inner_width"]
 Outer = Float[Tensor, "batch token outer_width"]
 Streams = tuple[Inner, Outer, Tensor | None, Tensor | None]  # with their attention
@@ -61,6 +62,7 @@ class Gates(NamedTuple):
 
 
 def gate(logits: Float[Tensor, "*any"], training: bool) -> Float[Tensor, "*any"]:
+    """float32."""
     if not training:
         return (logits > 0).float()
     first, second = -torch.empty(2, *logits.shape, device=logits.device).exponential_().log()
@@ -72,9 +74,8 @@ class AdaptiveBlock(titn.Block):
     """A block of TITN with gates; it takes over the modules of TITN's, weights and all."""
 
     def __init__(self, block: nn.Module, config: AdaViTConfig):
-        nn.Module.__init__(self)
-        for name, module in block.named_children():
-            self.add_module(name, module)
+        take_over(self, block)
+        self.last: Gates | None = None  # of the last pass
         self.after = int(config.distillation_token)  # outer tokens after the patches
         sizes = {"patches": 1, "heads": config.outer_heads, "sublayers": 2}
         self.nets = nn.ModuleDict({kind: nn.Linear(config.outer_width, size) for kind, size in sizes.items()})
@@ -85,12 +86,15 @@ class AdaptiveBlock(titn.Block):
         tokens = self.outer.attention_norm(outer)
         patches = self.nets["patches"](tokens[:, 1 : tokens.shape[1] - self.after])[..., 0]
         logits = patches, self.nets["heads"](tokens[:, 0]), self.nets["sublayers"](tokens[:, 0])
-        return Gates(*(gate(one, self.training) for one in logits))
+        return Gates(*(gate(one, self.training).to(outer.dtype) for one in logits))
 
     def forward(self, inner: Inner, outer: Outer, return_attention: bool = False) -> Streams:
         """As `titn.Block.forward`. Evaluation takes pictures with the same open sublayers at once, with as many patches
         as any of them keeps."""
-        self.last = gates = self.decide(outer)
+        gates = self.decide(outer)
+        if kernels.is_followed():  # export and vmap can't choose by numbers, nor keep what isn't the answer
+            return self.compute(inner, outer, gates, return_attention, every=True)
+        self.last = gates
         if self.training or return_attention or outer.is_meta:
             return self.compute(inner, outer, gates, return_attention, every=True)
         inner, outer, kept = inner.clone(), outer.clone(), F.pad(gates.patches, (1, self.after), value=1.0)
@@ -103,6 +107,9 @@ class AdaptiveBlock(titn.Block):
             new = self.compute(inner[group, patches], outer[group, tokens], few)
             inner[group, patches], outer[group, tokens] = new[:2]
         return inner, outer, None, None
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "last": None}  # a copy, or a file, has had no pass: gates hold a graph
 
     def compute(
         self, inner: Inner, outer: Outer, gates: Gates, return_attention: bool = False, every: bool = False
@@ -137,8 +144,11 @@ class AdaViT(titn.TITN):
 
     @property
     def last(self) -> Gates:
-        """The gates of the last pass, for each of its pictures."""
-        return Gates(*(torch.stack(kind) for kind in zip(*(block.last for block in self.blocks[1:]), strict=True)))
+        """The gates of the last pass, for each of its pictures; TITNError where there has been none."""
+        gates = [block.last for block in self.blocks[1:]]
+        if None in gates:
+            raise TITNError("no picture has passed these gates yet: call the model first")
+        return Gates(*(torch.stack(kind) for kind in zip(*gates, strict=True)))
 
     def saved(self, gates: Gates) -> Int64[Tensor, " batch"]:
         """How many of `count_macs(model)` multiply-accumulates the closed gates of each picture save."""
@@ -159,9 +169,7 @@ class Budgeted(Objective):
     """`Objective`, and 2 · ((patches − γ)² + |heads − γ| + |sublayers − γ|) of the shares of open gates, as in the
     published code. (There the class token counts as a patch, and heads only where a sublayer is open.)"""
 
-    def forward(
-        self, images: Images, labels: MixedLabels, answer: TeacherAnswer | None = None
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]:
+    def forward(self, images: Images, labels: MixedLabels, answer: TeacherAnswer | None = None) -> LossAndLogits:
         """As `Objective.forward`; raises TITNError also for a network without gates."""
         if not isinstance(self.network, AdaViT):
             raise TITNError(f"{self.network.config.name} has no gates to close: choose adavit_nano for 'budgeted'")

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..classifier import Classifier
+from ..classifier import Classifier, check_division, check_settings
 from ..errors import TITNError
 
 
@@ -50,12 +50,11 @@ class CAREConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(map(tuple, self.stages)))  # a file has lists
+        check_settings(self)
         for part, _, heads, *_ in self.stages:
             if heads and part % heads:
                 raise TITNError(f"{part} channels can't be shared by {heads} heads: choose a number that divides them")
-        shrink = self.patch_size * 2 ** (len(self.stages) - 1)
-        if any(side < 1 or side % shrink for side in self.image_size):
-            raise TITNError(f"{shrink} must divide the sides of {self.image_size} for {self.name}: choose others")
+        check_division(self, self.patch_size * 2 ** (len(self.stages) - 1))
 
 
 def depthwise(width: int, tall: int, wide: int) -> nn.Conv2d:

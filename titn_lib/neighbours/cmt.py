@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..classifier import Classifier
+from ..classifier import Classifier, check_division, check_settings
 from ..errors import TITNError
 
 
@@ -49,12 +49,11 @@ class CMTConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(map(tuple, self.stages)))  # a file has lists
+        check_settings(self)
         for place, (width, _, heads, k) in enumerate(self.stages):
             if width % heads:
                 raise TITNError(f"a width of {width} can't be shared by {heads} heads: choose a number that divides it")
-            whole = self.stem_stride * 2 ** (place + 1) * k
-            if any(side < 1 or side % whole for side in self.image_size):
-                raise TITNError(f"{whole} must divide the sides of {self.image_size} for {self.name}: choose others")
+            check_division(self, self.stem_stride * 2 ** (place + 1) * k)
 
 
 def depthwise(width: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..classifier import Classifier
-from ..errors import TITNError, check_choices
+from ..classifier import Classifier, check_settings
+from ..errors import TITNError
 from ..teachers import VGG7, build_vgg
 from ..transformer import check_patches
 from ..vit import ViT, ViTConfig
@@ -56,7 +56,7 @@ class FusionConfig:
     mlp_ratio: float = 2
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_settings(self)
         check_patches(self.image_size, self.patch_size)
         if min(self.image_size) < 4:
             raise TITNError("the convolutions halve a picture twice: choose an image_size of 4 or more")

@@ -18,13 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..classifier import Classifier
-from ..distillation import MixedLabels, Objective, TeacherAnswer, mixed_cross_entropy
+from ..classifier import Classifier, Images
+from ..distillation import LossAndLogits, MixedLabels, Objective, TeacherAnswer
 from ..errors import TITNError
 from ..transformer import TokenClassifier
 
-Images = Float[Tensor, "batch channel height width"]
-LossAndLogits = tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]
 TEMPERATURE, PROJECTION_WIDTH = 0.1, 128
 
 
@@ -105,8 +103,7 @@ class HeadsOnly(Stage):
         with torch.no_grad():
             tokens = self.network.encode(images).blocks[-1]
         logits = self.head_logits(tokens)
-        losses = [mixed_cross_entropy(of_one_head, labels, self.label_smoothing) for of_one_head in logits]
-        return torch.stack(losses).mean(), logits.mean(dim=0)
+        return self.label_loss(logits, labels), logits.mean(dim=0)
 
 
 # --- how features lie on the sphere, once every row has length 1

@@ -22,14 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..classifier import Classifier
-from ..distillation import MixedLabels, Objective, TeacherAnswer
+from ..classifier import Classifier, Images
+from ..distillation import LossAndLogits, MixedLabels, Objective, TeacherAnswer
 from ..errors import TITNError
 from ..transformer import Encoding
 from ..vit import ViT, ViTConfig
-
-Images = Float[Tensor, "batch channel height width"]
-LossAndLogits = tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class MViT(ViT):
         tokens = self.mask_network.encode(images).blocks[-1]
         patches = self.mask_network.heads.class_head(tokens[:, 1:]).float().sigmoid()
         side = self.config.patch_size
-        return F.fold(patches.mT, self.config.image_size, kernel_size=side, stride=side)
+        return F.fold(patches.mT, self.config.image_size, kernel_size=side, stride=side).to(images.dtype)
 
     def encode(self, images: Images, return_attention: bool = False) -> Encoding:
         """The tokens of the masked pictures after every block, and their attention if asked for."""
@@ -115,13 +112,11 @@ class Relabelling(Objective):
         """Returns the loss, and the network's logits (the mean of both heads)."""
         if labels.weight != 1:
             raise TITNError("relabelling can't tell one true class of mixed pictures: leave cutmix and mixup out")
-        both = self.network(images)
-        heads = torch.stack(list(both) if isinstance(both, tuple) else [both]).float()
-        logits, targets = heads.mean(dim=0), labels.first
+        _, heads = self.look(images)
+        logits, targets = (heads[0] + heads[1]) / 2, labels.first
         if self.progress >= self.WARM_UP:
             targets = relabel(logits.detach(), targets, self.DELTA)
-        losses = [F.cross_entropy(head, targets, label_smoothing=self.label_smoothing) for head in heads]
-        return torch.stack(losses).mean(), logits
+        return self.label_loss(heads, MixedLabels(targets, targets)), logits
 
 
 class RelabellingQuality(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import titn
-from ..transformer import Encoding, Layer
+from ..transformer import Encoding, Layer, take_over
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ class ResidualLayer(Layer):
     """A layer of TITN with A in the place of S. A stream's first layer has α, and hands it on with its scores."""
 
     def __init__(self, layer: Layer, first: bool):
-        nn.Module.__init__(self)
-        for name, module in layer.named_children():  # the layer's own, under their own names
-            self.add_module(name, module)
+        take_over(self, layer)
         if first:
             self.alpha = nn.Parameter(torch.tensor(0.5))
 
@@ -75,11 +73,10 @@ class ResidualBlock(titn.Block):
     """A block of TITN, of whose layers "inner", "outer" or "both" are `ResidualLayer`s."""
 
     def __init__(self, block: nn.Module, residuals: str, first: bool):
-        nn.Module.__init__(self)
-        for name, module in block.named_children():
-            if isinstance(module, Layer) and residuals in (name, "both"):
-                module = ResidualLayer(module, first)
-            self.add_module(name, module)
+        take_over(self, block)
+        for name in ("inner", "outer"):
+            if residuals in (name, "both"):
+                setattr(self, name, ResidualLayer(getattr(self, name), first))
 
     def forward(  # type: ignore[override]
         self, inner: Inner, outer: Outer, return_attention: bool = False

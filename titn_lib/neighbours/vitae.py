@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..classifier import Classifier
+from ..classifier import Classifier, check_division, check_settings
 from ..errors import TITNError
 from ..transformer import MLP
 
@@ -50,12 +50,11 @@ class ViTAEConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(map(tuple, self.stages)))  # a file has lists
+        check_settings(self)
         for width, r, _, _, heads, _ in self.stages:
             if width % 4 or width % heads or r not in (1, 2, 4, 8):
                 raise TITNError(f"width {width}, r {r}, {heads} heads: 4 and the heads must divide the width, r be 1–8")
-        shrink = prod(stage[1] for stage in self.stages)
-        if any(side < 1 or side % shrink for side in self.image_size):
-            raise TITNError(f"{shrink} must divide the sides of {self.image_size} for {self.name}: choose others")
+        check_division(self, prod(stage[1] for stage in self.stages))
 
 
 def convolutions(widths: tuple[int, int, int, int], groups: int, r: int = 1) -> nn.Sequential:
