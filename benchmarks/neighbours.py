@@ -4,7 +4,8 @@
 
 Training is the library's own step with all that a neighbour's training asks for (augmentation, two views, a teacher),
 on noise in the shape of CIFAR-10. Inference is `training.predict`, uncompiled, 256 pictures at a time; AdaViT's gates
-are open, as at the start. Contestants take turns, round after round. `titn results` shows the medians beside the accuracies.
+are open, as at the start. Contestants take turns, round after round. `titn results` shows the medians beside the
+accuracies.
 """
 
 import argparse
