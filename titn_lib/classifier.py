@@ -49,14 +49,15 @@ def check_settings(config: Any) -> None:
     check_choices(config)
     for field in fields(config):
         value, wanted = getattr(config, field.name), ""
-        if field.type in (int, tuple[int, int]):
-            numbers = value if isinstance(value, tuple) else (value,)
-            wanted = "" if all(type(number) is int for number in numbers) else "a whole number"
-            wanted = wanted or ("" if min(numbers) >= 1 else "1 or more")
-        elif field.type is bool:
-            wanted = "" if isinstance(value, bool) else "True or False"
-        elif field.type is float:
-            wanted = "" if isinstance(value, int | float) and math.isfinite(value) else "a number"
+        numbers, whole = value if isinstance(value, tuple) else (value,), field.type in (int, tuple[int, int])
+        if whole and not all(type(number) is int for number in numbers):
+            wanted = "a whole number"
+        elif whole and min(numbers) < 1:
+            wanted = "1 or more"
+        elif field.type is bool and not isinstance(value, bool):
+            wanted = "True or False"
+        elif field.type is float and not (isinstance(value, int | float) and math.isfinite(value)):
+            wanted = "a number"
         elif value == ():
             wanted = "one or more"
         if wanted:
