@@ -38,8 +38,7 @@ def beside(values: np.ndarray, like: Tensor) -> Tensor:
 
 def on_device(values: np.ndarray, like: Tensor) -> Tensor:
     """Draws as a tensor beside the pictures, one a picture, ready to be broadcast over channels and places."""
-    kinds = {"f": np.float32, "i": np.int64, "u": np.int64}
-    values = values.astype(kinds.get(values.dtype.kind, values.dtype), copy=False)
+    values = values.astype(np.float32) if values.dtype == np.float64 else values
     return beside(values, like).view(-1, 1, 1, 1)
 
 
@@ -69,7 +68,8 @@ def crop(images: Bytes, top: np.ndarray, left: np.ndarray, margin: tuple[int, in
             raise TITNError(f"a margin of {room} has places from 0 to {2 * room} for a crop, and not {place.tolist()}")
     height, width = images.shape[-2:]
     padded = F.pad(images, [margin[1], margin[1], margin[0], margin[0]], value=fill)
-    which, top_, left_ = (on_device(v, images).flatten() for v in (np.arange(len(images)), top, left))
+    places = (np.arange(len(images)), top, left)
+    which, top_, left_ = (beside(place.astype(np.int64, copy=False), images) for place in places)
     if kernels.suits_bytes(images):
         return kernels.cut(padded, top_, left_, height, width)
     cuts = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: batch channel top left height width
