@@ -802,7 +802,7 @@ def test_a_recipe_from_the_budget():
         ({"lr": -1.0}, "lr can't be negative"),
         ({"ema_decay": 1.5}, "ema_decay must be below 1"),
         ({"seed": -1}, "a seed can't be negative"),
-        ({"image_size": (0, 8)}, "image_size must be 1 or more"),
+        ({"image_size": (0, 8)}, "image_size is a height and a width, or one number for both, 1 or more"),
         ({"lr": math.nan}, "lr must be a finite number and is nan"),
         ({"temperature": 0.0}, "temperature must be more than 0"),
         ({"distillation": "none", "teacher": "vgg7_bn"}, "'none' asks no teacher"),

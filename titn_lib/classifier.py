@@ -78,7 +78,7 @@ def height_and_width(size: Any) -> tuple[int, int]:
     """
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise TITNError(f"image_size is a height and a width, or one number for both, and not {size!r}")
+        raise TITNError(f"image_size is a height and a width, or one number for both, 1 or more, and not {size!r}")
     return sides
 
 
