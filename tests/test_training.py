@@ -809,6 +809,8 @@ def test_a_recipe_from_the_budget():
     ]:
         with pytest.raises(TITNError, match=says):
             plan_run(**changes)
+    with pytest.raises(TITNError, match=r"image_size is a height and a width, .* not \(0, 8\)"):
+        Run("digits", "titn_nano", recipe=Recipe(), image_size=(0, 8))
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10", "cifar100"])

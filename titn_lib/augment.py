@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import kernels
+from .classifier import Images
 from .distillation import MixedLabels
 from .errors import TITNError, unknown
 
@@ -23,9 +24,7 @@ Draws = Float[np.ndarray, " batch"]  # one number a picture
 Operation = Callable[[Tensor, np.random.Generator], Tensor]
 
 
-def normalise(
-    images: Bytes, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Tensor, "batch channel height width"]:
+def normalise(images: Bytes, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
     """(picture / 255 − mean) / std, channel by channel."""
     centre, scale = (torch.tensor(v).to(images.device, non_blocking=True).view(1, -1, 1, 1) for v in (mean, std))
     return torch.addcmul(-centre / scale, images, 1 / (255 * scale))

@@ -108,8 +108,8 @@ def load_data(name: str, image_size: tuple[int, int] | int | None = None) -> Dat
             antialiased); by default 32×32, and 16×16 for the tiny digits.
 
     Raises:
-        TITNError: an unknown name; files that are missing and can't be downloaded, or are damaged; an empty class; a
-            picture that can't be read.
+        TITNError: an unknown name; a bad image_size; files that are missing and can't be downloaded, or are damaged;
+            an empty class; a picture that can't be read.
     """
     wanted = None if image_size is None else height_and_width(image_size)
     if name in SOURCES:
@@ -328,7 +328,7 @@ def read_picture(
         image_size: height and width, or one number for both.
 
     Raises:
-        TITNError: the file is missing, no picture, or damaged; or `in_channels` is another number.
+        TITNError: the file is missing, no picture, or damaged; `in_channels` is another number; or a bad image_size.
     """
     height, width = height_and_width(image_size)
     modes = {1: "L", 3: "RGB"}

@@ -65,7 +65,7 @@ def freeze(teacher: Network) -> Network:
 
 
 @torch.no_grad()
-def ask_teacher(teacher: nn.Module, images: Float[Tensor, "batch channel height width"]) -> TeacherAnswer:
+def ask_teacher(teacher: nn.Module, images: Images) -> TeacherAnswer:
     """The teacher's answer to a batch, without gradient. A teacher that is none of `teachers` gives logits and no maps.
 
     Raises:

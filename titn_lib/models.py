@@ -1,7 +1,7 @@
 """Every model by name: create it, count it, save it, load it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -72,19 +72,30 @@ def create_model(name: str, **settings: object) -> Classifier:
     return classes[0](config)
 
 
-def shapes(model_class: Callable[[Any], nn.Module], config: Any) -> dict[str, torch.Size]:
-    """The sizes of all that a model's state_dict holds, without making its numbers."""
+def outline(model_class: Callable[[Any], Classifier], config: Any) -> Classifier:
+    """A model on the meta device: sizes without numbers."""
     with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in model_class(config).state_dict().items()}
+        return model_class(config)
 
 
-def check_unchanged(model: Classifier) -> None:
-    """Raises TITNError unless the model holds what its settings make."""
-    if {name: tensor.shape for name, tensor in model.state_dict().items()} != shapes(type(model), model.config):
+def shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    """The sizes of a state_dict's tensors."""
+    return {name: tensor.shape for name, tensor in weights.items()}
+
+
+def outline_unchanged(model: Classifier) -> Classifier:
+    """The model's outline.
+
+    Raises:
+        TITNError: the model holds something else than its settings make.
+    """
+    made = outline(type(model), model.config)
+    if shapes(model.state_dict()) != shapes(made.state_dict()):
         raise TITNError(
             f"this {model.config.name} is no longer what its settings make, and couldn't be loaded again: make it with "
             "the settings it needs (create_model or load_model with num_classes=…), or save its state_dict"
         )
+    return made
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -99,12 +110,10 @@ def count_macs(model: Classifier) -> int:
     Raises:
         TITNError: the model is no longer what its settings make.
     """
-    check_unchanged(model)
-    with torch.device("meta"):  # shapes without numbers: nothing is computed
-        twin = type(model)(model.config).eval()
-        images = torch.empty(1, model.config.in_channels, *model.config.image_size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(images)
+    made = outline_unchanged(model).eval()
+    images = torch.empty(1, model.config.in_channels, *model.config.image_size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():  # nothing is computed
+        made(images)
     return counter.get_total_flops() // 2
 
 
@@ -130,7 +139,7 @@ def save_model(
         )
     if dtype and not dtype.is_floating_point:
         raise TITNError(f"weights can't be kept as {dtype}: choose torch.float16, bfloat16, float32 or float64")
-    check_unchanged(model)
+    outline_unchanged(model)
     preprocessing = preprocessing or model.preprocessing
     if preprocessing and len(preprocessing.classes) != model.config.num_classes:
         raise TITNError(
@@ -174,7 +183,7 @@ def load_model(
         raise TITNError(
             f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
         ) from problem
-    if {name: weight.shape for name, weight in weights.items()} != shapes(model_class, config):
+    if shapes(weights) != shapes(outline(model_class, config).state_dict()):
         raise TITNError(
             f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or "
             "copy it again"
@@ -184,8 +193,8 @@ def load_model(
         target = replace(target, num_classes=num_classes)
     model = model_class(target)
     if target.num_classes != config.num_classes:
-        old, new = (shapes(model_class, one) for one in (config, replace(config, num_classes=target.num_classes)))
-        weights |= {name: weight for name, weight in model.state_dict().items() if new[name] != old[name]}
+        new = shapes(outline(model_class, replace(config, num_classes=target.num_classes)).state_dict())
+        weights |= {name: drawn for name, drawn in model.state_dict().items() if new[name] != weights[name].shape}
         if preprocessing:
             preprocessing = replace(preprocessing, classes=tuple(map(str, range(target.num_classes))))
     if isinstance(model, TokenClassifier) and target.image_size != config.image_size:

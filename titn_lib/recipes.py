@@ -127,8 +127,8 @@ class Run:
             raise unknown("objective", self.objective, OBJECTIVES)
         if self.seed < 0:
             raise TITNError(f"a seed can't be negative and is {self.seed}")
-        if self.image_size and min(self.image_size) < 1:
-            raise TITNError(f"image_size must be 1 or more both ways and is {self.image_size}")
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", height_and_width(self.image_size))
 
     @classmethod
     def from_dict(cls, about: dict) -> "Run":
@@ -240,7 +240,7 @@ def plan_run(
         changes: settings of the student's `Recipe` to change, such as `epochs=5`.
 
     Raises:
-        TITNError: an unknown name or setting, or a teacher with nothing to learn from it.
+        TITNError: an unknown name or setting, a bad image_size, or a teacher with nothing to learn from it.
     """
     if teacher and distillation == "none":
         raise TITNError("distillation 'none' asks no teacher: leave the teacher out, or choose what to learn from it")

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .classifier import Classifier, check_settings
+from .classifier import Classifier, Images, check_settings
 from .errors import TITNError, unknown
 
 
@@ -60,7 +60,7 @@ class Teacher(Classifier):
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, config.num_classes))
         self.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on a CPU and on a GPU
 
-    def encode(self, images: Float[Tensor, "batch channel height width"]) -> list[Tensor]:
+    def encode(self, images: Images) -> list[Tensor]:
         """The feature map of every stage, finest first, each "batch channel height width"."""
         self.check_images(images)
         maps = []
@@ -69,7 +69,7 @@ class Teacher(Classifier):
             maps.append(images)
         return maps
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
         """Logits of normalised pictures.
 
         Raises:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import kernels
+from .classifier import Images
 from .errors import TITNError
 from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, TokenConfig, check_student
 
@@ -121,9 +122,7 @@ class PixelEmbedding(nn.Module):
             )
         self.positions = nn.Parameter(torch.empty(config.pixels, config.inner_width))
 
-    def forward(
-        self, images: Float[Tensor, "batch channel height width"]
-    ) -> Float[Tensor, "batch patch pixel inner_width"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch patch pixel inner_width"]:
         rows, columns = self.config.grid
         if self.config.pixel_embedding == "linear":
             pixels = rearrange(
@@ -326,7 +325,7 @@ class TITN(TokenClassifier):
         tables = [self.pixel_embedding.positions, *self.outer_tokens.parameters(recurse=False)]
         self.initialise(tables, config.initialisation)
 
-    def encode(self, images: Float[Tensor, "batch channel height width"], return_attention: bool = False) -> Encoding:
+    def encode(self, images: Images, return_attention: bool = False) -> Encoding:
         """The outer tokens after every block, and both streams' attention if asked for."""
         self.check_images(images)
         inner = self.pixel_embedding(images)

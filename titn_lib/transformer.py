@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import kernels
-from .classifier import Classifier, Config, check_settings
+from .classifier import Classifier, Config, Images, check_settings
 from .errors import TITNError
 
 
@@ -215,12 +215,12 @@ class TokenClassifier(Classifier):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def encode(self, images: Float[Tensor, "batch channel height width"], return_attention: bool = False) -> Encoding:
+    def encode(self, images: Images, return_attention: bool = False) -> Encoding:
         """The outer tokens after every block, and the attention if asked for."""
         raise NotImplementedError
 
     def forward(
-        self, images: Float[Tensor, "batch channel height width"], return_attention: bool = False
+        self, images: Images, return_attention: bool = False
     ) -> Tensor | TokenLogits | tuple[Tensor | TokenLogits, AttentionMaps]:
         """Logits of normalised pictures.
 

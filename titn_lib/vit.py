@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
+from .classifier import Images
 from .transformer import AttentionMaps, Encoding, Heads, Layer, TokenClassifier, TokenConfig, check_student
 
 
@@ -62,7 +62,7 @@ class ViT(TokenClassifier):
         self.heads = Heads(config.width, config.num_classes, config.pooling, config.distillation_token)
         self.initialise([self.special, self.positions], config.initialisation)
 
-    def encode(self, images: Float[Tensor, "batch channel height width"], return_attention: bool = False) -> Encoding:
+    def encode(self, images: Images, return_attention: bool = False) -> Encoding:
         """The tokens after every block, and their attention if asked for."""
         self.check_images(images)
         patches = rearrange(

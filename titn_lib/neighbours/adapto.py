@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..classifier import Classifier, check_settings
+from ..classifier import Classifier, Images, check_settings
 from ..errors import TITNError
 
 STAGES = 4
@@ -124,7 +124,7 @@ class AdaptoVision(Classifier):
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], config.num_classes, 1), nn.Flatten())
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
         """Logits of normalised pictures.
 
         Raises:

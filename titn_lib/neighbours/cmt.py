@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..classifier import Classifier, check_division, check_settings
+from ..classifier import Classifier, Images, check_division, check_settings
 from ..errors import TITNError
 
 
@@ -123,7 +123,7 @@ class CMT(Classifier):
         self.head = nn.Linear(wide, config.num_classes)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
         """Logits of normalised pictures; TITNError if they have another size or number of channels."""
         self.check_images(images)
         x = self.stem(images)

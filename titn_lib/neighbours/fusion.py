@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..classifier import Classifier, check_settings
+from ..classifier import Classifier, Images, check_settings
 from ..errors import TITNError
 from ..teachers import VGG7, build_vgg
 from ..transformer import check_patches
@@ -79,7 +79,7 @@ class Fusion(Classifier):
             self.gate = nn.Linear(2 * width, width)
         self.head = nn.Linear(2 * width if config.fusion == "concatenation" else width, config.num_classes)
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
         """Logits of normalised pictures.
 
         Raises:
@@ -92,7 +92,7 @@ class Fusion(Classifier):
         share = self.gate(views).sigmoid()
         return self.head(share * near + (1 - share) * whole)
 
-    def look(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch number"]:
+    def look(self, images: Images) -> Float[Tensor, "batch number"]:
         """What the branches make of the pictures: [a; b], or one of them alone."""
         self.check_images(images)
         return torch.cat([branch(images) for branch in self.branches.values()], dim=1)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import titn
+from ..classifier import Images
 from ..transformer import Encoding, Layer, take_over
 
 
@@ -107,7 +108,7 @@ class ReViT(titn.TITN):
         plain = self.blocks
         self.blocks = nn.ModuleList(ResidualBlock(block, config.residuals, block is plain[0]) for block in plain)
 
-    def encode(self, images: Float[Tensor, "batch channel height width"], return_attention: bool = False) -> Encoding:
+    def encode(self, images: Images, return_attention: bool = False) -> Encoding:
         encoding = super().encode(images, return_attention)
         return encoding._replace(blocks=[tokens_of(outer) for outer in encoding.blocks])
 

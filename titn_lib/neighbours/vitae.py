@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..classifier import Classifier, check_division, check_settings
+from ..classifier import Classifier, Images, check_division, check_settings
 from ..errors import TITNError
 from ..transformer import MLP
 
@@ -129,7 +129,7 @@ class ViTAE(Classifier):
         self.cells, self.head = nn.Sequential(*cells), nn.Linear(before, config.num_classes)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
         """Logits of normalised pictures; TITNError if they have another size or number of channels."""
         self.check_images(images)
         return self.head(self.cells(images).mean(dim=(2, 3)))
