@@ -82,6 +82,15 @@ def test_a_gate_that_believes_one_branch_is_that_branch(branch, score):
     torch.testing.assert_close(fused(images), single(images), atol=1e-5, rtol=0)
 
 
+def test_the_transformer_answers_with_the_mean_of_its_tokens_and_starts_small():
+    vit, norm = create_model("fusion_nano").eval().branches["attention"]
+    images = torch.randn(IMAGES)
+    mean = vit.encode(images).blocks[-1].mean(dim=1)
+    torch.testing.assert_close(norm(vit.heads.class_head(mean)), norm(vit(images)))
+    for drawn in (vit.positions, vit.heads.class_head[1].weight):
+        assert drawn.std().item() == pytest.approx(0.02, rel=0.05)
+
+
 def test_branches_see_what_they_are_said_to_see():
     """Without positions a transformer sees patches in no order; convolutions see what is beside what, no further."""
     images = torch.randn(IMAGES)

@@ -31,6 +31,13 @@ def test_sizes():
     assert count_macs(model) == pytest.approx(54.0e6, rel=0.01)
 
 
+def test_both_networks_start_small():
+    model = create_model("mvit_nano")
+    for network in (model, model.mask_network):
+        for drawn in (network.positions, network.heads.class_head[1].weight):
+            assert drawn.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 # --- masks
 
 
