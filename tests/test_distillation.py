@@ -1,5 +1,6 @@
 """Every loss against a hand-computed example, and the teacher's peace."""
 
+import copy
 import math
 
 import pytest
@@ -19,9 +20,11 @@ from titn_lib.distillation import (
     dkd_loss,
     freeze,
     hard_loss,
+    likeness_gap,
     mixed_cross_entropy,
     soft_loss,
 )
+from titn_lib.recipes import Recipe
 from titn_lib.transformer import TokenLogits
 
 
@@ -149,6 +152,24 @@ def test_a_patch_loss_is_added_with_its_weight(method, weight, monkeypatch):
     assert (with_it - without).item() == pytest.approx(10 * weight)
 
 
+def test_settings_that_nobody_gives():
+    """Published or first guesses: results/README.md speaks of them."""
+    labels = torch.tensor([0, 2])
+    assert torch.equal(soft_loss(*BOTH), soft_loss(*BOTH, 4.0))
+    assert torch.equal(dkd_loss(*BOTH, labels), dkd_loss(*BOTH, labels, 4.0, 1.0, 8.0))
+    assert ManifoldLoss.SAMPLE == 192
+    assert make_objective("feature").patch_weight == Recipe().feature_weight == 2.5
+
+
+def test_half_precision_rounds_no_loss():
+    rows = torch.randn(2, 30, 16).bfloat16()
+    assert torch.equal(likeness_gap(rows[0], rows[1]), likeness_gap(rows[0].float(), rows[1].float()))
+    objective = Objective(create_model("titn_nano", depth=1))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, logits = objective(torch.randn(2, 3, 32, 32), MixedLabels(LABELS.first, LABELS.first))
+    assert loss.dtype == logits.dtype == torch.float32
+
+
 def test_mixed_labels():
     logits, first, second = torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), torch.tensor([4, 4, 0, 0])
     expected = 0.3 * cross_entropy(logits, first) + 0.7 * cross_entropy(logits, second)
@@ -187,9 +208,10 @@ def test_a_teacher_in_training_mode_is_refused():
 def test_a_patch_loss_leaves_every_part_of_the_teacher_in_its_mode():
     teacher = create_model("vgg7_bn").train()
     teacher.stages[0].eval()
-    before = [part.training for part in teacher.modules()]
+    before, weights = [part.training for part in teacher.modules()], copy.deepcopy(teacher.state_dict())
     FeatureLoss(create_model("titn_nano", depth=3), teacher)
     assert [part.training for part in teacher.modules()] == before
+    assert all(torch.equal(value, weights[name]) for name, value in teacher.state_dict().items())
 
 
 def test_the_answer_is_the_teachers_own():

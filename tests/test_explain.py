@@ -345,6 +345,11 @@ def test_blur_keeps_the_mean_colour_and_no_detail():
     assert blurred.std() < 0.02
     torch.testing.assert_close(blurred.mean(), checks.mean(), atol=0.02, rtol=0)
     torch.testing.assert_close(explain.blur(torch.ones(1, 1, 8, 8)), torch.ones(1, 1, 8, 8))
+    point = torch.zeros(1, 1, 33, 33)
+    point[..., 16, 16] = 1
+    row = explain.blur(point, width=4.0)[0, 0, 16]
+    for away in (4, 8):  # one and two standard deviations
+        assert (row[16 + away] / row[16]).item() == pytest.approx(math.exp(-(away**2) / 32), rel=1e-4)
 
 
 def test_bootstrap_intervals():
