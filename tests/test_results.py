@@ -87,6 +87,18 @@ def test_mean_spread_and_difference():
     assert difference([70.0], [50.0, 52.0, 54.0], spread) == "+18.00 ± 2.11"
 
 
+def test_a_row_that_broke_has_a_spread_of_its_own():
+    like, noisy, wild = [50.0, 52.0, 54.0], [40.0, 49.0, 58.0], [30.0, 31.0, 53.0]  # s = 2, 9 and 13
+    assert pooled_spread([like] * 5 + [wild]) == pytest.approx(2)
+    assert pooled_spread([wild] + [like] * 5) == pytest.approx(2)
+    # 9 is not five times 2; and four rows (8 degrees of freedom) are too few to call a fifth wild
+    assert pooled_spread([like] * 5 + [noisy]) == pytest.approx(((5 * 8 + 162) / 12) ** 0.5)
+    assert pooled_spread([like] * 4 + [wild]) == pytest.approx(((4 * 8 + 338) / 10) ** 0.5)
+    # √(169 / 3 + 4 / 3), and with 4 in the place of 169
+    assert difference(wild, like, 2.0) == "-14.00 ± 7.59"
+    assert difference(noisy, like, 2.0) == "-3.00 ± 1.63"
+
+
 def test_a_comparison_puts_the_base_first(rows):
     assert [row.experiment.name for row in choose_rows(rows, ["change"])] == ["base", "change-wide", "change-deep"]
     table = fill_in("<!-- table change -->\n<!-- /table -->", rows).splitlines()

@@ -45,6 +45,7 @@ CANDIDATES = {  # of the weights that the package brings along: the best on the 
     "vgg7_bn.mnist": ("mnist-vgg7_bn-laptop",),
     "titn_pico.mnist": ("mnist-titn_pico-alone-laptop", "mnist-titn_pico-hard-laptop"),
 }
+BROKEN = 5.0  # times the others' standard deviation
 SPEEDS = "neighbours-speed-cpu.json"  # benchmarks/neighbours.py measures experiments' networks side by side
 PLACE = re.compile(r"(<!-- table ([^>]+?) -->\n).*?(<!-- /table -->)", re.S)
 
@@ -125,18 +126,32 @@ def mean_and_spread(values: list[float]) -> str:
 
 def pooled_spread(groups: Iterable[list[float]]) -> float:
     """The standard deviation within groups, all together: two or three seeds can't tell their own. Not a number where
-    no group has two values."""
-    parts = [values for values in groups if len(values) > 1]
+    no group has two values. A group that is `broken` beside the others (with ten degrees of freedom or more) is left
+    out: one like that would make every error longer."""
+    parts = sorted((values for values in groups if len(values) > 1), key=statistics.variance)
+    if not parts:
+        return math.nan
+    *others, noisiest = parts
+    if sum(len(values) - 1 for values in others) >= 10 and broken(noisiest, spread := pooled_spread(others)):
+        return spread
     freedom = sum(len(values) - 1 for values in parts)
-    return (sum(statistics.variance(v) * (len(v) - 1) for v in parts) / freedom) ** 0.5 if parts else math.nan
+    return (sum(statistics.variance(v) * (len(v) - 1) for v in parts) / freedom) ** 0.5
+
+
+def broken(values: list[float], spread: float) -> bool:
+    """Whether values lie more than `BROKEN` times as far apart as others: training went wrong, and differently each
+    time. By chance, three values of one row do so in less than one table of a thousand."""
+    return len(values) > 1 and statistics.stdev(values) > BROKEN * spread
 
 
 def difference(values: list[float], base: list[float], spread: float) -> str:
-    """ "+1.20 ± 0.35": the difference of the means and, with a known standard deviation, its standard error."""
+    """ "+1.20 ± 0.35": the difference of the means and, with a known standard deviation, its standard error. `broken`
+    values have a standard deviation of their own."""
     if not values or not base:
         return ""
     gap = f"{statistics.mean(values) - statistics.mean(base):+.2f}"
-    return gap if math.isnan(spread) else f"{gap} ± {spread * (1 / len(values) + 1 / len(base)) ** 0.5:.2f}"
+    own = statistics.stdev(values) if broken(values, spread) else spread
+    return gap if math.isnan(spread) else f"{gap} ± {(own**2 / len(values) + spread**2 / len(base)) ** 0.5:.2f}"
 
 
 def difference_from_base(row: Row, rows: dict[str, Row]) -> str:
