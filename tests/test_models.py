@@ -39,6 +39,20 @@ def test_the_vits_have_the_documented_sizes():
     assert count_parameters(create_model("distilled_vit_paper", num_classes=100)) == 5_418_632
 
 
+def test_what_is_frozen_is_not_counted():
+    model = create_model("titn_nano", depth=1)
+    count = count_parameters(model)
+    model.heads.requires_grad_(False)
+    assert count_parameters(model) == count - 2 * (2 * 128 + 128 * 10 + 10)
+
+
+def test_a_file_comes_before_shipped_weights_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = create_model("titn_nano", depth=1)
+    save_model(model, "titn_nano.digits")
+    assert load_model("titn_nano.digits").config == model.config
+
+
 def test_an_unknown_name_suggests_the_closest():
     with pytest.raises(TITNError, match="did you mean 'titn_paper'"):
         create_model("titn_papr")
@@ -51,6 +65,17 @@ def test_half_precision_files_are_half_as_large(tmp_path):
     sizes = [(tmp_path / name).stat().st_size for name in ("half.safetensors", "full.safetensors")]
     assert sizes[0] == pytest.approx(sizes[1] / 2, rel=0.02)
     assert load_model(tmp_path / "half.safetensors").heads.class_head[1].weight.dtype == torch.float32
+
+
+def test_half_precision_files_keep_whole_numbers(tmp_path):
+    """Batch normalisation counts its batches: float16 knows no 4,001."""
+    model = create_model("vgg7_bn")
+    counters = [name for name in model.state_dict() if name.endswith("num_batches_tracked")]
+    model.load_state_dict({**model.state_dict(), **{name: torch.tensor(4001) for name in counters}})
+    save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
+    loaded = load_model(tmp_path / "half.safetensors").state_dict()
+    assert counters
+    assert all(loaded[name] == 4001 for name in counters)
 
 
 def test_positions_follow_another_size():

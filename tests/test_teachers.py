@@ -26,6 +26,8 @@ def test_stages_halve_the_picture(name, in_channels):
 def test_pictures_that_are_too_small():
     with pytest.raises(TITNError, match="vgg16_bn halves its pictures 4 times and can't take 8×8"):
         create_model("vgg16_bn", image_size=(8, 8))
+    with pytest.raises(TITNError, match="can't take 32×8"):
+        create_model("vgg16_bn", image_size=(32, 8))
 
 
 @pytest.mark.parametrize(
