@@ -40,11 +40,11 @@ def batch_norm(weights, name, x):
     return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
 
 
-def layer_norm(weights, name, x):
+def layer_norm(weights, name, x, eps=1e-5):
     """Over the last dimension."""
     mean = x.mean(dim=-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)
-    return (x - mean) / (variance + 1e-5).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return (x - mean) / (variance + eps).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
 def linear(weights, name, x):

@@ -287,11 +287,26 @@ def test_a_run_from_a_trained_titn_closes_gates(tmp_path):
     assert [heads, sublayers] == pytest.approx([0.5] * 2, abs=0.1)
 
 
+def test_patches_can_have_another_threshold():
+    """σ(0.4) = 0.599 and σ(0.41) = 0.601; heads and sublayers keep ½."""
+    logits = torch.tensor([-0.1, 0.1, 0.4, 0.41])
+    assert gate(logits, training=False).tolist() == [0, 1, 1, 1]
+    assert gate(logits, training=False, threshold=0.6).tolist() == [0, 0, 0, 1]
+    model = create_model("adavit_nano", depth=2, patch_threshold=0.6)
+    torch.nn.init.constant_(model.blocks[1].nets["patches"].bias, 0.4)
+    model.eval()(torch.randn(2, 3, 32, 32))
+    assert [kind.mean().item() for kind in model.last] == [0, 1, 1]
+    drawn = gate(torch.zeros(100_000), training=True, threshold=0.6).mean().item()  # σ(noise / τ) > 0.6
+    assert drawn == pytest.approx(1 / (1 + (0.6 / 0.4) ** 5), abs=0.005)
+
+
 def test_what_does_not_fit():
     with pytest.raises(TITNError, match="the first block has no gates: choose a depth of 2 or more"):
         create_model("adavit_nano", depth=1)
     with pytest.raises(TITNError, match="AdaViT has no local_perception"):
         create_model("adavit_nano", local_perception=True)
+    with pytest.raises(TITNError, match="patch_threshold must be between 0 and 1 and is 1"):
+        create_model("adavit_nano", patch_threshold=1)
     with pytest.raises(TITNError, match="titn_nano has no gates to close: choose adavit_nano"):
         answer(Budgeted(create_model("titn_nano")), torch.zeros(2, 3, 32, 32), torch.arange(2))
 

@@ -74,8 +74,9 @@ def reference_attention(weights, name, x, bias, heads, k):
 
 def reference_block(weights, name, x, bias, heads, k):
     x = x + depthwise(weights, f"{name}.local.0", x, padding=1)
-    x = x + reference_attention(weights, name, first(layer_norm(weights, f"{name}.norm", last(x))), bias, heads, k)
-    y = first(layer_norm(weights, f"{name}.feed_forward.0", last(x)))
+    normed = first(layer_norm(weights, f"{name}.norm", last(x), eps=1e-6))
+    x = x + reference_attention(weights, name, normed, bias, heads, k)
+    y = first(layer_norm(weights, f"{name}.feed_forward.0", last(x), eps=1e-6))
     y = batch_norm(weights, f"{name}.feed_forward.3", gelu(convolution(weights, f"{name}.feed_forward.1", y)))
     y = gelu(y + depthwise(weights, f"{name}.feed_forward.4.0", y, padding=1))
     y = convolution(weights, f"{name}.feed_forward.7", batch_norm(weights, f"{name}.feed_forward.6", y))

@@ -22,9 +22,10 @@ from .reference import (
 
 
 def test_sizes():
-    """Published: 19.2 M parameters, 5.7 G."""
+    """Published: 19.2 M parameters, 5.7 G; the authors' code has 19,355,688."""
     small = create_model("vitae_v2_s")
-    assert count_parameters(small) / 1e6 == pytest.approx(19.2, rel=0.02)
+    assert count_parameters(small) == 19_355_688
+    assert count_parameters(create_model("vitae_v2_s", published_code=False)) == 19_355_688 + 3 * 256 + 3 * 512
     assert count_macs(small) / 1e9 == pytest.approx(5.7, rel=0.02)
     assert count_parameters(create_model("vitae_nano")) == 876_682
     assert count_macs(create_model("vitae_nano")) == 79_694_784
@@ -43,7 +44,8 @@ def reference_attention(weights, name, x, heads, window, skip):
             places = [(r, c) for r in range(top, top + tall) for c in range(left, left + wide)]
             inside = [r < rows and c < columns for r, c in places]
             tokens = [x[p] if there else 0 * x[0, 0] for p, there in zip(places, inside, strict=True)]
-            query, key, value = linear(weights, f"{name}.qkv", torch.stack(tokens)).split(width, dim=1)
+            qkv = torch.stack(tokens) @ weights[f"{name}.qkv.weight"].T + weights.get(f"{name}.qkv.bias", 0)
+            query, key, value = qkv.split(width, dim=1)
             d = width // heads
             heard = [
                 softmax_attention(*(part[:, h * d : (h + 1) * d] for part in (query, key, value))) for h in range(heads)
@@ -63,8 +65,8 @@ def reference_convolutions(weights, name, maps, groups, strides):
     return maps[0].movedim(0, -1)
 
 
-def reference_mlp(weights, name, x):
-    hidden = gelu(linear(weights, f"{name}.mlp.0", layer_norm(weights, f"{name}.mlp_norm", x)))
+def reference_mlp(weights, name, x, eps):
+    hidden = gelu(linear(weights, f"{name}.mlp.0", layer_norm(weights, f"{name}.mlp_norm", x, eps)))
     return x + linear(weights, f"{name}.mlp.2", hidden)
 
 
@@ -72,7 +74,7 @@ STRIDES = {1: (1, 1, 1), 2: (2, 1, 1), 4: (2, 2, 1)}
 PADDING = {2: {1: 1, 2: 2, 3: 3}, 4: {1: 2, 2: 5, 3: 8, 4: 11}}  # ⌈((kernel − 1)·dilation + 1 − r) / 2⌉
 
 
-def reference_vitae(weights, maps, stages):
+def reference_vitae(weights, maps, stages, published_code):
     cell = 0
     for stage, (_, r, dilations, depth, heads, window) in enumerate(stages):
         name, before = f"cells.{cell}", maps.shape[1]
@@ -81,23 +83,25 @@ def reference_vitae(weights, maps, stages):
             for d in range(1, dilations + 1)
         ]
         pyramid = layer_norm(weights, f"{name}.norm", torch.cat(scales, dim=1)[0].movedim(0, -1))
-        y = reference_attention(weights, f"{name}.attention", pyramid, max(heads // 2, 1), window, skip=True)
+        skip = not (published_code and window)
+        assert (f"{name}.attention.qkv.bias" in weights) == bool(window or not published_code)
+        y = reference_attention(weights, f"{name}.attention", pyramid, max(heads // 2, 1), window, skip)
         groups = before // 4 if stage else 1
         y = y + reference_convolutions(weights, f"{name}.convolutions", maps, groups, STRIDES[r])
-        x = reference_mlp(weights, name, y)
+        x = reference_mlp(weights, name, y, eps=1e-5)
         for _ in range(depth):
             cell += 1
             name = f"cells.{cell}"
             groups = x.shape[-1] // 4 if stage else 1
-            news = reference_attention(
-                weights, f"{name}.attention", layer_norm(weights, f"{name}.norm", x), heads, window, skip=False
-            )
+            normed = layer_norm(weights, f"{name}.norm", x, eps=1e-6)
+            update = reference_attention(weights, f"{name}.attention", normed, heads, window, skip=False)
             near = reference_convolutions(weights, f"{name}.convolutions", x.movedim(-1, 0)[None], groups, STRIDES[1])
-            x = reference_mlp(weights, name, x + news + near)
+            x = reference_mlp(weights, name, x + update + near, eps=1e-6)
         cell, maps = cell + 1, x.movedim(-1, 0)[None]
     return linear(weights, "head", x.mean(dim=(0, 1)))
 
 
+@pytest.mark.parametrize("published_code", [False, True])
 @pytest.mark.parametrize(
     ("size", "stages"),
     [
@@ -105,10 +109,11 @@ def reference_vitae(weights, maps, stages):
         ((12, 20), ((4, 2, 3, 1, 1, 4), (8, 2, 2, 1, 4, 0))),  # nor is the first, 6×10
     ],
 )
-def test_vitae_equals_the_equations(size, stages):
-    model = scramble(create_model("vitae_nano", num_classes=5, image_size=size, stages=stages))
+def test_vitae_equals_the_equations(size, stages, published_code):
+    settings = {"num_classes": 5, "image_size": size, "stages": stages, "published_code": published_code}
+    model = scramble(create_model("vitae_nano", **settings))
     images = torch.randn(2, 3, *size, dtype=torch.float64)
-    check_equal(model, images, lambda weights, x: reference_vitae(weights, x, stages))
+    check_equal(model, images, lambda weights, x: reference_vitae(weights, x, stages, published_code))
 
 
 @pytest.mark.parametrize(("window", "reach"), [(4, {(4, 0), (7, 3)}), (0, {(0, 0), (7, 3), (7, 7)})])

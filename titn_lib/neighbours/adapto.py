@@ -10,10 +10,10 @@ Three ideas, where * is a convolution and σ normalises and applies an ELU:
 A global mean and a 1×1 convolution make the logits. Published: 95.3 % on CIFAR-10 and 85.77 % on CIFAR-100 with about
 6.6 M parameters; we know of no code by the authors. We have the equations from a replication
 (github.com/oktaylor/adaptovision-replication). It calls the paper ambiguous, could not train with the recipe as
-reported (NaN), and came to 80.57 to 86.04 % on CIFAR-10 with changed ones. As in its code: batch normalisation in σ and
-after P, maximum as pool, four stages. Ours: an ELU in every σ (in a unit its code, as we read it, has two, after sums
-of its own), the mean over squares where a skip leads to smaller maps (there interpolation), k = 3 (there 3 to 7),
-other widths, no dropout.
+reported (NaN), and came to 80.57 to 86.04 % on CIFAR-10 with changed ones. As in its code: batch normalization in σ and
+after P, maximum as pool, four stages. Ours: an ELU in every σ (a unit of its code has two, after sums of its own), none
+after the transition's sum (there one), no batch normalization after V and D (there both), the mean over squares where a
+skip leads to smaller maps (there interpolation), k = 3 (there 3 to 7), other widths, no dropout.
 """
 
 from dataclasses import dataclass
@@ -75,7 +75,8 @@ class Unit(nn.Sequential):
     def __init__(self, width: int):
         depthwise = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width, bias=False)
         middle = [step(width, width, 1), depthwise, step(width, width, 1)]
-        before, after = [step(width, width, 1), step(width, width, 3)], [step(width, width, 3), step(width, width, 1)]
+        before = [step(width, width, 1), step(width, width, 3)]
+        after = [step(width, width, 3), step(width, width, 1)]
         super().__init__(*before, *middle, *after)
 
     def forward(self, maps: Float[Tensor, "batch channel row column"]) -> Float[Tensor, "batch channel row column"]:
@@ -117,7 +118,8 @@ class AdaptoVision(Classifier):
     def __init__(self, config: AdaptoConfig):
         super().__init__()
         self.config = config
-        widths, units = config.widths, config.units
+        widths = config.widths
+        units = config.units
         stem = [step(config.in_channels, widths[0], 3), step(widths[0], widths[0], 3)]
         self.start = nn.Sequential(*stem, *(Unit(widths[0]) for _ in range(units)))
         self.stages = nn.ModuleList(Stage(widths[: end + 1], units) for end in range(1, STAGES))

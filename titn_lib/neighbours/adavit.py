@@ -4,7 +4,7 @@ Before a block, linear nets open or close gates for every picture anew: one for 
 MLP), read from the class token, and one for each patch, read from its own token.
 
     s = σ((ℓ + g₁ − g₂) / τ)      ℓ a net's logit, g₁ and g₂ Gumbel noise, τ = 5; in evaluation s = σ(ℓ)
-    gate = 1 if s > ½ else 0      backwards as if it were s (straight-through)
+    gate = 1 if s > ½ else 0      backwards as if it were s (straight-through); of a patch: s > `patch_threshold`
     x = x + sublayer's gate · patch's gate · f(x)      in attention each head times its gate; closed patches are no keys
 
 A closed patch keeps its token, and the next block may open it again. Training computes all and multiplies by the gates,
@@ -13,12 +13,13 @@ sublayers, and answers the same.
 
 Published, in paper and code: nets, gates, masks; a first block without gates for heads and sublayers, for its class
 token has seen nothing; the loss of `Budgeted`; more than twice the efficiency for 0.8 points of accuracy on ImageNet.
-Ours: TITN's streams. A closed patch runs no inner layer and sends no news: its pixel tokens stay as they are. The first
-block has no gates at all; all nets read LN(token); closed heads leave the MLP as it is. Gates start open (logits of 2):
-in evaluation, a start from a trained TITN is that TITN. `explain.relevance` takes all patches for open.
-`adavit_nano` is `titn_nano` with gates: 0.74 M parameters, 55 M multiply-accumulates.
+In the code a patch's gate opens above 0.6, in `adavit_nano` above ½. Ours: TITN's streams. A closed patch runs no inner
+layer, sends no update and keeps its pixel tokens. The first block has no gates at all; all nets read LN(token); closed
+heads leave the MLP as it is. Gates start open (logits of 2): in evaluation, a start from a trained TITN is that TITN.
+`explain.relevance` takes all patches for open. `adavit_nano` is `titn_nano` with gates: 0.74 M parameters, 55 M MACs.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -33,7 +34,8 @@ from ..distillation import LossAndLogits, MixedLabels, Objective, TeacherAnswer
 from ..errors import TITNError
 from ..transformer import take_over
 
-TAU, START = 5.0, 2.0  # the temperature; every gate's first logit
+TAU = 5.0  # the temperature
+START = 2.0  # every gate's initial logit
 Inner = Float[Tensor, "batch patch pixel inner_width"]
 Outer = Float[Tensor, "batch token outer_width"]
 Streams = tuple[Inner, Outer, Tensor | None, Tensor | None]  # with their attention
@@ -41,9 +43,10 @@ Streams = tuple[Inner, Outer, Tensor | None, Tensor | None]  # with their attent
 
 @dataclass(frozen=True)
 class AdaViTConfig(titn.TITNConfig):
-    """The settings of a TITN, and `budget`: the share of open gates, γ, that the objective "budgeted" aims at."""
+    """The settings of a TITN, and two more."""
 
-    budget: float = 0.5
+    budget: float = 0.5  # γ, the share of open gates that the objective "budgeted" aims at
+    patch_threshold: float = 0.5  # a patch's gate opens where s exceeds it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +54,8 @@ class AdaViTConfig(titn.TITNConfig):
             raise TITNError("the first block has no gates: choose a depth of 2 or more")
         if self.local_perception:
             raise TITNError("a patch whose neighbours were left out can't hear them: AdaViT has no local_perception")
+        if not 0 < self.patch_threshold < 1:
+            raise TITNError(f"patch_threshold must be between 0 and 1 and is {self.patch_threshold!r}")
 
 
 class Gates(NamedTuple):
@@ -61,13 +66,13 @@ class Gates(NamedTuple):
     sublayers: Float[Tensor, "*block batch 2"]  # attention, MLP
 
 
-def gate(logits: Float[Tensor, "*any"], training: bool) -> Float[Tensor, "*any"]:
+def gate(logits: Float[Tensor, "*any"], training: bool, threshold: float = 0.5) -> Float[Tensor, "*any"]:
     """float32."""
     if not training:
-        return (logits > 0).float()
+        return (logits > math.log(threshold / (1 - threshold))).float()  # σ(ℓ) > threshold
     first, second = -torch.empty(2, *logits.shape, device=logits.device).exponential_().log()
     soft = ((logits.float() + first - second) / TAU).sigmoid()
-    return (soft > 0.5).float() + (soft - soft.detach())
+    return (soft > threshold).float() + (soft - soft.detach())
 
 
 class AdaptiveBlock(titn.Block):
@@ -77,6 +82,7 @@ class AdaptiveBlock(titn.Block):
         take_over(self, block)
         self.last: Gates | None = None  # of the last pass
         self.after = int(config.distillation_token)  # outer tokens after the patches
+        self.patch_threshold = config.patch_threshold
         sizes = {"patches": 1, "heads": config.outer_heads, "sublayers": 2}
         self.nets = nn.ModuleDict({kind: nn.Linear(config.outer_width, size) for kind, size in sizes.items()})
         for name, parameter in self.nets.named_parameters():
@@ -85,8 +91,9 @@ class AdaptiveBlock(titn.Block):
     def decide(self, outer: Outer) -> Gates:
         tokens = self.outer.attention_norm(outer)
         patches = self.nets["patches"](tokens[:, 1 : tokens.shape[1] - self.after])[..., 0]
-        logits = patches, self.nets["heads"](tokens[:, 0]), self.nets["sublayers"](tokens[:, 0])
-        return Gates(*(gate(one, self.training).to(outer.dtype) for one in logits))
+        logits = [patches, self.nets["heads"](tokens[:, 0]), self.nets["sublayers"](tokens[:, 0])]
+        thresholds = [self.patch_threshold, 0.5, 0.5]
+        return Gates(*(gate(x, self.training, t).to(outer.dtype) for x, t in zip(logits, thresholds, strict=True)))
 
     def forward(self, inner: Inner, outer: Outer, return_attention: bool = False) -> Streams:
         """As `titn.Block.forward`. Evaluation takes pictures with the same open sublayers at once, with as many patches
@@ -97,15 +104,18 @@ class AdaptiveBlock(titn.Block):
         self.last = gates
         if self.training or return_attention or outer.is_meta:
             return self.compute(inner, outer, gates, return_attention, every=True)
-        inner, outer, kept = inner.clone(), outer.clone(), F.pad(gates.patches, (1, self.after), value=1.0)
+        inner = inner.clone()
+        outer = outer.clone()
+        kept = F.pad(gates.patches, (1, self.after), value=1.0)
         order = kept.argsort(dim=1, descending=True, stable=True)
         for sublayers in gates.sublayers.unique(dim=0):
             group = (gates.sublayers == sublayers).all(dim=1).nonzero()  # "picture 1"
             tokens = order[group[:, 0], : int(kept[group[:, 0]].sum(dim=1).max())].sort(dim=1).values
             patches = tokens[:, 1 : tokens.shape[1] - self.after] - 1
             few = Gates(gates.patches[group, patches], gates.heads[group[:, 0]], gates.sublayers[group[:, 0]])
-            new = self.compute(inner[group, patches], outer[group, tokens], few)
-            inner[group, patches], outer[group, tokens] = new[:2]
+            new_inner, new_outer, *_ = self.compute(inner[group, patches], outer[group, tokens], few)
+            inner[group, patches] = new_inner
+            outer[group, tokens] = new_outer
         return inner, outer, None, None
 
     def __getstate__(self) -> dict:
@@ -115,9 +125,12 @@ class AdaptiveBlock(titn.Block):
         self, inner: Inner, outer: Outer, gates: Gates, return_attention: bool = False, every: bool = False
     ) -> Streams:
         """All is computed and multiplied by the gates; a sublayer that no picture needs only if `every` is."""
-        layer, attention, patches, heads = self.outer, None, gates.patches[..., None], gates.heads[..., None, None]
+        layer = self.outer
+        attention = None
+        patches = gates.patches[..., None]
+        heads = gates.heads[..., None, None]
         kept = F.pad(patches, (0, 0, 1, self.after), value=1.0)  # class and distillation token always are
-        attend, think = (kept * sublayer[:, None, None] for sublayer in gates.sublayers.unbind(dim=1))
+        attend, think = (kept[:, None] * gates.sublayers[..., None, None]).unbind(dim=1)
         seen, normed, inside = self.look_inside(inner, return_attention)
         inner = patches[..., None] * seen + (1 - patches[..., None]) * inner
         outer = self.tell(outer, patches * self.projection.project(normed))
@@ -152,13 +165,18 @@ class AdaViT(titn.TITN):
 
     def saved(self, gates: Gates) -> Int64[Tensor, " batch"]:
         """How many of `count_macs(model)` multiply-accumulates the closed gates of each picture save."""
-        config, inner, outer = self.config, self.config.inner_width, self.config.outer_width
+        config = self.config
+        inner = config.inner_width
+        outer = config.outer_width
         pixel = inner * (4 * inner + 2 * config.pixels + 2 * int(inner * config.mlp_ratio) + outer)
 
         def cost(gates: Gates) -> Tensor:
-            (patches, heads), (attend, think) = (kind.sum(dim=-1) for kind in gates[:2]), gates.sublayers.unbind(dim=-1)
-            tokens, mixed = patches + config.tokens - config.patches, heads * (outer // config.outer_heads)
-            attention, mlp = mixed * (4 * outer + 2 * tokens), 2 * outer * int(outer * config.mlp_ratio)
+            patches = gates.patches.sum(dim=-1)
+            attend, think = gates.sublayers.unbind(dim=-1)
+            tokens = patches + config.tokens - config.patches
+            mixed = gates.heads.sum(dim=-1) * (outer // config.outer_heads)
+            attention = mixed * (4 * outer + 2 * tokens)
+            mlp = 2 * outer * int(outer * config.mlp_ratio)
             return patches * config.pixels * pixel + tokens * (attend * attention + think * mlp)
 
         gates = Gates(*(kind.long() for kind in gates))

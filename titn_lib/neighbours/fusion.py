@@ -70,7 +70,8 @@ class Fusion(Classifier):
     def __init__(self, config: FusionConfig):
         super().__init__()
         self.config = config
-        width, self.branches = config.width, nn.ModuleDict()
+        width = config.width
+        self.branches = nn.ModuleDict()
         if config.fusion != "attention":
             self.branches["convolution"] = convolution_branch(config)
         if config.fusion != "convolution":

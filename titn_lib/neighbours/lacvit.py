@@ -8,7 +8,9 @@ The first run leaves the heads as they were drawn, so its accuracies are those o
 Linear of each head learn: a linear classifier, since the one's scale and shift could as well be the other's.
 
 Published: the loss, τ = 0.1, P, both stages, to fine-tune pretrained ViTs (up to 10.78 percentage points above CE, on
-CUB-200-2011). Ours: P's ReLU, and a distillation head that learns in the second run what the class head learns.
+CUB-200-2011). The authors' code multiplies the loss by τ / 0.07, as does the code of supervised contrastive learning
+that it comes from: a larger learning rate, but for Adam. Ours: the loss without this factor, as in the equation, and a
+distillation head that learns in the second run what the class head learns.
 """
 
 from typing import Any
@@ -23,7 +25,8 @@ from ..distillation import LossAndLogits, MixedLabels, Objective, TeacherAnswer
 from ..errors import TITNError
 from ..transformer import TokenClassifier
 
-TEMPERATURE, PROJECTION_WIDTH = 0.1, 128
+TEMPERATURE = 0.1
+PROJECTION_WIDTH = 128
 
 
 def contrastive_loss(
@@ -73,7 +76,8 @@ class Stage(Objective):
 class Contrastive(Stage):
     """The first stage, for the encoder and the projection, which is not kept; label smoothing has no place in it."""
 
-    VIEWS, HEADS_LEARN = 2, False
+    VIEWS = 2
+    HEADS_LEARN = False
 
     def __init__(self, network: Classifier, *settings: Any):
         super().__init__(network, *settings)
@@ -111,14 +115,16 @@ class HeadsOnly(Stage):
 
 def average_cosine(features: Float[Tensor, "picture width"]) -> float:
     """The mean cosine of two different pictures: 0 where no direction is preferred (isotropy), 1 where all are one."""
-    unit, n = F.normalize(features, dim=-1), len(features)
+    unit = F.normalize(features, dim=-1)
+    n = len(features)
     return ((unit.sum(dim=0).square().sum() - n) / (n * (n - 1))).item()
 
 
 def alignment(features: Float[Tensor, "picture width"], labels: Int[Tensor, " picture"]) -> float:
     """The mean squared distance of two pictures of one class (Wang and Isola 2020, α = 2; their pairs are views of one
     picture): 0 where every class is a point."""
-    unit, pairs = F.normalize(features, dim=-1), (labels[:, None] == labels).triu(diagonal=1)
+    unit = F.normalize(features, dim=-1)
+    pairs = (labels[:, None] == labels).triu(diagonal=1)
     return (2 - 2 * unit @ unit.T)[pairs].mean().item()
 
 

@@ -101,7 +101,8 @@ class Relabelling(Objective):
         TITNError: there is something to distil, or pictures are mixed (of which no one class is the true one).
     """
 
-    WARM_UP, DELTA = 0.8, 0.2
+    WARM_UP = 0.8
+    DELTA = 0.2
 
     def __init__(self, network: Classifier, method: str = "none", *settings: Any):
         if method != "none":
@@ -113,7 +114,8 @@ class Relabelling(Objective):
         if labels.weight != 1:
             raise TITNError("relabelling can't tell one true class of mixed pictures: leave cutmix and mixup out")
         _, heads = self.look(images)
-        logits, targets = (heads[0] + heads[1]) / 2, labels.first
+        logits = (heads[0] + heads[1]) / 2
+        targets = labels.first
         if self.progress >= self.WARM_UP:
             targets = relabel(logits.detach(), targets, self.DELTA)
         return self.label_loss(heads, MixedLabels(targets, targets)), logits
@@ -130,7 +132,8 @@ def relabelling_quality(
     relabelled: Int[Tensor, " picture"], given: Int[Tensor, " picture"], true: Int[Tensor, " picture"]
 ) -> RelabellingQuality:
     """How far wrong labels were set right, and right ones left alone; `true` are the labels before `mislabel`."""
-    wrong, changed = given != true, relabelled != given
+    wrong = given != true
+    changed = relabelled != given
     set_right = (wrong & (relabelled == true)).sum()
     return RelabellingQuality((set_right / changed.sum()).item(), (set_right / wrong.sum()).item())
 

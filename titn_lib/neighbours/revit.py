@@ -7,8 +7,9 @@ mixes them with its own before the softmax:
 
 Published, in the paper and its code: the equations, and one learned α for all layers, 0.5 at first and free to leave
 0–1; ReViT-B reaches 82.4 % on ImageNet. Ours: TITN's streams in the place of a ViT's, each with an α of its own. With
-α = 1 it is TITN. An inner stream with residuals does without the C++ kernels of TITN's, and is slower. `revit_nano` is
-`titn_nano` with residuals in the outer stream: 0.74 M parameters (one more), 55 M multiply-accumulates.
+α = 1 it is TITN. LayerNorms keep TITN's eps of 1e-5 (there 1e-6). An inner stream with residuals does without the C++
+kernels of TITN's, and is slower. `revit_nano` is `titn_nano` with residuals in the outer stream: 0.74 M parameters (one
+more), 55 M multiply-accumulates.
 """
 
 from dataclasses import asdict, dataclass
@@ -119,7 +120,8 @@ def tokens_of(stream: Float[Tensor, "*batch token width"] | Carried) -> Float[Te
 
 def similarity(tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, " batch"]:
     """How much a picture's tokens have grown alike: the mean cosine of two different ones."""
-    unit, count = F.normalize(tokens, dim=-1), tokens.shape[1]
+    unit = F.normalize(tokens, dim=-1)
+    count = tokens.shape[1]
     return ((unit @ unit.transpose(1, 2)).sum(dim=(1, 2)) - count) / (count * (count - 1))
 
 

@@ -12,8 +12,12 @@ What is near belongs together: this cell, and the normal cells that follow, add 
 
 In early stages attention stays inside windows, which never move: C joins them, and tells positions by its zero borders.
 Published: all of this, mean and Linear as the head, and `vitae_v2_s` for 224×224 (82.6 % on ImageNet; 19.2 M parameters
-said, 19.4 M here; 5.8 G multiply-accumulates). In the authors' code for segmentation, windows do without the skip V.
-Left out: stochastic depth. Ours: `vitae_nano` for 32×32, 0.88 M (10 classes) and 80 M, and PyTorch's first weights.
+said, 19.4 M in its code and here; 5.8 G multiply-accumulates). In the authors' code, for classification as for
+segmentation, a reduction cell with windows has no skip V, and one without windows no bias in its Q, K and V. So it is
+in `vitae_v2_s` (`published_code`), but not in `vitae_nano`. From their code: eps = 1e-6 in normal cells' LayerNorms.
+Left out: stochastic depth. Ours: `vitae_nano` for 32×32, 0.88 M (10 classes) and 80 M, PyTorch's initialization, and
+windows padded at the end (there on both sides). The nano's results were measured with 1e-5 in all LayerNorms, a
+difference far below their spread.
 """
 
 from collections.abc import Sequence
@@ -40,6 +44,8 @@ class ViTAEConfig:
         image_size: height and width in picture elements; the product of all r must divide them.
         stages: of each width, r, dilations, normal cells, heads (half as many in the reduction cell), side of windows
             (0: the whole map). C has one group in the first stage, four channels a group in the others.
+        published_code: leave out, as the authors' code does, the skip V of reduction cells with windows, and the bias
+            of Q, K and V in those without.
     """
 
     name: str = "vitae_nano"
@@ -47,6 +53,7 @@ class ViTAEConfig:
     in_channels: int = 3
     image_size: tuple[int, int] = (32, 32)
     stages: Sequence[Sequence[int]] = ((32, 2, 4, 2, 2, 4), (64, 2, 3, 2, 4, 4), (96, 2, 2, 2, 6, 0))
+    published_code: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(map(tuple, self.stages)))  # a file has lists
@@ -69,10 +76,13 @@ def convolutions(widths: tuple[int, int, int, int], groups: int, r: int = 1) -> 
 class Attention(nn.Module):
     """Attention inside windows; zeros fill the last ones where the map is no multiple. `skip` adds V."""
 
-    def __init__(self, before: int, width: int, heads: int, window: int, skip: bool = False):
+    def __init__(self, before: int, width: int, heads: int, window: int, skip: bool = False, bias: bool = True):
         super().__init__()
-        self.heads, self.window, self.skip = heads, window, skip
-        self.qkv, self.output = nn.Linear(before, 3 * width), nn.Linear(width, width)
+        self.heads = heads
+        self.window = window
+        self.skip = skip
+        self.qkv = nn.Linear(before, 3 * width, bias)
+        self.output = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "batch row column before"]) -> Float[Tensor, "batch row column width"]:
         rows, columns = x.shape[1:3]
@@ -86,15 +96,29 @@ class Attention(nn.Module):
 
 
 class Reduction(nn.Module):
-    def __init__(self, before: int, width: int, r: int, dilations: int, heads: int, window: int, first: bool):
+    def __init__(
+        self,
+        before: int,
+        width: int,
+        r: int,
+        dilations: int,
+        heads: int,
+        window: int,
+        first: bool,
+        published_code: bool,
+    ):
         super().__init__()
         narrow = width if first else before
-        self.norm, self.pyramid = nn.LayerNorm(dilations * narrow), nn.ModuleList()
+        skip = not (published_code and window)
+        bias = not (published_code and not window)
+        self.norm = nn.LayerNorm(dilations * narrow)
+        self.pyramid = nn.ModuleList()
         for d in range(1, dilations + 1):
             self.pyramid.append(nn.Conv2d(before, narrow, 2 * r - 1, r, padding=(r - 1) * d - r // 2 + 1, dilation=d))
-        self.attention = Attention(dilations * narrow, width, max(heads // 2, 1), window, skip=True)
+        self.attention = Attention(dilations * narrow, width, max(heads // 2, 1), window, skip, bias)
         self.convolutions = convolutions((before, narrow, narrow, width), 1 if first else narrow // 4, r)
-        self.mlp_norm, self.mlp = nn.LayerNorm(width), MLP(width, 1)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = MLP(width, 1)
 
     def forward(self, maps: Float[Tensor, "batch before _row _column"]) -> Float[Tensor, "batch width row column"]:
         pyramid = torch.cat([F.gelu(scale(maps)) for scale in self.pyramid], dim=1)
@@ -105,8 +129,10 @@ class Reduction(nn.Module):
 class Normal(nn.Module):
     def __init__(self, width: int, heads: int, window: int, first: bool):
         super().__init__()
-        self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.mlp = Attention(width, width, heads, window), MLP(width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
+        self.attention = Attention(width, width, heads, window)
+        self.mlp = MLP(width)
         self.convolutions = convolutions((width, 4 * width, width, width), 1 if first else width // 4)
 
     def forward(self, maps: Float[Tensor, "batch width row column"]) -> Float[Tensor, "batch width row column"]:
@@ -120,13 +146,16 @@ class ViTAE(Classifier):
 
     def __init__(self, config: ViTAEConfig):
         super().__init__()
-        self.config, before = config, config.in_channels
+        self.config = config
+        before = config.in_channels
         cells: list[nn.Module] = []
         for width, r, dilations, depth, heads, window in config.stages:
-            cells.append(Reduction(before, width, r, dilations, heads, window, first=not cells))
+            cell = Reduction(before, width, r, dilations, heads, window, not cells, config.published_code)
+            cells.append(cell)
             cells += [Normal(width, heads, window, first=len(cells) == 1) for _ in range(depth)]
             before = width
-        self.cells, self.head = nn.Sequential(*cells), nn.Linear(before, config.num_classes)
+        self.cells = nn.Sequential(*cells)
+        self.head = nn.Linear(before, config.num_classes)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
@@ -136,4 +165,4 @@ class ViTAE(Classifier):
 
 
 S = ((64, 4, 4, 2, 1, 7), (128, 2, 3, 2, 2, 7), (256, 2, 2, 8, 4, 0), (512, 2, 2, 2, 8, 0))
-PRESETS = {"vitae_nano": ViTAEConfig(), "vitae_v2_s": ViTAEConfig("vitae_v2_s", 1000, 3, (224, 224), S)}
+PRESETS = {"vitae_nano": ViTAEConfig(), "vitae_v2_s": ViTAEConfig("vitae_v2_s", 1000, 3, (224, 224), S, True)}
