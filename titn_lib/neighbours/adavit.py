@@ -153,11 +153,13 @@ class AdaViT(titn.TITN):
     def saved(self, gates: Gates) -> Int64[Tensor, " batch"]:
         """How many of `count_macs(model)` multiply-accumulates the closed gates of each picture save."""
         config, inner, outer = self.config, self.config.inner_width, self.config.outer_width
-        pixel = inner * (4 * inner + 2 * config.pixels + 2 * int(inner * config.mlp_ratio) + outer)
+        inside = config.inner_heads * (config.inner_head_width or inner // config.inner_heads)
+        head_width = config.outer_head_width or outer // config.outer_heads
+        pixel = inside * (4 * inner + 2 * config.pixels) + inner * (2 * int(inner * config.mlp_ratio) + outer)
 
         def cost(gates: Gates) -> Tensor:
             (patches, heads), (attend, think) = (kind.sum(dim=-1) for kind in gates[:2]), gates.sublayers.unbind(dim=-1)
-            tokens, mixed = patches + config.tokens - config.patches, heads * (outer // config.outer_heads)
+            tokens, mixed = patches + config.tokens - config.patches, heads * head_width
             attention, mlp = mixed * (4 * outer + 2 * tokens), 2 * outer * int(outer * config.mlp_ratio)
             return patches * config.pixels * pixel + tokens * (attend * attention + think * mlp)
 
