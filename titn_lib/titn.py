@@ -45,6 +45,8 @@ class TITNConfig(TokenConfig):
             TNT).
         pooling: what the class head reads: the "mean" of class and patch tokens (TITN) or the "class" token (TNT).
         distillation_token: one more outer token, with a head of its own, that learns from the teacher.
+        inner_head_width, outer_head_width: width of each head's queries, keys and values; None for the stream's width
+            divided by its heads.
         qkv_bias: bias in the query, key and value projections.
         initialisation: "normal": tokens and positions N(0, 1), all else PyTorch's default (TITN);
             "truncated": N(0, 0.02²), zero biases (TNT, DeiT; the cut, at ±2, is a hundred deviations out).
@@ -61,8 +63,10 @@ class TITNConfig(TokenConfig):
     pixel_size: int = 2
     inner_width: int = 12
     inner_heads: int = 4
+    inner_head_width: int | None = None
     outer_width: int = 192
     outer_heads: int = 8
+    outer_head_width: int | None = None
     depth: int = 12
     mlp_ratio: float = 4
     qkv_bias: bool = True
@@ -260,10 +264,11 @@ class Block(nn.Module):
 
     def __init__(self, config: TITNConfig, drop: float = 0.0):
         super().__init__()
-        self.inner = Layer(config.inner_width, config.inner_heads, config.mlp_ratio, config.qkv_bias)
+        ratio, bias = config.mlp_ratio, config.qkv_bias
+        self.inner = Layer(config.inner_width, config.inner_heads, ratio, bias, head_width=config.inner_head_width)
         self.projection = PixelProjection(config, config.projection_norm, bias=config.projection_norm == "pixel")
         self.local = LocalPerception(config) if config.local_perception else nn.Identity()
-        self.outer = Layer(config.outer_width, config.outer_heads, config.mlp_ratio, config.qkv_bias, drop)
+        self.outer = Layer(config.outer_width, config.outer_heads, ratio, bias, drop, config.outer_head_width)
 
     def forward(
         self,
@@ -360,10 +365,18 @@ TNT = TITNConfig(
 )
 
 PRESETS = {
-    # The published model, and the size that its authors name for 224×224 (head counts there: as in the small one).
+    # The published model, and what its authors' call for 224×224 makes: tokens twice as wide, heads as in the small
+    # one, so that queries, keys and values are half as wide as the tokens.
     "titn_paper": PAPER,
     "titn_paper_224": replace(
-        PAPER, image_size=(224, 224), patch_size=16, pixel_size=4, inner_width=24, outer_width=384
+        PAPER,
+        image_size=(224, 224),
+        patch_size=16,
+        pixel_size=4,
+        inner_width=24,
+        inner_head_width=3,
+        outer_width=384,
+        outer_head_width=24,
     ),
     # The paper's comparison student: the same without distillation, read from the class token.
     "tnt_paper": replace(PAPER, distillation_token=False, pooling="class"),

@@ -25,18 +25,24 @@ class Attention(nn.Module):
 
     Short sequences go through `kernels.attention` where the machine can. PyTorch's own fused attention is made for
     longer ones: here, written-out products are faster.
+
+    Args:
+        head_width: of each head's queries, keys and values; None for width / heads. With another one, queries, keys
+            and values are wider or narrower than the tokens.
     """
 
-    def __init__(self, width: int, heads: int, bias: bool = True):
+    def __init__(self, width: int, heads: int, bias: bool = True, head_width: int | None = None):
         super().__init__()
-        if width % heads:
-            raise TITNError(
-                f"a width of {width} can't be shared by {heads} heads: choose a number that divides {width}"
-            )
+        if head_width is None:
+            if width % heads:
+                raise TITNError(
+                    f"a width of {width} can't be shared by {heads} heads: choose a number that divides {width}"
+                )
+            head_width = width // heads
         self.heads = heads
-        self.scale = (width // heads) ** -0.5
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)  # queries, keys, values
-        self.output = nn.Linear(width, width)
+        self.scale = head_width**-0.5
+        self.qkv = nn.Linear(width, 3 * heads * head_width, bias=bias)  # queries, keys, values
+        self.output = nn.Linear(heads * head_width, width)
 
     def forward(
         self, tokens: Float[Tensor, "*batch token width"], return_attention: bool = False
@@ -49,7 +55,7 @@ class Attention(nn.Module):
         attention = (query @ key.mT).softmax(dim=-1)
         return self.join(attention.to(value.dtype) @ value), attention if return_attention else None
 
-    def split(self, qkv: Float[Tensor, "*batch token three_width"]) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, qkv: Float[Tensor, "*batch token three_widths"]) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries, keys and values, each "*batch head token head_width"."""
         query, key, value = rearrange(
             qkv, "... token (three head width) -> three ... head token width", three=3, head=self.heads
@@ -95,12 +101,21 @@ class Layer(nn.Module):
 
     Args:
         drop: the chance of each step to be left out in training (`StochasticDepth`).
+        head_width: as in `Attention`.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4, bias: bool = True, drop: float = 0.0):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4,
+        bias: bool = True,
+        drop: float = 0.0,
+        head_width: int | None = None,
+    ):
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, bias)
+        self.attention = Attention(width, heads, bias, head_width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_ratio)
         self.drop = StochasticDepth(drop) if drop else nn.Identity()
@@ -144,11 +159,20 @@ class Heads(nn.Module):
     Args:
         pooling: what the class head reads: the "class" token, or the "mean" of class and patch tokens (TITN).
         distillation: whether the last token is a distillation token with a head of its own.
+        pre_pool_norm: one more LayerNorm, of every token, before all that (the published ViT students).
     """
 
-    def __init__(self, width: int, num_classes: int, pooling: Literal["class", "mean"], distillation: bool):
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        pooling: Literal["class", "mean"],
+        distillation: bool,
+        pre_pool_norm: bool = False,
+    ):
         super().__init__()
         self.pooling = pooling
+        self.pre_pool_norm = nn.LayerNorm(width) if pre_pool_norm else nn.Identity()
         self.class_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
         self.distillation_head = (
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes)) if distillation else None
@@ -163,11 +187,12 @@ class Heads(nn.Module):
 
     def both(self, tokens: Float[Tensor, "batch token width"]) -> TokenLogits:
         """Each head's logits, whatever the mode; the class head's twice where it is the only one."""
+        tokens = self.pre_pool_norm(tokens)
         first = self.class_head(self.pool(tokens))
         return TokenLogits(first, first if self.distillation_head is None else self.distillation_head(tokens[:, -1]))
 
     def pool(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch width"]:
-        """What the class head reads."""
+        """What the class head reads: of tokens that have passed `pre_pool_norm`, the class token or the mean."""
         last = -1 if self.distillation_head is not None else None
         return tokens[:, 0] if self.pooling == "class" else tokens[:, :last].mean(dim=1)
 

@@ -174,7 +174,7 @@ def test_leaving_out_changes_no_logit(closed, settings):
     assert all((kind.sum() == 0) == (closed in (name, "everything")) for name, kind in gates._asdict().items())
 
 
-@BOTH
+@pytest.mark.parametrize("settings", [{}, OTHER, {"inner_head_width": 5, "outer_head_width": 20}])
 def test_what_is_saved_is_not_computed(settings, monkeypatch):
     """PyTorch's own count of evaluation, picture by picture, with all heads open."""
     monkeypatch.setattr(kernels, "available", lambda *_: False)  # PyTorch doesn't see inside these

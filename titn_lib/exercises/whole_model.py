@@ -70,7 +70,7 @@ def check_report(answer: Callable[..., Any]) -> Verdict:
 
 
 def check_counts(block: Any, extra: Any) -> Verdict:
-    """Parameters of a block of titn_paper_224; what distillation adds to titn_paper with 10 classes."""
+    """Parameters of a block twice as wide as titn_paper's; what distillation adds to titn_paper with 10 classes."""
     return together(
         block_parameters=number(
             block,

@@ -168,13 +168,15 @@ class AdaViT(titn.TITN):
         config = self.config
         inner = config.inner_width
         outer = config.outer_width
-        pixel = inner * (4 * inner + 2 * config.pixels + 2 * int(inner * config.mlp_ratio) + outer)
+        head_width = config.outer_head_width or outer // config.outer_heads
+        inside = config.inner_heads * (config.inner_head_width or inner // config.inner_heads)
+        pixel = inside * (4 * inner + 2 * config.pixels) + inner * (2 * int(inner * config.mlp_ratio) + outer)
 
         def cost(gates: Gates) -> Tensor:
             patches = gates.patches.sum(dim=-1)
             attend, think = gates.sublayers.unbind(dim=-1)
             tokens = patches + config.tokens - config.patches
-            mixed = gates.heads.sum(dim=-1) * (outer // config.outer_heads)
+            mixed = gates.heads.sum(dim=-1) * head_width
             attention = mixed * (4 * outer + 2 * tokens)
             mlp = 2 * outer * int(outer * config.mlp_ratio)
             return patches * config.pixels * pixel + tokens * (attend * attention + think * mlp)
