@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from titn_lib import kernels, training
-from titn_lib.recipes import plan_run
-from titn_lib.records import circumstances
+from titn_lib.training.recipes import plan_run
+from titn_lib.training.records import circumstances
 
 RUNS = {
     "digits": plan_run("digits", distillation="none"),
@@ -30,18 +29,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     options = parser.parse_args()
-    available, results = kernels.available, {}
+    available, results = build.available, {}
     for name, run in RUNS.items():
         for mode in ("plain", "fast"):
-            kernels.available = available if mode == "fast" else lambda *sizes: False
-            training.WORTH_COMPILING = 0 if mode == "fast" else float("inf")
+            build.available = available if mode == "fast" else lambda *sizes: False
+            optim.WORTH_COMPILING = 0 if mode == "fast" else float("inf")
             precision = "bf16-mixed" if mode == "fast" else "32-true"
             torch._dynamo.reset()
             records = []
             for seed in range(options.seeds):
                 with tempfile.TemporaryDirectory() as folder:
                     wanted = replace(run, seed=seed, recipe=replace(run.recipe, precision=precision))
-                    records.append(training.train(wanted, folder, device="cpu", quiet=True))
+                    records.append(train(wanted, folder, device="cpu", quiet=True))
             top1 = [record.test["top1"] for record in records]
             results[f"{name} {mode}"] = {
                 "test_top1": top1,

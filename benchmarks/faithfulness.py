@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from titn_lib import explain, load_model
-from titn_lib.augment import normalise
-from titn_lib.datasets import load_data
+from titn_lib import interpret as explain
+from titn_lib import load_model
+from titn_lib.data.datasets import load_data
+from titn_lib.data.transforms import normalise
 
 CELL = 2
 PAIRS = (

@@ -17,10 +17,13 @@ import torch
 from speed import rate, record_of
 
 from titn_lib import create_model
-from titn_lib.datasets import DataSplits, ImageSet
-from titn_lib.experiments import Experiment, load_experiments
-from titn_lib.recipes import Run
-from titn_lib.training import Training, predict, start_fabric
+from titn_lib.data.datasets import DataSplits
+from titn_lib.data.images import ImageSet
+from titn_lib.experiments.settings import Experiment, load_experiments
+from titn_lib.models.inference import predict
+from titn_lib.training.config import Run
+from titn_lib.training.distributed import start_fabric
+from titn_lib.training.trainer import Training
 
 FILES = (
     "cifar10-nano-laptop",

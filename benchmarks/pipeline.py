@@ -21,11 +21,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import AutoAugmentPolicy, v2
 
 from titn_lib import create_model
-from titn_lib.augment import augment, cutmix, normalise
-from titn_lib.datasets import DataSplits, ImageSet
-from titn_lib.kernels import keep_memory
-from titn_lib.recipes import Run, published_recipe, student_recipe
-from titn_lib.training import Training, start_fabric
+from titn_lib.data.datasets import DataSplits
+from titn_lib.data.images import ImageSet
+from titn_lib.data.mixing import cutmix
+from titn_lib.data.transforms import augment, normalise
+from titn_lib.kernels.build import keep_memory
+from titn_lib.training.config import Run
+from titn_lib.training.distributed import start_fabric
+from titn_lib.training.recipes import published_recipe, student_recipe
+from titn_lib.training.trainer import Training
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titn_lib import create_model
-from titn_lib.kernels import keep_memory
-from titn_lib.records import circumstances
-from titn_lib.training import choose_precision
+from titn_lib.kernels.build import keep_memory
+from titn_lib.training.distributed import choose_precision
+from titn_lib.training.records import circumstances
 
 CLASSES = 100
 MODES = ("float32", "bfloat16", "float32 compiled", "bfloat16 compiled")
@@ -195,7 +195,7 @@ def draw(record: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    from titn_lib.figures import STYLE, save_figure
+    from titn_lib.plots import STYLE, save_figure
 
     medians = record["medians"]
     jobs = standings(medians)

@@ -13,10 +13,10 @@ HERE = Path(__file__).parent
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 OLD_BADGE = re.compile(rf"\[!\[[^]]*\]\({re.escape(BADGE)}\)\]\([^)]*\)\n\n")
 SETUP = """try:
-    from titn_lib.notebook import setup
+    from titn_lib.course.setup import setup
 except ModuleNotFoundError:  # in Colab, or wherever it isn't installed yet
     %pip install --quiet "titn-lib @ git+{address}"
-    from titn_lib.notebook import setup
+    from titn_lib.course.setup import setup
 runs = setup()"""
 
 

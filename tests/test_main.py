@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from titn_lib import TITNError, create_model, recipes, save_model
+from titn_lib import TITNError, create_model, save_model
 from titn_lib.__main__ import main
-from titn_lib.classifier import Preprocessing
-from titn_lib.experiments import load_experiments
-from titn_lib.files import claim
-from titn_lib.records import load_record
+from titn_lib.data.transforms import Preprocessing
+from titn_lib.experiments.settings import load_experiments
+from titn_lib.io import claim
+from titn_lib.training import recipes
+from titn_lib.training.records import load_record
 
 SMALL = [
     "--epochs",
@@ -252,7 +253,7 @@ def test_some_of_the_pending_experiments_are_made(settings, tmp_path, capsys):
 
 def test_no_run_begins_when_the_time_is_up(settings, monkeypatch, capsys):
     begun = []
-    monkeypatch.setattr("titn_lib.experiments.run_experiment", lambda *_, **__: begun.append(time.sleep(0.05)))
+    monkeypatch.setattr("titn_lib.experiments.runner.run_experiment", lambda *_, **__: begun.append(time.sleep(0.05)))
     assert main(["experiments", *settings[1], "--minutes", "0.0005"]) == 1
     assert len(begun) == 1
     assert "stopped by the time limit before learn; the same command goes on" in capsys.readouterr().err

@@ -18,11 +18,12 @@ import torch
 import yaml
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model, list_models
-from titn_lib.augment import normalise
-from titn_lib.experiments import load_experiments
-from titn_lib.results import fill_in, load_rows
-from titn_lib.teachers import TeacherConfig
-from titn_lib.titn import TITNConfig
+from titn_lib.data.transforms import normalise
+from titn_lib.experiments.report import fill_in
+from titn_lib.experiments.settings import load_experiments
+from titn_lib.experiments.statistics import load_rows
+from titn_lib.models.teachers import TeacherConfig
+from titn_lib.models.titn import TITNConfig
 
 TOP = Path(__file__).parent.parent
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
@@ -98,11 +99,13 @@ def test_the_wheel_serves_notebooks_without_a_checkout(tmp_path):
     subprocess.run(build, cwd=TOP, check=True, capture_output=True)
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path / "site")
     code = """
-from titn_lib import kernels, load_model, results
-from titn_lib.files import recorded
-assert kernels.KERNELS.exists() and kernels.BYTES.exists()
+from titn_lib.kernels import build
+from titn_lib.experiments import statistics
+from titn_lib import load_model
+from titn_lib.io import recorded
+assert build.KERNELS.exists() and build.BYTES.exists()
 assert load_model("titn_nano.digits").preprocessing.data == "digits"
-assert results.recorded_rows()["digits-vgg7_bn-laptop"].records
+assert statistics.recorded_rows()["digits-vgg7_bn-laptop"].records
 print(recorded())
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

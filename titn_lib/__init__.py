@@ -7,8 +7,9 @@ The rest of the library reads in this order: transformer, titn, vit, teachers, m
 recipes, records, training, figures.
 """
 
-from .errors import TITNError
-from .models import count_macs, count_parameters, create_model, list_models, list_weights, load_model, save_model
+from titn_lib.errors import TITNError
+from titn_lib.models.registry import count_macs, count_parameters, create_model, list_models
+from titn_lib.models.weights import list_weights, load_model, save_model
 
 __all__ = [
     "TITNError",

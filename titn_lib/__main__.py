@@ -17,8 +17,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import TITNError
-from .files import REASONS
+from titn_lib.errors import TITNError
+from titn_lib.io import REASONS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,11 +51,12 @@ def complain(sentence: str) -> int:
 
 def distil(out: Path | None, device: str, minutes: float | None, quiet: bool, **options: object) -> None:
     """Train a teacher, a student alone and a distilled student; print them side by side."""
-    from .figures import plot_curves, save_figure
-    from .files import write_atomically
-    from .recipes import plan_run
-    from .records import pack, table
-    from .training import compare, leads
+    from titn_lib.io import write_atomically
+    from titn_lib.plots import plot_curves, save_figure
+    from titn_lib.training.distributed import leads
+    from titn_lib.training.recipes import plan_run
+    from titn_lib.training.records import pack, table
+    from titn_lib.training.run import compare
 
     run = plan_run(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
     out = (
@@ -75,11 +76,13 @@ def teacher(
     image_size: tuple[int, int] | None, **changes: object,
 ) -> None:  # fmt: skip
     """Train a teacher."""
-    from .errors import unknown
-    from .models import TEACHERS
-    from .recipes import Run, change, name_data, teacher_recipe
-    from .records import table
-    from .training import leads, train
+    from titn_lib.errors import unknown
+    from titn_lib.models.registry import TEACHERS
+    from titn_lib.training.config import Run, change, name_data
+    from titn_lib.training.distributed import leads
+    from titn_lib.training.recipes import teacher_recipe
+    from titn_lib.training.records import table
+    from titn_lib.training.run import train
 
     given = {name: value for name, value in changes.items() if value is not None}
     if model not in TEACHERS:
@@ -93,9 +96,9 @@ def teacher(
 
 def evaluate(weights: Path, data: str | None) -> None:
     """Measure trained weights on the validation and test splits."""
-    from .datasets import load_data
-    from .models import load_model
-    from .training import evaluate as measure
+    from titn_lib.data.datasets import load_data
+    from titn_lib.models.weights import load_model
+    from titn_lib.training.evaluation import evaluate as measure
 
     model = load_model(weights)
     if model.preprocessing is None:
@@ -115,9 +118,9 @@ def predict(pictures: list[Path], weights: Path) -> None:
     """The five most likely classes of pictures, whatever their size."""
     import torch
 
-    from .datasets import read_picture
-    from .models import load_model
-    from .training import predict as logits_of
+    from titn_lib.data.images import read_picture
+    from titn_lib.models.inference import predict as logits_of
+    from titn_lib.models.weights import load_model
 
     model = load_model(weights)
     about = model.preprocessing
@@ -136,10 +139,10 @@ def explore(pictures: list[Path], weights: Path, compare: Path | None, teacher: 
     """Write a page that shows where a student looks: one file, for any browser, to hover and click."""
     import torch
 
-    from .datasets import read_picture
-    from .explain import check
-    from .explorer import write_page
-    from .models import load_model
+    from titn_lib.data.images import read_picture
+    from titn_lib.interpret.attribution import check
+    from titn_lib.interpret.explorer import write_page
+    from titn_lib.models.weights import load_model
 
     model = check(load_model(weights))
     other, master = (load_model(path) if path else None for path in (compare, teacher))
@@ -152,7 +155,7 @@ def explore(pictures: list[Path], weights: Path, compare: Path | None, teacher: 
 
 def data(names: list[str]) -> None:
     """Fetch data sets and say how they are split; without a name, list them."""
-    from .datasets import SOURCES, data_folder, load_data
+    from titn_lib.data.datasets import SOURCES, data_folder, load_data
 
     if not names:
         print(f"kept in {data_folder()} (set TITN_DATA to choose another folder)\n")
@@ -173,8 +176,9 @@ def experiments(
     """List the runs in experiments/: done, under way, pending. With --run or --minutes, make the pending ones."""
     import torch
 
-    from .experiments import choose_experiments, forget, list_experiments, load_experiments, run_pending
-    from .training import leads
+    from titn_lib.experiments.runner import forget, list_experiments, run_pending
+    from titn_lib.experiments.settings import choose_experiments, load_experiments
+    from titn_lib.training.distributed import leads
 
     found = load_experiments(folder)
     chosen = choose_experiments(found, [*redo, *(run or [])])
@@ -193,9 +197,10 @@ def experiments(
 
 def results(names: list[str], write: bool, folder: Path, results: Path) -> None:
     """Print tables of what has been measured; with --write, bring pages, figures and shipped weights up to date."""
-    from .experiments import load_experiments
-    from .models import SHIPPED
-    from .results import comparison, groups, load_rows, ship_weights, summary, write_results
+    from titn_lib.experiments.report import comparison, ship_weights, summary, write_results
+    from titn_lib.experiments.settings import load_experiments
+    from titn_lib.experiments.statistics import groups, load_rows
+    from titn_lib.models.weights import SHIPPED
 
     rows = load_rows(load_experiments(folder), results)
     if names:
@@ -207,9 +212,9 @@ def results(names: list[str], write: bool, folder: Path, results: Path) -> None:
         print("\n\n".join(f"{title}\n\n{table}" for title, table in tables.items()))
     if write:
         top = results.parent
-        pages = (results / "README.md", top / "README.md", top / "titn_lib" / "weights" / "README.md")
+        pages = (results / "README.md", top / "README.md", SHIPPED / "README.md")
         write_results(rows, [page for page in pages if page.exists()], results)
-        if SHIPPED.parent.parent == top.resolve():  # in a checkout
+        if SHIPPED.parents[2] == top.resolve():  # in a checkout
             ship_weights(rows, results, SHIPPED)
 
 
@@ -306,7 +311,7 @@ def picture_size(text: str) -> tuple[int, int]:
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """An option for each setting of a recipe."""
-    from .recipes import Recipe
+    from titn_lib.training.config import Recipe
 
     group = parser.add_argument_group(
         "settings of the recipe", "by default the budget's; what they mean: recipes.Recipe"

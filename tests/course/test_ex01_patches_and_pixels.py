@@ -1,0 +1,168 @@
+"""The checks of 01_patches_and_pixels see wrong answers and say what is wrong; the framework they share."""
+
+import math
+import re
+
+import pytest
+import torch
+from einops import rearrange
+
+from titn_lib.course import ex01_patches_and_pixels as exercise
+from titn_lib.course.checks import NOT_YET, Verdict, compare, describe, number, together
+
+
+def twice(x):
+    return 2 * x
+
+
+def inputs():
+    return (torch.rand(3, 2),)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "says"),
+    [
+        (twice, True, "right, on three random inputs"),
+        (lambda x: ..., False, "not written yet"),
+        (lambda x: None, False, "it returns None: is the `return` missing"),
+        (lambda x: x.numpy() * 2, False, "returns ndarray"),
+        (lambda x: 2 * x[:1], False, r"the shape is \(1, 2\); it should be \(3, 2\)"),
+        (lambda x: x, False, "this is what comes out when nothing is doubled"),
+        (lambda x: 2 * x + 0.5, False, "the numbers are off by up to 0.5"),
+        (lambda x: 2 * x / 0, False, "off by up to inf"),
+        (lambda x: 0 * x / 0, False, r"the numbers are not a number \(nan\)"),
+        (
+            lambda x: x[7],
+            False,
+            r"it stopped at `lambda x: x\[7\],` with IndexError: .* \(it was given \(3, 2\)\)",
+        ),
+        (lambda x: x.mul_(2), True, "right"),  # changing its own copy harms nobody
+    ],
+)
+def test_functions_are_compared(answer, right, says):
+    verdict = compare(answer, twice, inputs, {"nothing is doubled": lambda x: x})
+    assert verdict.right is right
+    assert re.search(says, repr(verdict))
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda x: x.sum().item(), "✓"),
+        (lambda x: x[0, 0].item(), "this is what comes out when the first is taken"),
+        (lambda x: x.sum().item() + 0.5, "✗ the number is off by up to 0.5"),
+        (lambda x: 1000, "off by up to 1e+03"),
+        (lambda x: math.nan, "not a number (nan)"),
+        (lambda x: 10**400, "it stopped with OverflowError"),
+        (lambda x: True, "it returns bool True; a number was asked for"),
+        (lambda x: str(x.sum().item()), "a number was asked for"),
+    ],
+)
+def test_a_number_will_do_where_the_truth_is_one(answer, says, shape):
+    mistakes = {"the first is taken": lambda x: x[0, 0].reshape(shape)}
+    assert says in repr(compare(answer, lambda x: x.sum().reshape(shape), inputs, mistakes))
+
+
+def test_a_number_will_not_do_for_several():
+    assert "it returns float 0.5; a tensor was asked for" in repr(compare(lambda x: 0.5, twice, inputs))
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(12, "✓"), (12.0, "✓"), (torch.tensor(12), "✓"), (7, "add or multiply"), (20, "too large"), (3, "too small"),
+     (..., "not written yet"), ("a dozen", "a number was asked for"), ("12", "a number was asked for"),
+     (1781688, "1,781,688 is too large"), (12.5, "12.5 is too large")],
+)  # fmt: skip
+def test_numbers_are_judged(answer, says):
+    assert says in repr(number(answer, 12, {7: "did you add or multiply?"}))
+
+
+def test_what_a_check_shows_is_short():
+    values = {"ndarray of shape (2, 3)": torch.rand(2, 3).numpy(), "tuple of 2": (torch.rand(9), 1), "None": None}
+    assert [describe(value) for value in values.values()] == list(values)
+    assert describe("b") == "str 'b'"
+
+
+def test_whole_numbers_are_counted():
+    verdict = compare(lambda x: 0 * x, lambda x: x.clone(), lambda: (torch.arange(5),), {"all is 1": torch.ones_like})
+    assert "wrong in 4 of 5 places" in repr(verdict)
+
+
+def test_together_is_right_if_all_are():
+    right, wrong = Verdict(True, "yes"), Verdict(False, "no")
+    assert together(a=right, b=right) is right
+    assert repr(together(a=right, b=wrong, c=right)) == "✗ `b`: no"
+    assert together(a=right, b=NOT_YET) is NOT_YET
+
+
+def loops(image, size):
+    rows, columns = image.shape[1] // size, image.shape[2] // size
+    return torch.stack([image[:, r * size : r * size + size, c * size : c * size + size]
+                        for r in range(rows) for c in range(columns)])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (loops, "✓"),
+        (lambda i, s: rearrange(i, "c (a y) (b x) -> (b a) c y x", y=s, x=s), "down the columns"),
+        (lambda i, s: i.reshape(-1, 3, s, s), "next to each other in memory"),
+        (lambda i, s: rearrange(i, "c (y a) (x b) -> (a b) c y x", y=s, x=s), "not neighbours"),
+        (lambda i, s: rearrange(i, "c (a y) (b x) -> (a b) c x y", y=s, x=s), "places inside every patch"),
+        (lambda i, s: 2 * loops(i, s), "✗ the shape is right"),
+    ],
+)
+def test_cut(answer, says):
+    assert says in repr(exercise.check_cut(answer))
+
+
+def join(tokens, patch, pixel, pattern="(r k) (y x) (c p q) -> c (r y p) (k x q)"):
+    return rearrange(tokens, pattern, r=round(len(tokens) ** 0.5), y=patch // pixel, p=pixel, q=pixel)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("(r k) (y x) (c p q) -> c (r y p) (k x q)", "✓"),
+        ("(r k) (y x) (c q p) -> c (r y p) (k x q)", "inside every pixel"),
+        ("(k r) (y x) (c p q) -> c (r y p) (k x q)", "of patches change places"),
+        ("(r k) (y x) (p q c) -> c (r y p) (k x q)", "colours are taken to be last"),
+        ("(r k) (x y) (c p q) -> c (r y p) (k x q)", "of pixels change places"),
+        ("(r k) (y x) (c p q) -> c (y r p) (k x q)", "along the height"),
+        ("(r k) (y x) (c p q) -> c (y r p) (x k q)", "✗ the shape is right"),
+    ],
+)
+def test_join(pattern, says):
+    assert says in repr(exercise.check_join(lambda *arguments: join(*arguments, pattern)))
+
+
+@pytest.mark.parametrize("fixed", [{"r": 4}, {"y": 4}, {"p": 2, "q": 2}, {"r": 4, "y": 4, "p": 2, "q": 2}])
+def test_join_is_asked_for_more_than_one_size(fixed):
+    def answer(tokens, patch, pixel):
+        sizes = {"r": round(len(tokens) ** 0.5), "y": patch // pixel, "p": pixel, "q": pixel} | fixed
+        return rearrange(tokens, "(r k) (y x) (c p q) -> c (r y p) (k x q)", **sizes)
+
+    assert not exercise.check_join(answer).right
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [((12, 16, 48), "✓"), ((7, 16, 48), "multiply"), ((12, 4, 48), "two sides"), ((12, 16, 16), "three colours"),
+     ((..., 16, 48), "not written yet")],
+)  # fmt: skip
+def test_sizes(answers, says):
+    assert says in repr(exercise.check_sizes(*answers))
+
+
+def test_symmetric():
+    picture = torch.rand(3, 32, 32)
+    assert "256 pixels" in repr(exercise.check_symmetric(picture))
+    assert "Tensor of shape (32, 32); a tensor of 3×32×32" in repr(exercise.check_symmetric(picture[0]))
+    assert "ndarray of shape (3, 32, 32)" in repr(exercise.check_symmetric(picture.numpy()))
+    assert "it is int 5" in repr(exercise.check_symmetric(5))
+    assert "not written" in repr(exercise.check_symmetric(...))
+    picture[:, 1::2, 0::2] = picture[:, 0::2, 1::2]
+    assert exercise.check_symmetric(picture).right
+    picture[:, :2, :2] = 0.5
+    assert "one colour all over" in repr(exercise.check_symmetric(picture))

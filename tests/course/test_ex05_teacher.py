@@ -1,0 +1,165 @@
+"""The checks of 05_teacher see wrong answers and say what is wrong."""
+
+import pytest
+import torch
+from torch import nn
+
+from titn_lib.course import ex05_teacher as exercise
+from titn_lib.data.datasets import load_data
+from titn_lib.losses.distillation import freeze
+
+
+def by_loop(probabilities, labels, bins, weight=None, power=1, sign=abs, sure=None, last=True):
+    confidence, answers = probabilities.max(dim=-1)
+    right = (answers == labels).double()
+    confidence = sure(probabilities, labels) if sure else confidence
+    error = 0.0
+    for b in range(bins):
+        inside = (confidence >= b / bins) & (confidence < (b + 1) / bins)
+        if last and b == bins - 1:
+            inside |= confidence == 1
+        if inside.any():
+            share = inside.double().mean().item()
+            gap = (right[inside].mean() - confidence[inside].mean()).item()
+            error += (share if weight is None else weight(bins)) * sign(gap) ** power
+    return error
+
+
+def upper_edges(probabilities, labels, bins):
+    """The other convention for a picture on an edge; without a loop."""
+    confidence, answers = probabilities.max(dim=-1)
+    which = ((confidence * bins).ceil().long() - 1).clamp(min=0)
+    gaps = (answers == labels).double() - confidence
+    return torch.zeros(bins).double().index_add(0, which, gaps).abs().sum() / len(labels)
+
+
+def of_the_true_class(probabilities, labels):
+    return probabilities.gather(-1, labels[:, None])[:, 0]
+
+
+def mean_of_bins(probabilities, labels, bins):
+    confidence, answers = probabilities.max(dim=-1)
+    which = (confidence * bins).long().clamp(max=bins - 1)
+    means = [(answers == labels).double()[which == b].mean() - confidence[which == b].mean() for b in range(bins)]
+    return sum(gap.abs() for gap in means if not gap.isnan()) / sum(not gap.isnan() for gap in means)
+
+
+def with_empty_bins(probabilities, labels, bins):
+    confidence, answers = probabilities.max(dim=-1)
+    which = (confidence * bins).long().clamp(max=bins - 1)
+    return sum(
+        ((answers == labels).double()[which == b].mean() - confidence[which == b].mean()).abs() for b in range(bins)
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (by_loop, "✓"),
+        (upper_edges, "✓"),
+        (lambda p, y, b: torch.tensor([by_loop(p, y, b)]), "✓"),  # one number in a list
+        (mean_of_bins, "every bin counts the same"),
+        (lambda p, y, b: by_loop(p, y, b, weight=lambda bins: 1 / bins), "divided by the number of bins"),
+        (lambda p, y, b: len(y) * by_loop(p, y, b), "counts by its number of pictures"),
+        (lambda p, y, b: by_loop(p, y, b, power=2), "the gaps are squared."),
+        (lambda p, y, b: by_loop(p, y, b, power=2) ** 0.5, "the root is taken"),
+        (lambda p, y, b: by_loop(p, y, b, sign=lambda gap: gap), "(right minus sure)"),
+        (lambda p, y, b: by_loop(p, y, b, sign=lambda gap: -gap), "(sure minus right)"),
+        (lambda p, y, b: by_loop(p, y, 1), "one bin for all does the same"),
+        (lambda p, y, b: by_loop(p, y, b, sure=of_the_true_class), "the true class's probability"),
+        (lambda p, y, b: by_loop(p, y, b, last=False), "exactly 1 fall out"),
+        (lambda p, y, b: by_loop(p, y, 10), "ten bins, whatever"),
+        (with_empty_bins, "not a number; an empty bin has no mean"),
+        (lambda p, y, b: 0.5, "✗ the number is off by"),
+        (lambda p, y, b: p, "✗ the shape is"),
+        (lambda p, y, b: p[:, 77], "it stopped with IndexError"),
+        (lambda p, y, b: 100 * by_loop(p, y, b), "in per cent"),
+        (lambda p, y, b: by_loop(p.softmax(-1), y, b), "probabilities already"),
+        (lambda p, y, b: "much", "a number was asked for"),
+        (lambda p, y, b: True, "a number was asked for"),
+        (lambda p, y, b: ..., "not written yet"),
+        (lambda p, y, b: None, "it returns None"),
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_calibration(answer, says, seed):
+    torch.manual_seed(seed)
+    assert says in repr(exercise.check_calibration(answer))
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [((0, 0.75, 0.1), "✓"), ((360, 0.75, 0.1), "the largest stays the largest"),
+     ((0, 0.45, 0.1), "and not the probabilities"), ((0, 0.9, 0.1), "its probability doesn't"),
+     ((0, 81 / 82, 0.1), "that is T = 1/2"), ((0, 0.75, 0.5), "there are ten classes"), ((0, 0.75, 1), "shrinks"),
+     ((0, 0.75, 0), "add up to 1"), ((0, 0.5, 0.1), "without end"), ((0, ..., 0.1), "not written yet")],
+)  # fmt: skip
+def test_temperature(answers, says):
+    assert says in repr(exercise.check_temperature(*answers))
+
+
+def companions(digit):
+    labels = load_data("digits").test.labels
+    return [i for i in range(1, len(labels)) if labels[i] == digit][:15]
+
+
+@pytest.mark.parametrize(
+    ("company", "says"),
+    [
+        (companions(1), "✓ right: frozen it reads a 1"),
+        (torch.tensor(companions(1)), "✓"),
+        (companions(0), "it still reads a 1"),
+        (range(1, 16), "it still reads a 1"),
+        (companions(1)[:9], "these are 9, 9 of them different"),
+        ([7] * 15, "1 of them different"),
+        ([True] * 15, "it is a mask"),
+        ([*range(15)], "number 0 is in already"),
+        ([0, *companions(1)[:14]], "number 0 is in already"),
+        ([*companions(1)[:14], 360], "have the numbers 0 to 359"),
+        ("the ones", "whole numbers was asked for"),
+        (7, "whole numbers was asked for"),
+        (..., "not written yet"),
+        (None, "not written yet"),
+    ],
+)
+def test_company(company, says):
+    assert says in repr(exercise.check_company(company))
+
+
+def in_evaluation_mode(teacher):
+    return not any(module.training for module in teacher.modules())
+
+
+def without_gradient(teacher):
+    return not any(weight.requires_grad for weight in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda t: in_evaluation_mode(t) and without_gradient(t), "✓"),
+        (lambda t: torch.tensor(in_evaluation_mode(t) and without_gradient(t)), "✓"),
+        (lambda t: not t.training and without_gradient(t), "the outermost module only"),
+        (in_evaluation_mode, "does not see that the weights take gradients"),
+        (lambda t: in_evaluation_mode(t) and not next(t.parameters()).requires_grad, "one of the weights, the last"),
+        (without_gradient, "does not see a teacher in training mode"),
+        (lambda t: t.training, "calls a frozen teacher not frozen"),
+        (lambda t: freeze(t) is t, "it should only look"),
+        (lambda t: t.stages[0][1].running_mean.zero_().sum() == 0 and in_evaluation_mode(t), "✗"),
+        (lambda t: "yes", "True or False was asked for"),
+        (lambda t: 1 / 0, "it stopped with ZeroDivisionError"),
+        (lambda t: ..., "not written yet"),
+        (lambda t: None, "it returns None"),
+    ],
+)
+def test_detector(answer, says):
+    assert says in repr(exercise.check_detector(answer))
+
+
+def test_asking_in_training_mode_counts_as_changing():
+    def by_asking(teacher):
+        with torch.no_grad():
+            teacher(torch.rand(4, 1, 16, 16))
+        return not any(isinstance(m, nn.BatchNorm2d) and m.training for m in teacher.modules())
+
+    assert "it should only look" in repr(exercise.check_detector(by_asking))

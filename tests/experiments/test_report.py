@@ -1,0 +1,233 @@
+"""Tables from records whose figures are known."""
+
+import json
+import math
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from titn_lib import TITNError, load_model
+from titn_lib import plots as figures
+from titn_lib.__main__ import main
+from titn_lib.data.datasets import load_data
+from titn_lib.experiments.report import (
+    CANDIDATES,
+    choose_weights,
+    comparison,
+    fill_in,
+    ship_weights,
+    summary,
+    write_results,
+)
+from titn_lib.experiments.settings import load_experiments
+from titn_lib.experiments.statistics import choose_rows, difference, load_rows, mean_and_spread, pooled_spread
+from titn_lib.models.weights import SHIPPED, list_weights
+from titn_lib.training import records
+from titn_lib.training.config import Run
+from titn_lib.training.evaluation import evaluate
+from titn_lib.training.recipes import student_recipe
+from titn_lib.training.records import Record, load_record, save_record
+
+TOP = Path(__file__).parents[2]
+
+SETTINGS = """
+about = "As it is."
+data = "cifar10"
+model = "tnt_paper"
+budget = "laptop"
+seeds = [0, 1, 2]
+"""
+VARIANTS = """
+compare = "base"
+[variants.wide]
+about = "Wider."
+[variants.deep]
+about = "Deeper."
+"""
+
+
+@pytest.fixture
+def places(tmp_path):
+    """Two experiments and a half: base 50, 52, 54; wide 55, 57; deep has not been run."""
+    folder, results = tmp_path / "experiments", tmp_path / "results"
+    folder.mkdir()
+    (folder / "1-base.toml").write_text(SETTINGS)
+    (folder / "2-change.toml").write_text(SETTINGS + VARIANTS)
+    for name, tops in (("base", (50, 52, 54)), ("change-wide", (55, 57))):
+        (results / name).mkdir(parents=True)
+        for seed, top in enumerate(tops):
+            run = Run("cifar10", "tnt_paper", student_recipe("cifar10", "laptop"), seed)
+            measured = {"loss": 1.0, "top1": float(top), "top5": 90.0, "pictures": 10}
+            record = Record(run, 1234, 5, [], {**measured, "top1": top + 1.0}, measured, 120.0, 9.0, {}, {}, "today")
+            (results / name / f"seed{seed}.json").write_text(json.dumps(asdict(record)))
+    return folder, results
+
+
+@pytest.fixture
+def rows(places):
+    return load_rows(load_experiments(places[0]), places[1])
+
+
+def test_mean_spread_and_difference():
+    assert mean_and_spread([]) == "pending"
+    assert mean_and_spread([50.0]) == "50.00"
+    assert mean_and_spread([50.0, 52.0, 54.0]) == "52.00 ± 2.00"
+    assert math.isnan(pooled_spread([[50.0], []]))
+    # squares: 2 of (55, 57), 8 of (50, 52, 54), with 1 + 2 degrees of freedom; one value knows no spread
+    spread = pooled_spread([[55.0, 57.0], [50.0, 52.0, 54.0], [70.0]])
+    assert spread == pytest.approx((10 / 3) ** 0.5)
+    assert difference([], [1.0], spread) == ""
+    assert difference([56.0], [50.0, 52.0], math.nan) == "+5.00"
+    # √(10/3 · (1/2 + 1/3)) and, of a single run, √(10/3 · (1 + 1/3))
+    assert difference([55.0, 57.0], [50.0, 52.0, 54.0], spread) == "+4.00 ± 1.67"
+    assert difference([70.0], [50.0, 52.0, 54.0], spread) == "+18.00 ± 2.11"
+
+
+def test_a_row_that_broke_has_a_spread_of_its_own():
+    like, noisy, wild = [50.0, 52.0, 54.0], [40.0, 49.0, 58.0], [30.0, 31.0, 53.0]  # s = 2, 9 and 13
+    assert pooled_spread([like] * 5 + [wild]) == pytest.approx(2)
+    assert pooled_spread([wild] + [like] * 5) == pytest.approx(2)
+    # 9 is not five times 2; and four rows (8 degrees of freedom) are too few to call a fifth wild
+    assert pooled_spread([like] * 5 + [noisy]) == pytest.approx(((5 * 8 + 162) / 12) ** 0.5)
+    assert pooled_spread([like] * 4 + [wild]) == pytest.approx(((4 * 8 + 338) / 10) ** 0.5)
+    # √(169 / 3 + 4 / 3), and with 4 in the place of 169
+    assert difference(wild, like, 2.0) == "-14.00 ± 7.59"
+    assert difference(noisy, like, 2.0) == "-3.00 ± 1.63"
+
+
+def test_a_comparison_puts_the_base_first(rows):
+    assert [row.experiment.name for row in choose_rows(rows, ["change"])] == ["base", "change-wide", "change-deep"]
+    table = fill_in("<!-- table change -->\n<!-- /table -->", rows).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1:-1]]
+    assert cells[0][0:7] == ["", "what", "parameters", "MACs", "epochs", "validation top-1", "test top-1"]
+    assert cells[2] == [
+        "base", "As it is.", "1,234", "0.0 M", "14", "53.00 ± 2.00", "52.00 ± 2.00", "", "90.00 ± 0.00", "2.0", "3 of 3"
+    ]  # fmt: skip
+    assert cells[3][4:8] == ["14", "57.00 ± 1.41", "56.00 ± 1.41", "+4.00 ± 1.67"]
+    assert cells[4] == ["deep", "Deeper.", "", "", "14", "", "pending", "", "", "", "0 of 3"]
+    with pytest.raises(TITNError, match="unknown experiment 'chang': did you mean 'change'"):
+        choose_rows(rows, ["chang"])
+
+
+def test_measured_speeds_stand_in_the_table(places):
+    folder, results = places
+    rounds = {"training": [400, 100, 1000], "inference": [5000, 5000, 5000]}
+    wide = {"training": [200, 80, 100], "inference": [5000, 5000, 10_000]}  # round by round: 0.5, 0.8, 0.1
+    both = {"base": rounds, "change-wide": wide}
+    speeds = {f"{name} {job}": values for name, jobs in both.items() for job, values in jobs.items()}
+    (results / "neighbours-speed-cpu.json").write_text(json.dumps({"rounds": speeds}))
+    table = comparison(load_rows(load_experiments(folder), results), ["change"]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert cells[0][2:] == [
+        "parameters", "MACs", "epochs", "validation top-1", "test top-1", "difference", "images/s training",
+        "images/s inference", "minutes", "seeds",
+    ]  # fmt: skip
+    assert cells[2][7:] == ["", "400 (1.00)", "5,000 (1.00)", "2.0", "3 of 3"]
+    assert cells[3][8:10] == ["100 (0.50)", "5,000 (1.00)"]
+    assert cells[4][8:10] == ["", ""]
+
+
+def test_what_closed_gates_leave_stands_beside_all(places):
+    folder, results = places
+    for seed, used in enumerate((20_000_000, 30_000_000)):
+        path = results / "change-wide" / f"seed{seed}.json"
+        about = json.loads(path.read_text())
+        path.write_text(json.dumps({**about, "macs": 55_400_000, "test": {**about["test"], "macs": used}}))
+    table = comparison(load_rows(load_experiments(folder), results), ["change"])
+    assert "| 55.4 M (25.0 M in use) |" in table
+
+
+def test_an_experiment_is_not_compared_with_itself(places):
+    folder, _ = places
+    (folder / "3-own.toml").write_text(SETTINGS + VARIANTS.replace('"base"', '"own-wide"'))
+    own = load_experiments(folder)
+    assert (own["own-wide"].compare, own["own-deep"].compare) == (None, "own-wide")
+
+
+def test_the_summary_says_what_is_pending(rows):
+    assert "| CIFAR-10 | 92.03 (99.80) | – | – | – | – |" in summary(rows)
+    measured = {"cifar10-titn_nano-alone-laptop": rows["base"], "mnist-titn_pico-alone-laptop": rows["base"]}
+    lines = summary(measured | {"cifar10-students-gpu-titn": rows["change-deep"]}).splitlines()
+    assert "| CIFAR-10 | 92.03 (99.80) | pending | 52.00 ± 2.00 (90.00) | – | – |" in lines
+    assert "| MNIST | 99.56 | – | 52.00 ± 2.00 | – | – |" in lines
+
+
+def test_pages_and_figures_are_written(places, capsys):
+    folder, results = places
+    page = results / "README.md"
+    page.write_text("Before.\n<!-- table change -->\nold\n<!-- /table -->\nAfter.\n")
+    arguments = ["results", "--folder", str(folder), "--results", str(results)]
+    assert main(arguments) == 0
+    assert "56.00 ± 1.41" in capsys.readouterr().out
+    assert "old" in page.read_text()
+    assert main([*arguments, "change", "--write"]) == 0
+    text = page.read_text()
+    assert "56.00 ± 1.41" in text
+    assert "old" not in text
+    assert (text[:8], text[-7:]) == ("Before.\n", "After.\n")
+    assert (results / "change.png").stat().st_size > 5_000
+
+
+def test_the_figure_draws_the_test_split(rows, tmp_path, monkeypatch):
+    drawn, draw = [], figures.plot_seeds
+    monkeypatch.setattr(figures, "plot_seeds", lambda points: drawn.append(points) or draw(points))
+    write_results(rows, [], tmp_path)
+    assert drawn == [{"base": [50, 52, 54], "wide": [55, 57]}]
+
+
+# --- records
+
+
+def test_a_record_is_whole_or_not_there(rows, tmp_path):
+    """A full disk: /dev/full takes the place of the unfinished file."""
+    (tmp_path / f"record.json.{os.getpid()}.part").symlink_to("/dev/full")
+    with pytest.raises(TITNError, match="the disk is full"):
+        save_record(rows["base"].records[0], tmp_path / "record.json")
+    assert not list(tmp_path.glob("record.json*"))
+
+
+def test_records_stand_side_by_side_with_each_figure_in_its_column(rows):
+    lines = records.table({"x": rows["base"].records[0]}).splitlines()
+    head, _, line = ([cell.strip() for cell in row.strip("|").split("|")] for row in lines)
+    assert dict(zip(head, line, strict=True)) == {
+        "": "x", "model": "tnt_paper", "parameters": "1,234", "epochs": "14", "validation top-1": "51.00 %",
+        "test top-1": "50.00 %", "test top-5": "90.00 %", "minutes": "2.0", "images/s": "9",
+    }  # fmt: skip
+
+
+# --- shipped weights
+
+
+def test_shipped_weights_are_those_that_the_records_choose(tmp_path):
+    rows = load_rows(load_experiments(TOP / "experiments"), TOP / "results")
+    ship_weights(rows, TOP / "results", tmp_path)
+    assert list_weights() == sorted(CANDIDATES)
+    for fresh in tmp_path.iterdir():
+        assert fresh.read_bytes() == (SHIPPED / fresh.name).read_bytes(), "call `titn results --write`"
+
+
+def test_weights_are_chosen_on_the_validation_split(rows, monkeypatch):
+    """`wide` is ahead of `base` there: 58 against 55 at best. On the test set, its order is turned around here."""
+    monkeypatch.setattr("titn_lib.experiments.report.CANDIDATES", {"a": ("base", "change-wide", "change-deep")})
+    for row in rows.values():
+        for record in row.records:
+            record.test["top1"] = 100 - record.test["top1"]
+    experiment, record = choose_weights(rows)["a"]
+    assert (experiment.name, record.run.seed, record.validation["top1"]) == ("change-wide", 1, 58)
+
+
+@pytest.mark.parametrize("name", sorted(CANDIDATES))
+def test_shipped_weights_have_the_accuracy_of_their_record(name, request):
+    record = load_record(SHIPPED / f"{name}.json")
+    if record.run.data != "digits":
+        request.getfixturevalue("real_data")
+    model = load_model(name)
+    assert (model.preprocessing.data, model.config.name) == (record.run.data, re.split("[-.]", name)[0])
+    assert getattr(model.config, "local_perception", False) == ("-local." in name)
+    assert (SHIPPED / f"{name}.safetensors").stat().st_size < 16 * 2**20
+    measured = evaluate(model, load_data(record.run.data).validation, model.preprocessing)  # half as many as to test
+    assert measured["pictures"] == record.validation["pictures"]
+    assert measured["top1"] == pytest.approx(record.validation["top1"], abs=0.05)  # the file has float16: two in 5,000

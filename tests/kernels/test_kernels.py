@@ -1,0 +1,223 @@
+"""The kernels for a CPU against written-out attention and layers, values and gradients."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from titn_lib import TITNError, create_model, kernels
+from titn_lib.kernels import build
+from titn_lib.models.layers import Attention, Layer
+from titn_lib.models.titn import Block, TITNConfig
+
+pytestmark = pytest.mark.skipif(not kernels.find_compiler(), reason="there is no C++ compiler")
+
+
+def forget():
+    """What was compiled, and what couldn't be."""
+    build.load.cache_clear()
+    build.missing.cache_clear()
+
+
+class InnerStep(Block):
+    """Of a block only the part that `kernels.layer` does."""
+
+    def forward(self, inner, return_attention=False):
+        return self.look_inside(inner, return_attention)
+
+
+def inner_step(length, width, heads, ratio, norm="pixel", bias=True):
+    step = InnerStep(TITNConfig(inner_width=width, inner_heads=heads, mlp_ratio=ratio, qkv_bias=bias))
+    step.projection.norm = torch.nn.LayerNorm(width if norm == "pixel" else (length, width))
+    return step
+
+
+def gradients(module, tokens, weights, return_attention):
+    """Outputs and gradients, of one seeded scalar, with respect to tokens and those weights that count."""
+    tokens = tokens.clone().requires_grad_()
+    weights = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+    *outputs, attention = functional_call(module, weights, (tokens, return_attention))
+    assert (attention is not None) == return_attention
+    generator = torch.Generator().manual_seed(1)
+    scalar = sum((output.double() * torch.randn(output.shape, generator=generator)).sum() for output in outputs)
+    slopes = torch.autograd.grad(scalar, [tokens, *weights.values()], allow_unused=True)
+    return *outputs, *(slope for slope in slopes if slope is not None)
+
+
+@pytest.mark.parametrize("batch", [(1, 1), (1, 3), (16, 1), (2, 19)], ids=str)
+@pytest.mark.parametrize("norm", ["pixel", "patch"])
+@pytest.mark.parametrize(
+    ("length", "width", "heads", "ratio"),
+    [(16, 12, 4, 4), (4, 16, 2, 2), (7, 10, 5, 1.5), (1, 3, 1, 1), (17, 24, 4, 4)],
+)
+def test_inner_step_equals_the_written_out_one_in_float64(batch, norm, length, width, heads, ratio):
+    step = inner_step(length, width, heads, ratio, norm)
+    weights = {name: torch.randn_like(weight) * 0.4 for name, weight in step.state_dict().items()}
+    tokens = torch.randn(*batch, length, width)
+    assert kernels.suits_layer(tokens, heads, len(step.inner.mlp[0].weight), step.projection.norm.weight.numel())
+    fast = gradients(step, tokens, weights, return_attention=False)
+    exact = gradients(step.double(), tokens.double(), {name: weight.double() for name, weight in weights.items()}, True)
+    for ours, expected in zip(fast, exact, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(ours.double() / scale, expected / scale, atol=3e-6, rtol=0)
+
+
+def test_inner_step_rounds_its_news_under_autocast():
+    step, tokens = inner_step(16, 12, 4, 4), torch.randn(2, 3, 16, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        inner, news, _ = step(tokens)
+    exact, exact_news, _ = step(tokens)
+    assert (inner.dtype, news.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(inner, exact, rtol=0, atol=0)
+    torch.testing.assert_close(news, exact_news.bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [(1,), (5,), (3, 11)], ids=str)
+@pytest.mark.parametrize(("length", "width", "heads"), [(18, 192, 8), (16, 12, 4), (5, 17, 1), (31, 64, 2)])
+def test_attention_equals_the_written_out_one(batch, length, width, heads, dtype):
+    attention = Attention(width, heads).to(dtype)
+    weights, tokens = attention.state_dict(), torch.randn(*batch, length, width).to(dtype)
+    assert kernels.suits_attention(attention.qkv(tokens), heads, attention.scale)
+    fast = gradients(attention, tokens, weights, return_attention=False)
+    exact = gradients(
+        attention.double(), tokens.double(), {name: weight.double() for name, weight in weights.items()}, True
+    )
+    for ours, expected in zip(fast, exact, strict=True):
+        scale = expected.abs().max()
+        close = 3e-6 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(ours.double() / scale, expected / scale, atol=close, rtol=0)
+
+
+def test_large_and_equal_scores_stay_finite():
+    attention = Attention(12, 4)
+    tokens = torch.cat([torch.zeros(1, 16, 12), torch.full((1, 16, 12), 1e4), torch.randn(1, 16, 12) * 1e4])
+    update, _ = attention(tokens)
+    torch.testing.assert_close(update, attention(tokens, return_attention=True)[0], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("part", ["attention.qkv", "attention.output", "mlp.0", "mlp.2"])
+@pytest.mark.parametrize("factor", [float("nan"), 1e30], ids=str)
+def test_what_is_not_a_number_stays_so(part, factor):
+    """A network that has come to harm must not give answers."""
+    step, tokens = inner_step(16, 12, 4, 4), torch.randn(1, 3, 16, 12)
+    step.inner.get_submodule(part).weight.data[3] *= factor
+    fast, exact = step(tokens)[0], step(tokens, return_attention=True)[0]
+    assert torch.equal(fast.isfinite(), exact.isfinite())
+
+
+def test_parameters_of_another_size_do_not_reach_the_kernel():
+    step, tokens = inner_step(16, 12, 4, 4), torch.randn(1, 3, 16, 12)
+    parameters = kernels.flat([*step.inner.modules(), step.projection.norm])
+    with pytest.raises(TITNError, match="parameters"):
+        kernels.layer(tokens, parameters[1:], 4, 48, 12)
+
+
+@pytest.mark.parametrize("name", ["titn_paper", "titn_nano", "titn_pico", "tnt_paper", "vit_paper"])
+def test_asking_for_attention_changes_no_logit(name):
+    """The fast path and the one that returns attention are the same function."""
+    model = create_model(name).eval()
+    images = torch.randn(5, 3, 32, 32)
+    logits, _ = model(images, return_attention=True)
+    torch.testing.assert_close(model(images), logits, atol=2e-5, rtol=1e-4)
+
+
+def test_a_step_without_biases():
+    step, tokens = inner_step(16, 24, 4, 4, bias=False), torch.randn(2, 3, 16, 24)
+    for ours, expected in zip(step(tokens)[:2], step(tokens, return_attention=True)[:2], strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_blocks_give_the_same():
+    code = """
+import torch, titn_lib
+model = titn_lib.create_model("titn_paper", depth=1)
+images = torch.randn(2, 3, 32, 32)
+def answer():
+    logits = model(images).class_logits
+    return logits, *torch.autograd.grad(logits.square().sum(), list(model.blocks.parameters()))
+eager = answer()
+from titn_lib.training.optim import compile_blocks
+assert compile_blocks(model, 10**6, images.device)
+for compiled, expected in zip(answer(), eager, strict=True):
+    torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+"""  # in a process of its own: torch.compile can't look through the shape checks that the tests switch on
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_every_network_of_a_process_is_compiled_and_once_for_all_its_blocks():
+    code = """
+import torch, titn_lib
+from titn_lib.training.optim import compile_blocks
+compiler = torch.nn.Module.compile
+torch.nn.Module.compile = lambda block, **options: compiler(block, backend="eager", **options)  # quick
+for heads in range(1, 10):  # PyTorch's own limit is eight
+    model = titn_lib.create_model("titn_paper", depth=2, outer_width=8 * heads, outer_heads=heads)
+    assert compile_blocks(model, 10**6, torch.device("cpu"))
+    model(torch.randn(2, 3, 32, 32))
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 9, torch._dynamo.utils.counters
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("size", [(33, 12, 4, 48), (16, 40, 4, 48), (32, 32, 32, 128)], ids=str)
+def test_what_is_too_large_takes_the_other_way(size):
+    length, width, heads, hidden = size
+    assert not kernels.suits_layer(torch.zeros(2, length, width), heads, hidden, width)
+    assert not kernels.suits_layer(torch.zeros(2, 16, 12, dtype=torch.float64), 4, 48, 12)
+    inner, news, _ = inner_step(length, width, heads, hidden / width)(torch.randn(1, 1, length, width))
+    assert inner.shape == news.shape == (1, 1, length, width)
+
+
+def test_without_a_compiler_all_works_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(build, "find_compiler", lambda: None)
+    forget()
+    build.complain.cache_clear()
+    model, images = create_model("titn_paper", depth=2).eval(), torch.randn(2, 3, 32, 32)
+    with caplog.at_level(logging.WARNING):
+        slow = model(images)
+        model(images)
+    assert [record.message for record in caplog.records if "kernels in C++" in record.message] == [
+        "inner stream and augmentation run without kernels in C++, a good deal slower: "
+        "there is no C++ compiler (install g++ or clang++)"
+    ]
+    monkeypatch.undo()
+    forget()
+    torch.testing.assert_close(model(images), slow, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("state", ["unwritable", "broken compiler"])
+def test_a_cache_that_cannot_be_written_or_a_compiler_that_fails(monkeypatch, caplog, tmp_path, state):
+    if state == "unwritable":
+        (tmp_path / "titn_lib").write_text("a file where the folder should be")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("CXX", "false")
+    forget()
+    build.complain.cache_clear()
+    tried = []
+    which = kernels.find_compiler
+    monkeypatch.setattr(build, "find_compiler", lambda: tried.append(1) or which())
+    with caplog.at_level(logging.WARNING):
+        assert not build.available(3, 6, 2, 12)
+        assert not build.available(3, 6, 2, 12)
+    assert len(tried) == 1, "a failure is remembered"
+    assert "slower" in caplog.text
+    forget()
+
+
+def test_importing_the_library_does_not_import_the_compiler():
+    code = "import sys, titn_lib; assert not {'torch._dynamo', 'torch._inductor', 'torchvision'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 5)])
+def test_nothing_in_nothing_out(batch, length):
+    """A wrong slice must not hang."""
+    tokens = torch.randn(batch, length, 12)
+    assert Layer(12, heads=3)(tokens)[0].shape == tokens.shape

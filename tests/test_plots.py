@@ -1,0 +1,120 @@
+"""Figures: what they show is what they were given."""
+
+import os
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from titn_lib import TITNError, create_model
+from titn_lib.models.base import AttentionMaps
+from titn_lib.plots import (
+    enlarge,
+    plot_attention,
+    plot_confusion,
+    plot_heads,
+    plot_nested,
+    plot_tokens,
+    save_figure,
+    show_pictures,
+)
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def test_confusion_counts():
+    labels, answers = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 2, 2, 0])
+    figure = plot_confusion(labels, answers, ("a", "b", "c"))
+    shown = figure.axes[0].collections[0].get_array().reshape(3, 3)
+    np.testing.assert_allclose(shown, [[0.5, 0.5, 0], [0, 1, 0], [1 / 3, 0, 2 / 3]])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "1", "", "", "1", "", "1", "", "2"]
+
+
+def test_attention_is_drawn_where_it_belongs():
+    """The class token looks at the second patch alone; in every patch the third pixel gets all attention."""
+    model = create_model("titn_nano", image_size=(16, 16), depth=1).eval()
+    _, maps = model(torch.randn(1, 3, 16, 16), return_attention=True)
+    maps.outer[0].zero_()[:, :, 0, 2] = 1
+    maps.inner[0].zero_()[..., 2] = 1
+    figure = plot_attention(torch.zeros(3, 16, 16, dtype=torch.uint8), maps, (4, 4))
+    outer, inner = (figure.axes[i].images[0].get_array() for i in (1, 3))
+    expected = np.zeros((16, 16))
+    expected[0:4, 4:8] = 1
+    np.testing.assert_allclose(outer, expected)
+    expected = np.zeros((16, 16))
+    expected[np.ix_(np.arange(16) % 4 >= 2, np.arange(16) % 4 < 2)] = 1  # the third of four: lower left
+    np.testing.assert_allclose(inner, expected)
+
+
+@pytest.fixture
+def known():
+    """A picture of 2×3 patches of 2×2 pixels, and attention in which every number says where it stands."""
+    maps = AttentionMaps([torch.rand(1, 6, 2, 4, 4) for _ in range(3)], [torch.rand(1, 5, 8, 8) for _ in range(3)])
+    return torch.zeros(3, 8, 12, dtype=torch.uint8), maps
+
+
+def test_a_patch_in_both_streams(known):
+    image, maps = known
+    figure = plot_nested(image, maps, (2, 3), patch=5, pixel=2, block=1)
+    outer, inner = (figure.axes[place].images[0].get_array() for place in (1, 2))
+    np.testing.assert_allclose(outer[::4, ::4], maps.outer[1][0].mean(dim=0)[5, 1:7].reshape(2, 3), rtol=1e-6)
+    np.testing.assert_allclose(inner, maps.inner[1][0, 4].mean(dim=0)[1].reshape(2, 2), rtol=1e-6)
+    frame = figure.axes[0].patches[0]
+    assert (frame.get_xy(), frame.get_width()) == ((3.5, 3.5), 4)  # the second row's second patch
+    mean = plot_nested(image, maps, (2, 3), patch=1).axes[2].images[0].get_array()
+    np.testing.assert_allclose(mean, maps.inner[-1][0, 0].mean(dim=(0, 1)).reshape(2, 2), rtol=1e-6)
+    with pytest.raises(TITNError, match="no patch 7: choose one from 1 to 6"):
+        plot_nested(image, maps, (2, 3), patch=7)
+    with pytest.raises(TITNError, match="no pixel 5: choose one from 1 to 4"):
+        plot_nested(image, maps, (2, 3), patch=1, pixel=5)
+    with pytest.raises(TITNError, match="no pixel 0: choose one from 1 to 4"):
+        plot_nested(image, maps, (2, 3), patch=1, pixel=0)
+    with pytest.raises(TITNError, match="no inner stream"):
+        plot_nested(image, AttentionMaps([], maps.outer), (2, 3), patch=1)
+
+
+def test_every_head_of_every_block(known):
+    _, maps = known
+    axes = np.array(plot_heads(maps, (2, 3), token=-1).axes[:15]).reshape(5, 3)
+    for head, block in ((0, 0), (3, 1), (4, 2)):
+        shown = axes[head, block].images[0]
+        np.testing.assert_allclose(shown.get_array(), maps.outer[block][0, head, 7, 1:7].reshape(2, 3), rtol=1e-6)
+    highest = max(float(one[0, :, 7, 1:7].max()) for one in maps.outer)
+    assert shown.get_clim() == pytest.approx((0, highest))
+    axes = np.array(plot_heads(maps, (2, 3), patch=3).axes[:6]).reshape(2, 3)
+    shown = axes[1, 2].images[0].get_array()
+    np.testing.assert_allclose(shown, maps.inner[2][0, 2, 1].mean(dim=0).reshape(2, 2), rtol=1e-6)
+    with pytest.raises(TITNError, match="no inner stream"):
+        plot_heads(AttentionMaps([], maps.outer), (2, 3), patch=1)
+    for patch in (0, 7):
+        with pytest.raises(TITNError, match=f"no patch {patch}: choose one from 1 to 6"):
+            plot_heads(maps, (2, 3), patch=patch)
+
+
+def test_enlarge():
+    assert enlarge(torch.tensor([[1.0, 2.0]]), (2, 4)).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
+
+
+def test_tokens_and_pictures(tmp_path):
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    save_figure(plot_tokens(image, create_model("titn_paper", depth=1).config), tmp_path / "tokens.png")
+    save_figure(show_pictures(image[None].expand(5, -1, -1, -1), list("abcde"), columns=3), tmp_path / "grid.png")
+    for name in ("tokens.png", "grid.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 20
+
+
+def test_a_full_disk(tmp_path):
+    (tmp_path / f"x.png.{os.getpid()}.part").symlink_to("/dev/full")
+    with pytest.raises(TITNError, match="the disk is full"):
+        save_figure(plt.figure(), tmp_path / "x.png")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,863 @@
+"""The training loop: it learns, stops and goes on without a trace, on one process or two."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from itertools import count, pairwise
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric.plugins.environments import MPIEnvironment
+from safetensors.torch import load_file
+
+import titn_lib
+from titn_lib import TITNError, create_model, load_model, save_model
+from titn_lib.data.datasets import load_data, mislabel, subset
+from titn_lib.data.images import ImageSet
+from titn_lib.data.mixing import mix
+from titn_lib.data.transforms import Preprocessing, normalise
+from titn_lib.errors import Busy, Interrupted
+from titn_lib.losses.objective import Objective
+from titn_lib.losses.objectives import OBJECTIVES
+from titn_lib.models.inference import predict
+from titn_lib.training import run as run_module
+from titn_lib.training import trainer
+from titn_lib.training.config import Recipe, Run
+from titn_lib.training.distributed import start_fabric
+from titn_lib.training.evaluation import evaluate
+from titn_lib.training.optim import learning_rate, make_optimizer
+from titn_lib.training.recipes import BUDGETS, plan_run, published_recipe, published_teacher_recipe, teacher_recipe
+from titn_lib.training.records import load_record, versions
+from titn_lib.training.run import compare, train
+from titn_lib.training.trainer import CHECKPOINT, WEIGHTS
+
+QUICK = Recipe(epochs=2, batch_size=32, lr=1e-3, precision="32-true", train_images=256, test_images=64)
+STUDENT = Run("digits", "titn_nano", QUICK, model_settings={"depth": 1})
+TEACHER = Run("digits", "vgg7_bn", replace(QUICK, optimizer="sgd", lr=0.05))
+DISTILLED = replace(STUDENT, distillation="hard", teacher=TEACHER)
+STEPS = 8  # an epoch
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Teacher, student alone and distilled student, trained for a few seconds."""
+    out = tmp_path_factory.mktemp("finished")
+    return out, compare(DISTILLED, out, device="cpu", quiet=True)
+
+
+@pytest.fixture
+def lessons(monkeypatch):
+    """At each step, the objective and the pictures and labels that it is given."""
+    given, forward = [], Objective.forward
+
+    def note(self, images, labels, answer=None):
+        given.append((self, images, labels))
+        return forward(self, images, labels, answer)
+
+    monkeypatch.setattr(Objective, "forward", note)
+    return given
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock that goes on by a second whenever it is looked at."""
+    clock = count()
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: float(next(clock)))
+
+
+def test_three_runs_side_by_side(finished):
+    out, records = finished
+    assert list(records) == ["teacher", "alone", "distilled"]
+    assert records["alone"].run.teacher is None
+    assert records["distilled"].run.teacher == records["teacher"].run
+    for name, record in records.items():
+        assert [point["epoch"] for point in record.curve] == [1, 2]
+        assert record.test["pictures"] == 64
+        assert record == load_record(out / name)
+        assert not (out / name / CHECKPOINT).exists()
+        model = load_model(out / name / WEIGHTS)
+        again = evaluate(model, subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+        assert again["top1"] == record.test["top1"]
+    assert records["teacher"].test["top1"] > 30
+
+
+def test_what_is_finished_is_loaded_and_not_redone(finished, monkeypatch):
+    out, records = finished
+    monkeypatch.setattr(run_module, "load_data", None)
+    assert compare(DISTILLED, out, quiet=True) == records
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path, finished):
+    """Whether it has finished or was cut off."""
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path / "cut", device="cpu", quiet=True, minutes=0)
+    other = replace(STUDENT, seed=1, recipe=replace(QUICK, lr=0.5))
+    for folder in (finished[0] / "alone", tmp_path / "cut"):
+        with pytest.raises(TITNError, match=rf"{folder.name} holds another run \(seed, lr differ\)"):
+            train(other, folder, device="cpu", quiet=True)
+
+
+def test_the_same_run_gives_the_same_weights_and_another_seed_others(tmp_path, finished):
+    out, _ = finished
+    train(STUDENT, tmp_path / "again", device="cpu", quiet=True)
+    train(replace(STUDENT, seed=1), tmp_path / "other", device="cpu", quiet=True)
+    first, again, other = (load_file(f / WEIGHTS) for f in (out / "alone", tmp_path / "again", tmp_path / "other"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["heads.class_head.1.weight"], other["heads.class_head.1.weight"])
+
+
+def test_nothing_is_chosen_on_the_test_set(tmp_path, monkeypatch, finished):
+    """With every test label wrong, weights, curve and validation stay the same."""
+    _, records = finished
+    honest = load_data("digits")
+    wrong = replace(honest, test=ImageSet(honest.test.images, (honest.test.labels + 1) % 10))
+    monkeypatch.setattr(run_module, "load_data", lambda *_: wrong)
+    record = train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert record.test != records["alone"].test
+    assert (record.curve, record.validation) == (records["alone"].curve, records["alone"].validation)
+
+
+def test_a_large_validation_split_is_glimpsed_after_each_epoch_and_measured_whole_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "GLIMPSE", 20)
+    asked = []
+    monkeypatch.setattr(
+        training, "evaluate", lambda *args, **more: asked.append(len(args[1])) or evaluate(*args, **more)
+    )
+    record = train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert asked == [20, 20, 64, 64]
+    assert record.validation["pictures"] == 64
+    assert all(round(point["validation_top1"], 3) % 5 == 0 for point in record.curve)
+
+
+def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, monkeypatch, finished):
+    asked, learned = [], []
+    ask, step = trainer.ask_teacher, trainer.Training.train_step
+
+    def spy(teacher, images):
+        assert not teacher.training
+        answer = ask(teacher, images)
+        asked.append((images.clone(), answer.logits.clone()))
+        return answer
+
+    forward = Objective.forward
+
+    def note(self, images, labels, answer):
+        learned.append((images.clone(), answer.logits.clone()))
+        return forward(self, images, labels, answer)
+
+    def watched(self, order):
+        if self.place.step == 0 and self.place.epoch == 0:
+            self.before = {name: value.clone() for name, value in self.teacher.state_dict().items()}
+        step(self, order)
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        assert not trained & {id(p) for p in self.teacher.parameters()}
+        assert all(torch.equal(value, self.before[name]) for name, value in self.teacher.state_dict().items())
+
+    monkeypatch.setattr(trainer, "ask_teacher", spy)
+    monkeypatch.setattr(Objective, "forward", note)
+    monkeypatch.setattr(trainer.Training, "train_step", watched)
+    run = replace(DISTILLED, recipe=replace(QUICK, epochs=1, augmentation="crop_flip", cutmix=1.0))
+    train(run, tmp_path, teacher_folder=finished[0] / "teacher", device="cpu", quiet=True)
+    assert len(asked) == len(learned) == 8
+    for (seen, said), (shown, heard) in zip(asked, learned, strict=True):
+        assert torch.equal(seen, shown)
+        assert torch.equal(said, heard)
+    alone, distilled = (load_file(finished[0] / name / WEIGHTS) for name in ("alone", "distilled"))
+    assert not torch.equal(alone["heads.class_head.1.weight"], distilled["heads.class_head.1.weight"])
+
+
+# --- step by step
+
+
+def test_batches_are_normalised_pictures_in_an_order_of_seed_and_epoch(tmp_path, lessons):
+    for seed in (0, 1):
+        train(replace(STUDENT, seed=seed), tmp_path / str(seed), device="cpu", quiet=True)
+    data = load_data("digits")
+    expected = normalise(subset(data.train, 256, "digits").images, data.mean, data.std)
+    there = sorted(image.numpy().tobytes() for image in expected)
+    starts = range(0, 4 * STEPS, STEPS)
+    epochs = [torch.cat([images for _, images, _ in lessons[start : start + STEPS]]) for start in starts]
+    for images in epochs:
+        assert sorted(image.numpy().tobytes() for image in images) == there
+    first, second, another_seeds, _ = epochs
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, another_seeds)
+
+
+def test_every_step_of_every_epoch_and_seed_varies_pictures_anew(tmp_path, monkeypatch):
+    draws = []
+    monkeypatch.setattr(trainer, "augment", lambda images, name, rng: draws.append(rng.random()) or images)
+    for seed in (0, 1):
+        train(replace(STUDENT, seed=seed), tmp_path / str(seed), device="cpu", quiet=True)
+    assert len(set(draws)) == 2 * 2 * STEPS
+
+
+@pytest.mark.parametrize(("alphas", "asked"), [({"cutmix": 0.8}, (0.8, 0.0)), ({"mixup": 0.3}, (0.0, 0.3))])
+def test_mixing_is_the_one_that_was_asked_for(tmp_path, monkeypatch, alphas, asked):
+    seen = []
+    monkeypatch.setattr(trainer, "mix", lambda *given: seen.append(given[3:]) or mix(*given))
+    train(replace(STUDENT, recipe=replace(QUICK, epochs=1, **alphas)), tmp_path, device="cpu", quiet=True)
+    assert set(seen) == {asked}
+
+
+def test_the_recipes_settings_reach_the_objective(tmp_path, lessons):
+    recipe = replace(QUICK, epochs=1, temperature=3.0, feature_weight=0.7, label_smoothing=0.2)
+    run = replace(STUDENT, model_settings={"depth": 3}, recipe=recipe)
+    run = replace(run, distillation="soft+feature", teacher="vgg7_bn.digits")
+    train(run, tmp_path, device="cpu", quiet=True)
+    objective, *_ = lessons[0]
+    assert (objective.temperature, objective.patch_weight, objective.label_smoothing) == (3.0, 0.7, 0.2)
+
+
+def test_each_step_has_the_schedules_rate_and_no_longer_gradient_than_allowed(tmp_path, monkeypatch):
+    rates, lengths = [], []
+
+    def make(*given, **options):
+        optimizer = make_optimizer(*given, **options)
+        step = optimizer.step
+
+        def watched(*rest, **more):
+            weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            rates.append({group["lr"] for group in optimizer.param_groups})
+            lengths.append(torch.cat([p.grad.flatten() for p in weights]).norm().item())
+            return step(*rest, **more)
+
+        optimizer.step = watched
+        return optimizer
+
+    monkeypatch.setattr(trainer, "make_optimizer", make)
+    recipe = replace(QUICK, warmup_epochs=0.5, clip_norm=0.01)
+    record = train(replace(STUDENT, recipe=recipe), tmp_path, device="cpu", quiet=True)
+    planned = [learning_rate(recipe, step, STEPS) for step in range(2 * STEPS)]
+    assert rates == [{rate} for rate in planned]
+    assert [point["lr"] for point in record.curve] == [planned[STEPS - 1], planned[-1]]
+    assert max(lengths) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_moving_average_is_measured_and_kept(tmp_path, monkeypatch):
+    """By hand beside the run: weights and batch normalisation's means, a step at a time."""
+    decay, average, measured = 0.7, {}, []
+    step, measure = trainer.Training.train_step, trainer.evaluate
+
+    def watched(self, order):
+        step(self, order)
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                average[name] = decay * average[name] + (1 - decay) * value if name in average else value.clone()
+
+    def listen(network, *rest, **more):
+        measured.append({name: value.clone() for name, value in network.state_dict().items()})
+        return measure(network, *rest, **more)
+
+    monkeypatch.setattr(trainer.Training, "train_step", watched)
+    monkeypatch.setattr(trainer, "evaluate", listen)
+    recipe = replace(QUICK, epochs=1, ema_decay=decay)
+    run = replace(STUDENT, model_settings={"depth": 1, "pixel_embedding": "stem"}, recipe=recipe)
+    train(run, tmp_path, device="cpu", quiet=True)
+    for state in (load_file(tmp_path / WEIGHTS), *measured):
+        for name, value in average.items():
+            torch.testing.assert_close(state[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_what_is_recorded_can_be_measured_again_whatever_the_precision(tmp_path):
+    run = replace(STUDENT, recipe=replace(QUICK, precision="bf16-mixed"))
+    record = train(run, tmp_path, device="cpu", quiet=True)
+    model = load_model(tmp_path / WEIGHTS)
+    again = evaluate(model, subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+    assert again["loss"] == pytest.approx(record.test["loss"], rel=1e-5)
+
+
+# --- another start, another goal, wrong labels
+
+
+def test_a_run_starts_from_anothers_weights(tmp_path, finished):
+    """With a learning rate of nothing it ends where it started: at the weights of the run before."""
+    still = replace(QUICK, epochs=1, lr=0.0, min_lr=0.0)
+    train(replace(STUDENT, recipe=still, start=STUDENT), tmp_path, start_folder=finished[0] / "alone", quiet=True)
+    there, here = load_file(finished[0] / "alone" / WEIGHTS), load_file(tmp_path / WEIGHTS)
+    assert all(torch.equal(there[name], here[name]) for name in there)
+    assert not (tmp_path / "start").exists()
+    assert Run.from_dict(json.loads(json.dumps(asdict(load_record(tmp_path).run)))).start == STUDENT
+
+
+def test_first_weights_that_do_not_fit(tmp_path, finished):
+    start = str(finished[0] / "alone" / WEIGHTS)
+    wider = replace(STUDENT, model_settings={"depth": 1, "outer_width": 64}, start=start)
+    with pytest.raises(TITNError, match=r"the first weights, of titn_nano, don't fit titn_nano \(.* differs\)"):
+        train(wider, tmp_path, device="cpu", quiet=True)
+
+
+class TwoViews(Objective):
+    VIEWS = 2
+    seen: ClassVar[list] = []
+
+    def forward(self, images, labels, answer=None):
+        self.seen.append((images.detach(), labels.first, self.progress))
+        return super().forward(images, labels, answer)
+
+
+def test_an_objective_may_ask_for_two_views(tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "twice", TwoViews)
+    run = replace(STUDENT, objective="twice", recipe=replace(QUICK, epochs=1, augmentation="shift"))
+    train(run, tmp_path, device="cpu", quiet=True)
+    assert [progress for *_, progress in TwoViews.seen] == [step / 8 for step in range(8)]
+    for images, labels, _ in TwoViews.seen:
+        assert len(images) == len(labels) == 64
+        assert torch.equal(labels[:32], labels[32:])
+        assert not torch.equal(images[:32], images[32:])
+    with pytest.raises(TITNError, match="'twice' can't learn from mixed pictures"):
+        train(replace(run, recipe=replace(run.recipe, cutmix=1.0)), tmp_path / "mixed", device="cpu", quiet=True)
+
+
+def test_training_accuracy_of_mixed_pictures_counts_the_class_with_the_greater_share(tmp_path, monkeypatch):
+    weights = []
+    forward = Objective.forward
+
+    def always_right(self, images, labels, answer=None):
+        loss, logits = forward(self, images, labels, answer)
+        weights.append(labels.weight)
+        right = labels.first if labels.weight > 0.5 else labels.second
+        return loss, torch.nn.functional.one_hot(right, logits.shape[1]).float()
+
+    monkeypatch.setattr(Objective, "forward", always_right)
+    run = replace(STUDENT, recipe=replace(QUICK, epochs=1, cutmix=1.0))
+    record = train(run, tmp_path, device="cpu", quiet=True)
+    assert min(weights) < 0.5 < max(weights)
+    assert record.curve[0]["train_top1"] == 100
+
+
+def test_labels_are_wrong_as_often_as_asked_and_nowhere_else(tmp_path, lessons):
+    clean = subset(load_data("digits").train, 256, "digits")
+    noisy = mislabel(clean, 0.4, 10, seed=0)
+    assert int((noisy.labels != clean.labels).sum()) == round(0.4 * 256)
+    assert not torch.equal(mislabel(clean, 0.4, 10, seed=1).labels, noisy.labels)
+    recipe = replace(QUICK, epochs=1, label_noise=0.4)
+    record = train(replace(STUDENT, recipe=recipe), tmp_path, device="cpu", quiet=True)
+    assert torch.equal(torch.cat([labels.first for *_, labels in lessons]).bincount(), noisy.labels.bincount())
+    model = load_model(tmp_path / WEIGHTS)
+    honest = evaluate(model, subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+    assert honest["top1"] == record.test["top1"]
+
+
+# --- stopping and going on
+
+EVERYTHING = replace(
+    DISTILLED,
+    distillation="hard+feature",
+    recipe=replace(
+        QUICK, epochs=8, ema_decay=0.9, cutmix=1.0, clip_norm=1.0, warmup_epochs=0.5, augmentation="crop_flip"
+    ),
+)
+CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+from titn_lib.training import run as run_module, trainer
+trainer.CHECKPOINT_SECONDS = 0.1
+from test_training import EVERYTHING
+resume = trainer.Training.resume
+def note(self):
+    resume(self)
+    print(self.place.epoch * self.steps + self.place.step, flush=True)
+trainer.Training.resume = note
+run_module.train(EVERYTHING, {out!r}, teacher_folder={teacher!r}, device="cpu", quiet=True)
+"""
+
+
+def start(out, teacher):
+    code = CHILD.format(tests=str(Path(__file__).parent), out=str(out), teacher=str(teacher))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_at_three_random_moments_and_resumed_bit_for_bit(tmp_path, finished):
+    """SIGKILL leaves no time to tidy up; EMA, feature projections, CutMix and warm-up are all on their way."""
+    teacher = finished[0] / "teacher"
+    train(EVERYTHING, tmp_path / "whole", teacher_folder=teacher, device="cpu", quiet=True)
+    out, chance = tmp_path / "killed", random.Random()
+    kills, seen, began = 0, 0.0, []
+    deadline = time.monotonic() + 240
+    child = start(out, teacher)
+    while kills < 3 and child.poll() is None and time.monotonic() < deadline:
+        now = (out / CHECKPOINT).stat().st_mtime if (out / CHECKPOINT).exists() else 0.0
+        if now > seen:
+            time.sleep(chance.uniform(0, 0.25))
+            child.kill()
+            began.append(int(child.communicate()[0]))
+            kills, seen = kills + 1, (out / CHECKPOINT).stat().st_mtime
+            child = start(out, teacher)
+        time.sleep(0.01)
+    began.append(int(child.communicate(timeout=120)[0]))
+    assert child.returncode == 0
+    assert kills == 3
+    assert began[0] == 0
+    assert all(earlier < later for earlier, later in pairwise(began)), "every sitting goes on where the last one was"
+    whole, resumed = (load_file(folder / WEIGHTS) for folder in (tmp_path / "whole", out))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert load_record(tmp_path / "whole").curve == load_record(out).curve
+
+
+def test_a_time_limit_leaves_a_checkpoint(tmp_path):
+    with pytest.raises(Interrupted, match="stopped by the time limit in epoch 1 of 2; the same command goes on from"):
+        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+    assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [CHECKPOINT]
+    train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name != ".lock") == [WEIGHTS, "record.json"]
+
+
+@pytest.mark.parametrize("run", [STUDENT, TEACHER], ids=["adamw", "sgd, batch normalisation"])
+def test_stopped_after_every_single_step(tmp_path, run):
+    run = replace(run, recipe=replace(run.recipe, train_images=96, cutmix=1.0, augmentation="shift"))
+    train(run, tmp_path / "whole", device="cpu", quiet=True)
+    sittings = 0
+    while sittings < 10:
+        sittings += 1
+        try:
+            train(run, tmp_path / "stopped", device="cpu", quiet=True, minutes=0)
+            break
+        except Interrupted:
+            continue
+    assert sittings == 7  # two epochs of three steps, and the one that finds nothing left to do
+    whole, stopped = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_ctrl_c_while_the_end_is_measured_does_not_get_lost(tmp_path, monkeypatch):
+    measure = trainer.evaluate
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "evaluate", interrupted)
+    once = replace(STUDENT, recipe=replace(QUICK, epochs=1))
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        train(once, tmp_path, device="cpu", quiet=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_between_two_steps(tmp_path, monkeypatch, number):
+    step, before = trainer.Training.train_step, signal.getsignal(number)  # ignored, in a job started with nohup … &
+
+    def interrupted(self, order):
+        step(self, order)
+        if self.place.step == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(trainer.Training, "train_step", interrupted)
+    with pytest.raises(Interrupted, match=f"stopped by {number.name}"):
+        train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert (tmp_path / CHECKPOINT).exists()
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_interrupts_at_once(tmp_path, monkeypatch):
+    step = trainer.Training.train_step
+
+    def interrupted(self, order):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, order)
+
+    monkeypatch.setattr(trainer.Training, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert caught.type is KeyboardInterrupt  # not Interrupted, which comes between two steps
+
+
+def test_no_record_without_weights(tmp_path, monkeypatch):
+    """A record says that the run has finished: whatever cuts off the end, the weights must be there before it."""
+
+    def cut_off(*_, **__):
+        raise KeyboardInterrupt
+
+    short = replace(STUDENT, recipe=replace(QUICK, epochs=1, train_images=64))
+    for name in ("save_model", "save_record"):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, name, cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                train(short, tmp_path, device="cpu", quiet=True)
+        assert not (tmp_path / "record.json").exists()
+    train(short, tmp_path, device="cpu", quiet=True)
+    assert (tmp_path / WEIGHTS).exists()
+
+
+def test_a_time_limit_is_for_all_that_the_run_needs(tmp_path, monkeypatch, ticking):
+    asked, finish = [], trainer.Training.finish
+
+    def note(self, minutes, quiet):
+        asked.append(minutes)
+        return finish(self, minutes, quiet)
+
+    monkeypatch.setattr(trainer.Training, "finish", note)
+    short = replace(QUICK, epochs=1, train_images=64)
+    run = replace(DISTILLED, recipe=short, teacher=replace(TEACHER, recipe=short))
+    compare(run, tmp_path, device="cpu", quiet=True, minutes=1000)
+    teacher, distilled, alone = asked
+    assert 1000 > teacher > distilled > alone
+
+
+def test_seconds_add_up_over_sittings(tmp_path, ticking):
+    whole = train(STUDENT, tmp_path / "whole", device="cpu", quiet=True)
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path / "cut", device="cpu", quiet=True, minutes=0.5)
+    assert torch.load(tmp_path / "cut" / CHECKPOINT)["place"]["seconds"] > 10
+    done = train(STUDENT, tmp_path / "cut", device="cpu", quiet=True)
+    assert done.seconds == pytest.approx(whole.seconds, abs=6)
+    assert done.images_per_second == whole.images_per_second == 32  # a second a step: the measuring does not count
+
+
+def test_two_processes_follow_one(tmp_path):
+    """Twenty steps with the same global batch; gloo, on the CPU."""
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys; from titn_lib.recipes import Recipe, Run; from titn_lib.training import train\n"
+        "recipe = Recipe(epochs=2, batch_size=32, optimizer='sgd', lr=0.05, precision='32-true',\n"
+        "                augmentation='shift', cutmix=1.0, train_images=320, test_images=50)\n"
+        "run = Run('digits', 'titn_nano', recipe, model_settings={'depth': 1})\n"
+        "train(run, sys.argv[1], device='cpu', quiet=True)\n"
+    )
+    # Over the loopback, whatever the machine's name resolves to; a lost connection starts them anew.
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    two += ["--nproc-per-node=2", "--max-restarts=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    subprocess.run([sys.executable, script, tmp_path / "one"], check=True, env=environment)
+    subprocess.run([*two, script, tmp_path / "two"], check=True, env=environment)
+    one, both = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
+    assert max((one[name] - both[name]).abs().max().item() for name in one) <= 1e-5
+    records = [load_record(tmp_path / name) for name in ("one", "two")]
+    assert [record.hardware["processes"] for record in records] == [1, 2]
+    assert records[0].test["top1"] == records[1].test["top1"]
+
+
+def test_a_broken_mpi_does_not_matter_to_one_process(monkeypatch):
+    """mpi4py without its library raises RuntimeError when Fabric looks for other processes."""
+
+    def detect():
+        raise RuntimeError("cannot load MPI library")
+
+    monkeypatch.setattr(MPIEnvironment, "detect", staticmethod(detect))
+    assert start_fabric("32-true", "cpu").world_size == 1
+
+
+def test_a_record_names_the_code_that_made_it(monkeypatch, tmp_path):
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", tmp_path, *words], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "--message", "first")
+    monkeypatch.setattr("titn_lib.training.records.checkout", lambda: tmp_path)
+    assert versions()["titn-lib"].endswith("+" + git("rev-parse", "--short", "HEAD"))
+    monkeypatch.setattr("titn_lib.training.records.checkout", lambda: None)  # installed: the version says it all
+    assert versions()["titn-lib"] == titn_lib.__version__  # also where it was copied and not installed
+
+
+def test_two_processes_do_not_make_one_run(tmp_path):
+    """The other one holds the folder until its standard input ends."""
+    code = f"import sys; from titn_lib.io import claim\nwith claim(__import__('pathlib').Path({str(tmp_path)!r})):"
+    code += " print('in', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(Busy, match="another process is at work in"):
+            train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+        assert not (tmp_path / CHECKPOINT).exists()
+        other.communicate()
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+
+
+def test_a_disk_without_locks(tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", none)
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+
+
+# --- what doesn't fit
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"batch_size": 300}, "a batch of 300 is more than the 256 training pictures of digits"),
+        ({"lr": 1e30, "optimizer": "sgd"}, "training diverged in epoch 1"),
+    ],
+)
+def test_recipes_that_do_not_work(tmp_path, change, says):
+    with pytest.raises(TITNError, match=says):
+        train(replace(STUDENT, recipe=replace(QUICK, **change)), tmp_path, device="cpu", quiet=True)
+
+
+def test_a_batch_that_does_not_fit_in_memory(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.Training, "train_step", full)
+    with pytest.raises(TITNError, match=r"a batch of 32 pictures doesn't fit in memory .*--batch-size"):
+        train(STUDENT, tmp_path, device="cpu", quiet=True)
+
+
+def test_teachers_that_do_not_fit(tmp_path, finished):
+    student = replace(STUDENT, distillation="hard", teacher=str(finished[0] / "alone" / WEIGHTS))
+    with pytest.raises(TITNError, match="titn_nano is a student, not a teacher"):
+        train(student, tmp_path, device="cpu", quiet=True)
+    save_model(create_model("vgg7_bn", num_classes=3), tmp_path / "t.safetensors")
+    with pytest.raises(TITNError, match="the teacher was made for num_classes=3, and digits needs num_classes=10"):
+        train(replace(student, teacher=str(tmp_path / "t.safetensors")), tmp_path, device="cpu", quiet=True)
+
+
+def test_a_teacher_of_other_classes_or_another_normalisation_is_refused(tmp_path):
+    teacher, path = load_model("vgg7_bn.digits"), tmp_path / "t.safetensors"
+    for change in ({"std": (0.9,)}, {"classes": tuple("abcdefghij")}):
+        save_model(teacher, path, replace(teacher.preprocessing, **change))
+        with pytest.raises(TITNError, match="the teacher learned digits, with other classes or another normalisation"):
+            train(replace(STUDENT, distillation="hard", teacher=str(path)), tmp_path, device="cpu", quiet=True)
+
+
+def test_a_damaged_checkpoint(tmp_path):
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    for content in (b"", b"nonsense", whole[: len(whole) // 2]):
+        (tmp_path / CHECKPOINT).write_bytes(content)
+        with pytest.raises(TITNError, match=r"checkpoint .*checkpoint\.pt is damaged: delete it"):
+            train(STUDENT, tmp_path, device="cpu", quiet=True)
+    (tmp_path / CHECKPOINT).write_bytes(whole)
+    state = torch.load(tmp_path / CHECKPOINT)
+    state["objective"].popitem()
+    torch.save(state, tmp_path / CHECKPOINT)
+    with pytest.raises(TITNError, match=r"checkpoint .*checkpoint\.pt doesn't fit this run"):
+        train(STUDENT, tmp_path, device="cpu", quiet=True)
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    (tmp_path / f"{CHECKPOINT}.{os.getpid()}.part").symlink_to("/dev/full")
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
+    with pytest.raises(TITNError, match=r"cannot write .*checkpoint.pt: the disk is full"):
+        train(STUDENT, tmp_path, device="cpu", quiet=True)
+    assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [CHECKPOINT]
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TITNError, match="part of that path is a file"):
+        train(STUDENT, tmp_path / "file" / "out")
+
+
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    """Root may write anywhere, so the system's answer is put in its mouth."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(TITNError, match="no permission: choose another folder"):
+        train(STUDENT, tmp_path / "out")
+
+
+# --- small parts
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine():
+    recipe = Recipe(epochs=10, lr=0.1, min_lr=0.001, warmup_epochs=2)
+    rates = [learning_rate(recipe, step, 10) for step in range(100)]
+    np.testing.assert_allclose(rates[:20], np.linspace(0.005, 0.1, 20))
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1), T_max=79, eta_min=0.001
+    )
+    for rate in rates[20:]:
+        assert rate == pytest.approx(theirs.get_last_lr()[0], rel=1e-6)
+        theirs.optimizer.step()
+        theirs.step()
+
+
+def test_sgd_has_momentum_and_decays_all():
+    model = torch.nn.Linear(2, 1)
+    optimizer = make_optimizer(model, Recipe(optimizer="sgd", lr=1.0, weight_decay=0.5))
+    weights = [p.detach().clone() for p in model.parameters()]
+    moved = [torch.zeros_like(weight) for weight in weights]
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()  # a slope of 1
+        optimizer.step()
+        moved = [0.9 * m + 1 + 0.5 * w for m, w in zip(moved, weights, strict=True)]
+        weights = [w - m for m, w in zip(moved, weights, strict=True)]
+    torch.testing.assert_close([p.detach() for p in model.parameters()], weights)
+
+
+def test_adamw_decays_matrices_and_no_table():
+    model = create_model("titn_nano", depth=1)
+    decayed, others = make_optimizer(model, Recipe(weight_decay=0.05)).param_groups
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
+    matrices.add(id(model.outer_tokens.projection.norm.weight))  # over all pixels of a patch
+    assert {id(p) for p in decayed["params"]} == matrices
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
+
+
+def test_evaluate_counts_by_hand():
+    class Echo(torch.nn.Module):
+        """Ranks class k first for a picture of grey level k, then k + 1, k + 2 …"""
+
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            k = (images[:, 0, 0, 0] * 255).round().long()
+            return torch.stack([-((torch.arange(10) - i) % 10).float() for i in k])
+
+    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 2, 2)
+    labels = (torch.arange(10) + torch.tensor([0, 0, 0, 1, 1, 4, 4, 5, 6, 9])) % 10  # the rank of the right answer
+    network, about = Echo(), Preprocessing("x", tuple("0123456789"), (0.0,), (1.0,))
+    result = evaluate(network, ImageSet(images, labels), about)
+    assert (result["top1"], result["top5"], result["pictures"]) == (pytest.approx(30), pytest.approx(70), 10)
+    expected = torch.nn.functional.cross_entropy(predict(network, images, about), labels).item()
+    assert result["loss"] == pytest.approx(expected)
+
+
+def test_predict_says_what_it_takes_and_leaves_no_trace():
+    network = create_model("titn_mini", depth=1)
+    about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    for wrong, says in [
+        (images / 255, "takes pictures as bytes"),
+        (images[0], "a batch with images"),
+        (images[:, :1], "takes pictures × 3 channels"),
+        (images[:, :, :8], "titn_mini takes batches of 3×32×32"),
+    ]:
+        with pytest.raises(TITNError, match=says):
+            predict(network, wrong, about)
+    with pytest.raises(TITNError, match="pass a Preprocessing"):
+        predict(network, images, network.preprocessing)
+    network.train().pixel_embedding.eval()  # frozen batch normalisation
+    with pytest.raises(TITNError):
+        predict(network, images[:, :, :8], about)
+    assert [network.training, network.pixel_embedding.training] == [True, False]
+    logits = predict(network, images, about)
+    assert [network.training, network.pixel_embedding.training] == [True, False]
+    torch.testing.assert_close(predict(network, images, about, batch_size=2), logits, atol=1e-5, rtol=1e-4)
+    assert predict(network, images[:0], about).shape == (0, 10)
+    half = predict(network.bfloat16(), images, about)
+    assert (half.dtype, half.shape) == (torch.float32, logits.shape)
+
+
+def test_predict_leaves_a_compiled_network_compiled():
+    calls, linear = [], torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    linear.compile(backend=lambda graph, _: lambda *inputs: calls.append(1) or graph(*inputs))
+    images, about = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), Preprocessing("x", ("a", "b"), (0.5,) * 3, (0.25,) * 3)
+    predict(linear, images, about)
+    assert calls == [1]
+    evaluate(linear, ImageSet(images, torch.tensor([0])), about)
+    assert calls == [1], "an evaluation doesn't compile for its own sizes"
+
+
+def test_large_pictures_are_measured_few_at_a_time():
+    network, sizes = create_model("titn_nano", depth=1, image_size=64), []
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+    predict(network, torch.zeros(130, 3, 64, 64, dtype=torch.uint8), about)
+    assert sizes == [125, 5]
+
+
+def test_a_student_that_does_not_fit_is_noticed_before_its_teacher_is_trained(tmp_path):
+    for changes, says in [
+        ({"image_size": (18, 18)}, "can't be cut into patches of 4"),
+        ({"model": "cmt_nano"}, "cmt_nano has no tokens to learn by 'hard' distillation"),
+    ]:
+        run = plan_run("digits", **{"budget": "smoke", **changes})
+        with pytest.raises(TITNError, match=says):
+            compare(run, tmp_path, device="cpu", quiet=True)
+        assert not (tmp_path / "teacher").exists()
+
+
+def test_a_recipe_from_the_budget():
+    run = plan_run(data="cifar100", model="titn_paper", budget="gpu")
+    assert (run.recipe.epochs, run.recipe.batch_size, run.recipe.lr, run.recipe.cutmix) == (600, 1024, 0.1, 1.0)
+    assert run.teacher.model == "vgg16_bn"
+    assert plan_run(seed=3).seed == plan_run(seed=3).teacher.seed == 3
+    assert Run.from_dict(__import__("dataclasses").asdict(run)) == run
+    assert plan_run("digits", teacher="vgg7_bn.digits").teacher == "vgg7_bn.digits"
+    with pytest.raises(TITNError, match="unknown budget 'huge'"):
+        plan_run(budget="huge")
+    with pytest.raises(TITNError, match="did you mean 'epochs'"):
+        plan_run(epoch=3)
+    with pytest.raises(TITNError, match="unknown student 'vgg7_bn'"):
+        plan_run(model="vgg7_bn")
+    for changes, says in [
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"lr": -1.0}, "lr can't be negative"),
+        ({"ema_decay": 1.5}, "ema_decay must be below 1"),
+        ({"seed": -1}, "a seed can't be negative"),
+        ({"image_size": (0, 8)}, "image_size is a height and a width, or one number for both, 1 or more"),
+        ({"lr": math.nan}, "lr must be a finite number and is nan"),
+        ({"temperature": 0.0}, "temperature must be more than 0"),
+        ({"distillation": "none", "teacher": "vgg7_bn"}, "'none' asks no teacher"),
+    ]:
+        with pytest.raises(TITNError, match=says):
+            plan_run(**changes)
+    with pytest.raises(TITNError, match=r"image_size is a height and a width, .* not \(0, 8\)"):
+        Run("digits", "titn_nano", recipe=Recipe(), image_size=(0, 8))
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "cifar100"])
+def test_the_published_recipe(data):
+    recipe = published_recipe(data)
+    assert (recipe.epochs, recipe.batch_size, recipe.optimizer) == (600 if data == "cifar100" else 350, 1024, "sgd")
+    assert (recipe.lr, recipe.min_lr, recipe.weight_decay, recipe.warmup_epochs) == (0.1, 1e-6, 1e-4, 0)
+    assert (recipe.augmentation, recipe.cutmix) == (("paper_mnist", 0) if data == "mnist" else ("paper_cifar", 1))
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "cifar100"])
+def test_the_gpu_teacher_sees_what_the_published_students_see(data):
+    recipe, students = teacher_recipe(data, "gpu"), published_recipe(data)
+    assert recipe == published_teacher_recipe(data)
+    for name in ("batch_size", "optimizer", "lr", "warmup_epochs", "label_smoothing", "augmentation", "cutmix"):
+        assert getattr(recipe, name) == getattr(students, name), name
+    assert recipe.cutmix == (0 if data == "mnist" else 1)
+
+
+def test_our_own_teachers_learn_with_smoothed_labels():
+    for data in ("digits", "mnist", "cifar10"):
+        assert {teacher_recipe(data, budget).label_smoothing for budget in BUDGETS if budget != "gpu"} == {0.1}
+
+
+def test_a_number_that_is_a_text():
+    recipe = Recipe()
+    object.__setattr__(recipe, "lr", "fast")  # the tests' type checker would stop it at the door
+    with pytest.raises(TITNError, match="lr must be a number"):
+        recipe.__post_init__()
+    recipe = Recipe()
+    object.__setattr__(recipe, "epochs", 2.5)
+    with pytest.raises(TITNError, match=r"epochs must be a whole number and is 2\.5"):
+        recipe.__post_init__()
+
+
+def test_a_smaller_batch_is_smaller_for_the_teacher_too():
+    run = plan_run(batch_size=8)
+    assert (run.recipe.batch_size, run.teacher.recipe.batch_size) == (8, 8)
+    run = plan_run("mnist")
+    assert (run.model, run.recipe.batch_size, run.teacher.recipe.batch_size) == ("titn_pico", 64, 128)
+
+
+def test_a_preset_for_large_pictures_gets_large_pictures():
+    assert plan_run(data="cifar10", model="titn_paper_224").teacher.image_size == (224, 224)
+    assert plan_run(data="cifar10").image_size is None
+
+
+def test_a_folder_is_the_same_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert plan_run("pictures") == plan_run("pictures/") == plan_run(str(tmp_path / "pictures"))

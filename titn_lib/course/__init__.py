@@ -1,0 +1,1 @@
+"""What the notebooks share: the set-up cell, example images, and the exercises' checks."""

@@ -1,0 +1,219 @@
+"""Exercises of 03_outer_attention."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from titn_lib.course.checks import NOTHING_CHANGED, Verdict, compare, furthest, number, stopped, together
+from titn_lib.models.titn import TITN, TITNConfig
+
+
+def project(
+    inner: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    axes: int = 1,
+    correction: int = 0,
+    norm: bool = True,
+    affine: bool = True,
+    swap: bool = False,
+    transpose: bool = False,
+    biased: bool = True,
+) -> Tensor:
+    """Pixel tokens → what their patches are told; the arguments after the star are ways to get it wrong."""
+    over = list(range(-axes, 0))
+    normed = inner - inner.mean(over, keepdim=True)
+    normed = normed / (inner.var(over, keepdim=True, correction=correction) + 1e-5).sqrt() if norm else inner
+    normed = normed * scale + shift if affine else normed
+    flat = (normed.transpose(1, 2) if swap else normed).flatten(1)
+    # A square matrix can be used the wrong way round; others can't.
+    matrix = weight if transpose and weight.shape[0] == weight.shape[1] else weight.T
+    return flat @ matrix + biased * bias
+
+
+def report(
+    inner: Tensor, outer: Tensor, *weights: Tensor, first: int = 1, replace: bool = False, **wrong: Any
+) -> Tensor:
+    """Pixel tokens into the rows of their patches, from row `first` on; `wrong` as in `project`."""
+    news = project(inner, *weights, **wrong)
+    outer = outer.clone()
+    rows = slice(first, first + len(news))
+    outer[rows] = news[: len(outer) - first] + (0 if replace else outer[rows])
+    return outer
+
+
+def check_projection(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]) -> Verdict:
+    """`answer(inner, outer, norm_weight, norm_bias, weight, bias)`: "patch pixel width" and "token width" → the outer
+    tokens (class, patches, distillation) after the projection."""
+
+    def nothing(inner: Tensor, outer: Tensor, *_: Tensor) -> Tensor:
+        return outer
+
+    def padded_before(inner: Tensor, outer: Tensor, *weights: Tensor) -> Tensor:
+        return outer + project(F.pad(inner, (0, 0, 0, 0, 1, 1)), *weights)
+
+    def bias_for_all(inner: Tensor, outer: Tensor, *weights: Tensor) -> Tensor:
+        return report(inner, outer, *weights, biased=False) + weights[-1]
+
+    mistakes: dict[str, Callable[..., Tensor]] = {
+        "nothing is added": nothing,
+        "it is added from row 0 on; row 0 is the class token, the patches begin at row 1": partial(report, first=0),
+        "it is added from row 2 on; the patches begin at row 1": partial(report, first=2),
+        "the patches' tokens are replaced; the news is added to what they knew": partial(report, replace=True),
+        "class and distillation token get a share, too: add zeros to them, after the projection": padded_before,
+        "class and distillation token get the bias, too": bias_for_all,
+        "a patch is flattened number by number; it should be pixel by pixel": partial(report, swap=True),
+        "LayerNorm is left out": partial(report, norm=False, affine=False),
+        "LayerNorm's learned scale and shift are left out": partial(report, affine=False),
+        "LayerNorm goes over the whole patch; every pixel token has its own mean and deviation": partial(
+            report, axes=2
+        ),
+        "the deviation divides by n − 1; LayerNorm divides by n (correction=0)": partial(report, correction=1),
+        "the matrix is not transposed": partial(report, transpose=True),
+        "the bias is left out": partial(report, biased=False),
+    }
+    sizes = iter([(6, 4, 5, 20), (9, 6, 4, 10), (4, 9, 3, 16)])
+
+    def inputs() -> tuple[Tensor, ...]:
+        patches, pixels, width, outer_width = next(sizes)
+        tokens = torch.randn(patches, pixels, width) * torch.rand(patches, pixels, 1).add(0.5) + torch.randn(pixels, 1)
+        return (
+            100 * tokens,  # so large that LayerNorm's eps, which readers may leave out, makes no difference
+            torch.randn(patches + 2, outer_width),
+            torch.rand(width) + 0.5,
+            torch.randn(width),
+            torch.randn(outer_width, pixels * width),
+            torch.randn(outer_width),
+        )
+
+    return compare(answer, report, inputs, mistakes, tolerance=1e-3)
+
+
+def heads(outer: Tensor, class_head: nn.Module, distillation_head: nn.Module) -> Tensor:
+    return (class_head(outer[:, :-1].mean(dim=1)) + distillation_head(outer[:, -1])) / 2
+
+
+def check_heads(answer: Callable[[Tensor, nn.Module, nn.Module], Tensor]) -> Verdict:
+    """`answer(outer, class_head, distillation_head)`: "batch token width" → the logits in use, "batch classes",
+    as TITN has them."""
+
+    def pooled(pool: Callable[[Tensor], Tensor]) -> Callable[[Tensor, nn.Module, nn.Module], Tensor]:
+        return lambda outer, first, second: (first(pool(outer)) + second(outer[:, -1])) / 2
+
+    def norm_first(outer: Tensor, first: Any, second: nn.Module) -> Tensor:
+        return (first[1](first[0](outer[:, :-1]).mean(dim=1)) + second(outer[:, -1])) / 2
+
+    mistakes: dict[str, Callable[..., Tensor]] = {
+        "the class head reads the class token alone (as in ViT and TNT); here it reads a mean": pooled(
+            lambda z: z[:, 0]
+        ),
+        "the mean takes in the distillation token": pooled(lambda z: z.mean(dim=1)),
+        "the mean leaves the class token out": pooled(lambda z: z[:, 1:-1].mean(dim=1)),
+        "the mean leaves the last patch out: rows 0 to 16 are 0:17 in Python": pooled(lambda z: z[:, :-2].mean(dim=1)),
+        "the mean takes in the distillation token and leaves the class token out": pooled(
+            lambda z: z[:, 1:].mean(dim=1)
+        ),
+        "a softmax comes before the mean; logits are averaged": lambda outer, first, second: (
+            (first(outer[:, :-1].mean(dim=1)).softmax(dim=-1) + second(outer[:, -1]).softmax(dim=-1)) / 2
+        ),
+        "LayerNorm comes before the mean; the mean is taken first": norm_first,
+        "the two answers are added and not averaged": lambda *arguments: 2 * heads(*arguments),
+        "the two heads are swapped": lambda outer, first, second: heads(outer, second, first),
+        "the class head answers alone": lambda outer, first, _: first(outer[:, :-1].mean(dim=1)),
+        "the distillation head answers alone": lambda outer, _, second: second(outer[:, -1]),
+    }
+
+    def head(width: int) -> nn.Module:
+        norm = nn.LayerNorm(width)
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        return nn.Sequential(norm, nn.Linear(width, 7))
+
+    def inputs() -> tuple:
+        return torch.randn(3, 18, 24) * torch.linspace(0.5, 3, 18)[:, None], head(24), head(24)
+
+    with torch.no_grad():
+        return compare(answer, heads, inputs, mistakes)
+
+
+def check_sizes(tokens: Any, numbers: Any, parameters: Any) -> Verdict:
+    """Pictures of 48×64, patches of 16, pixels of 4, inner width 20, outer width 384, a distillation token: how many
+    outer tokens, how many numbers go into the projection's matrix for a patch, how many parameters it has with its bias
+    and its LayerNorm."""
+    return together(
+        token_count=number(
+            tokens,
+            14,
+            {
+                12: "those are the patches; two tokens belong to no place.",
+                13: "class or distillation token is missing.",
+                18: "that is for 16 patches; here are 3 rows of 4.",
+            },
+        ),
+        number_count=number(
+            numbers,
+            320,
+            {
+                16: "that is the number of pixels; each has 20 numbers.",
+                20: "that is one pixel; a patch has 16.",
+                384: "that is what comes out.",
+                192: "that is for the sizes of this notebook's table.",
+                768: "those are the numbers of the picture in a patch; the pixel tokens have a width of their own.",
+            },
+        ),
+        parameter_count=number(
+            parameters,
+            123_304,
+            {
+                122_880: "the bias (384) and the LayerNorm (40) are missing.",
+                123_264: "the LayerNorm is missing: scale and shift for 20 numbers.",
+                122_920: "the bias is missing: 384 numbers.",
+                123_284: "the LayerNorm has a scale and a shift.",
+                123_904: "the LayerNorm is for one pixel token (20 numbers), not for the whole patch.",
+            },
+            "all three are right.",
+        ),
+    )
+
+
+def check_blind(answer: Callable[[TITN], Any]) -> Verdict:
+    """`answer(model)` changes a published TITN's projections, and nothing else, so that its logits are the same for all
+    pictures."""
+    model = TITN(TITNConfig()).eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    images = torch.randn(4, 3, 32, 32)
+    try:
+        with torch.no_grad():
+            returned = answer(model)
+            model = returned if isinstance(returned, TITN) else model
+            logits = model.eval()(images)
+    except Exception as problem:  # whatever the reader's code may do
+        return stopped(problem)
+    after = model.state_dict()
+    if after.keys() != before.keys():
+        return Verdict(False, "the model has other parts than before: change numbers and leave the parts in place.")
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    if not changed:
+        return NOTHING_CHANGED
+    if others := [name for name in changed if ".projection." not in name]:
+        more = f", and {len(others) - 1} more" if len(others) > 1 else ""
+        return Verdict(False, f"{others[0]}{more}: changed, and only the projections should.")
+    if not isinstance(logits, Tensor) or not logits.isfinite().all():
+        return Verdict(False, "the logits are no finite numbers any more.")
+    if (gap := furthest(logits, logits[:1].expand_as(logits))) > 1e-6:
+        tokens = torch.randn(2, 16, 16, 12)
+        with torch.no_grad():
+            news = [block.projection(tokens) for block in model.blocks]  # type: ignore[operator]
+        speak = [i for i, heard in enumerate(news, 1) if furthest(heard[0], heard[1]) > 1e-6]
+        return Verdict(
+            False,
+            f"the logits of four pictures still differ by up to {gap:.2g}: the projections of blocks {speak} speak.",
+        )
+    return Verdict(True, "right: all pictures get the same logits. All that the model knows now is its tables.")

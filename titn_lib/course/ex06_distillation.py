@@ -1,0 +1,227 @@
+"""Exercises of 06_distillation."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from titn_lib.course.checks import Verdict, ask, compare, describe, furthest, number, together
+from titn_lib.data.datasets import load_data
+from titn_lib.data.mixing import MixedLabels, cutmix
+from titn_lib.data.transforms import normalise
+from titn_lib.losses.distillation import ask_teacher, freeze, soft_loss
+from titn_lib.models.teachers import Teacher
+from titn_lib.models.weights import load_model
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) of each picture."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
+    """`answer(student_logits, teacher_logits, temperature)`: T²·KL(teacher ‖ student), the mean over pictures."""
+
+    def softened(student: Tensor, teacher: Tensor, T: float) -> tuple[Tensor, Tensor]:
+        return (student / T).log_softmax(dim=-1), (teacher / T).log_softmax(dim=-1)
+
+    def without_square(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(student, teacher, T) / T**2
+
+    def only_once(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(student, teacher, T) / T
+
+    def wrong_way(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return T**2 * divergence(*softened(student, teacher, T)).mean()
+
+    def over_entries(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(student, teacher, T) / student.shape[-1]
+
+    def over_entries_without_square(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return over_entries(student, teacher, T) / T**2
+
+    def summed(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(student, teacher, T) * len(student)
+
+    def hard_teacher(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return T**2 * divergence(teacher.log_softmax(dim=-1), (student / T).log_softmax(dim=-1)).mean()
+
+    def hard_student(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return T**2 * divergence((teacher / T).log_softmax(dim=-1), student.log_softmax(dim=-1)).mean()
+
+    def cold(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return T**2 * soft_loss(student, teacher, 1.0)
+
+    def cross_entropy(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return T**2 * F.cross_entropy(student / T, (teacher / T).softmax(dim=-1))
+
+    def no_logarithm(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        p, q = (logits.exp() for logits in softened(student, teacher, T))
+        return T**2 * F.kl_div(p, q, reduction="batchmean")
+
+    def no_log_target(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        p, q = softened(student, teacher, T)
+        return T**2 * F.kl_div(p, q, reduction="batchmean")
+
+    def no_temperature(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(student, teacher, 1.0)
+
+    def hotter(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return T**2 * soft_loss(student * T, teacher * T, 1.0)
+
+    def negative(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return -soft_loss(student, teacher, T)
+
+    def over_pictures(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        p, q = (student / T).log_softmax(dim=0), (teacher / T).log_softmax(dim=0)
+        return T**2 * divergence(q, p).mean()
+
+    mistakes = {
+        "T² is left out: the gradient then shrinks when T grows": without_square,
+        "the loss is multiplied by T and not by T²": only_once,
+        "the KL goes the wrong way round: the teacher's probabilities are the ones to weight with": wrong_way,
+        "the mean is taken over all entries, so that the loss is as many times too small as there are "
+        'classes (kl_div\'s reduction="mean" does this; "batchmean" is the mean over pictures)': over_entries,
+        "the mean is taken over all entries and T² is left out": over_entries_without_square,
+        "the loss is summed over pictures; the mean was asked for": summed,
+        "the teacher is not softened: its logits need the temperature, too": hard_teacher,
+        "the student is not softened: its logits need the temperature, too": hard_student,
+        "neither is softened": cold,
+        "this is the cross-entropy with the teacher's probabilities: its gradient is right, but the teacher's own "
+        "entropy is left in, so that a perfect student doesn't reach 0": cross_entropy,
+        "kl_div is given the student's probabilities; it wants their logarithms": no_logarithm,
+        "kl_div takes the logarithms of the teacher's probabilities for these themselves: give it exp() of them, or "
+        "log_target=True": no_log_target,
+        "there is no temperature at all": no_temperature,
+        "the logits are multiplied by T; they should be divided": hotter,
+        "the sign is the wrong way round: a KL is never below 0": negative,
+        "the softmax runs over pictures; it should run over classes": over_pictures,
+    }
+    temperatures = iter([4.0, 2.0, 8.0])
+
+    def inputs() -> tuple[Tensor, Tensor, float]:
+        return 2 * torch.randn(6, 10), 2 * torch.randn(6, 10), next(temperatures)
+
+    verdict = compare(answer, soft_loss, inputs, mistakes)
+    if verdict.right:
+        student = torch.randn(6, 10, requires_grad=True)
+        if gradient(answer(student, torch.randn(6, 10), 4.0), student) == 0:
+            return Verdict(False, "the value is right, but no gradient reaches the student: it would learn nothing.")
+    return verdict
+
+
+def gradient(loss: Tensor | float, logits: Tensor) -> float:
+    """How large the largest entry of the loss's gradient is; a plain number has none."""
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return 0.0
+    found = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0]
+    return 0.0 if found is None else found.abs().max().item()
+
+
+COPY = -float(np.log(0.8))
+
+
+def check_losses(louder: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
+    """By how much the hard loss changes when the teacher's logits are multiplied by 100; the soft loss and the hard
+    loss of a student that says exactly what its teacher says: 0.8, 0.1 and 0.1."""
+    return together(
+        louder=number(louder, 0, {100: "hard labels ask for the largest logit only, and it stays where it is."}),
+        soft_copy=number(
+            soft_copy, 0, {COPY: "that is the hard loss; KL compares two distributions, and these are the same."}
+        ),
+        hard_copy=number(
+            hard_copy,
+            COPY,
+            {
+                0: "a hard label wants all of the probability for one class; a faithful copy gives it 0.8.",
+                COPY / 2: "that is with the ½ in front; it was asked for without.",
+                0.8: "that is the probability; the loss is its logarithm with a minus.",
+                0.2: "the loss is a logarithm: −ln of the probability of the teacher's class.",
+                -COPY: "a loss has a minus before the logarithm.",
+                0.0969: "that is the logarithm to the base 10; the loss takes the natural one.",
+            },
+            "all three are right: hard labels punish a faithful copy for not being surer than its teacher.",
+            within=0.02,
+        ),
+    )
+
+
+def check_wrong_pupil(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
+    """`answer(student_logits, teacher_logits, temperature)`: the soft loss by its value, but the teacher learns."""
+
+    def swapped(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(teacher, student, T)
+
+    mistakes: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+        "student and teacher change places: KL is not the same both ways": swapped,
+        "T² is left out": lambda student, teacher, T: soft_loss(student, teacher, T) / T**2,
+        "the loss is summed over pictures": lambda student, teacher, T: soft_loss(student, teacher, T) * len(student),
+    }
+    verdict = compare(answer, soft_loss, lambda: (2 * torch.randn(6, 10), 2 * torch.randn(6, 10), 4.0), mistakes)
+    if not verdict.right:
+        return verdict
+    student, teacher = (torch.randn(6, 10, requires_grad=True) for _ in range(2))
+    loss = answer(student, teacher, 4.0)
+    to_student, to_teacher = gradient(loss, student), gradient(loss, teacher)
+    if to_student:
+        return Verdict(False, f"the value is right, and so is the pupil: a gradient of {to_student:.2g} reaches it.")
+    if not to_teacher:
+        return Verdict(False, "the value is right, and nobody learns: the gradient reaches neither of the two.")
+    return Verdict(True, "right: the value is that of soft_loss, and only the teacher would learn.")
+
+
+def check_prepare(answer: Callable[..., Any]) -> Verdict:
+    """`answer(teacher, images, labels, rng)`: mixed pictures, their labels, and the teacher's logits on them."""
+    teacher = freeze(cast(Teacher, load_model("vgg7_bn.digits")))
+    data = load_data("digits")
+    first = int(torch.randint(len(data.train) - 32, ()))
+    labels = data.train.labels[first : first + 32]
+    images = normalise(data.train.images[first : first + 32], data.mean, data.std)
+    seed = next(
+        seed for seed in range(first, first + 1000) if 0.3 < cutmix(images, labels, rng_of(seed))[1].weight < 0.7
+    )
+    got = ask(answer, teacher, images.clone(), labels.clone(), rng_of(seed))
+    if isinstance(got, Verdict):
+        return got
+    if not isinstance(got, tuple | list) or len(got) != 3 or isinstance(got, MixedLabels):
+        return Verdict(False, f"it returns {describe(got)}; three things were asked for: pictures, labels, logits.")
+    mixed, mixed_labels, logits = got
+    if not isinstance(mixed, Tensor) or mixed.shape != images.shape:
+        return Verdict(False, f"the pictures are {describe(getattr(mixed, 'shape', mixed))}; 32×1×16×16 was asked for.")
+    if not isinstance(mixed_labels, MixedLabels):
+        return Verdict(
+            False, f"the labels are {describe(mixed_labels)}; MixedLabels, as cutmix returns them, are needed."
+        )
+    if not isinstance(logits, Tensor) or logits.shape != (32, 10):
+        wanted = " (ask_teacher returns logits and maps: take .logits)" if isinstance(logits, tuple) else ""
+        return Verdict(
+            False, f"the logits are {describe(getattr(logits, 'shape', logits))}; 32×10 was asked for{wanted}."
+        )
+    if furthest(mixed, images) == 0:
+        return Verdict(False, "nothing is mixed: the pictures are the ones that you were given.")
+    if not torch.isin(mixed, images).all():
+        return Verdict(
+            False, "the pictures have numbers that weren't in them: cutmix pastes, and they come normalised already."
+        )
+    once_more = ask(answer, teacher, images.clone(), labels.clone(), rng_of(seed + 1))
+    if isinstance(once_more, tuple | list) and furthest(once_more[0], mixed) == 0:
+        return Verdict(False, "another rng mixes in the same way: draw from the one that you are given.")
+    if logits.requires_grad:
+        return Verdict(False, "the teacher's answer carries a gradient: ask it with ask_teacher, or under no_grad.")
+    of_mixed, of_whole = (ask_teacher(teacher, pictures).logits for pictures in (mixed, images))
+    if furthest(logits, of_mixed) <= 1e-3:
+        return Verdict(True, "right: teacher and student see the very same pictures.")
+    changed = (of_mixed.argmax(dim=-1) != logits.argmax(dim=-1)).sum()
+    told = f"on {changed} of 32 pictures it answers otherwise than on what the student sees."
+    if furthest(logits, of_mixed.softmax(dim=-1)) <= 1e-3:
+        return Verdict(False, "these are the teacher's probabilities; its logits were asked for.")
+    if furthest(logits, of_whole) <= 1e-3:
+        return Verdict(False, f"the teacher is asked about the pictures before they were mixed: {told}")
+    return Verdict(False, f"the teacher is asked about other pictures than those you return (mixed twice?): {told}")
+
+
+def rng_of(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)

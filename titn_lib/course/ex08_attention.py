@@ -1,0 +1,213 @@
+"""Exercises of 08_attention."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from titn_lib import interpret as explain
+from titn_lib.course.checks import Verdict, as_number, ask, compare, describe, number, together, unwritten
+from titn_lib.models.registry import create_model
+
+MapFunction = Callable[[nn.Module, Tensor], Tensor]  # model, "batch channel height width" → "batch height width"
+
+
+def check_rollout(answer: Callable[[Tensor], Tensor]) -> Verdict:
+    """`answer(attention)`: "block head query key" → the rollout "query key"."""
+
+    def chain(mixed: Tensor) -> Tensor:
+        rolled = mixed[0]
+        for later in mixed[1:]:
+            rolled = later @ rolled
+        return rolled
+
+    def rollout(attention: Tensor) -> Tensor:
+        return explain.rollout(list(attention))
+
+    def plus(attention: Tensor, heads: Tensor) -> Tensor:
+        return (heads + torch.eye(attention.shape[-1])) / 2
+
+    def no_residual(attention: Tensor) -> Tensor:
+        return chain(attention.mean(dim=1))
+
+    def not_normed(attention: Tensor) -> Tensor:
+        return chain(2 * plus(attention, attention.mean(dim=1)))
+
+    def backwards(attention: Tensor) -> Tensor:
+        return rollout(attention.flip(0))
+
+    def backwards_bare(attention: Tensor) -> Tensor:
+        return no_residual(attention.flip(0))
+
+    def columns(attention: Tensor) -> Tensor:
+        mixed = plus(attention, attention.mean(dim=1))
+        return chain(mixed / mixed.sum(dim=-2, keepdim=True))
+
+    def strongest(attention: Tensor) -> Tensor:
+        mixed = plus(attention, attention.amax(dim=1))
+        return chain(mixed / mixed.sum(dim=-1, keepdim=True))
+
+    def heads_apart(attention: Tensor) -> Tensor:
+        return torch.stack([chain(plus(attention, head)) for head in attention.unbind(dim=1)]).mean(dim=0)
+
+    def at_the_end(attention: Tensor) -> Tensor:
+        return plus(attention, no_residual(attention))
+
+    def last_alone(attention: Tensor) -> Tensor:
+        return plus(attention, attention[-1].mean(dim=0))
+
+    def transposed(attention: Tensor) -> Tensor:
+        return rollout(attention.mT)
+
+    def turned(attention: Tensor) -> Tensor:
+        return rollout(attention).mT
+
+    def added_up(attention: Tensor) -> Tensor:
+        mixed = plus(attention, attention.sum(dim=1))
+        return chain(mixed / mixed.sum(dim=-1, keepdim=True))
+
+    mistakes = {
+        "the residual is left out: a token also keeps what it has": no_residual,
+        "the rows are not made to sum to 1 again after I was added": not_normed,
+        "the blocks are multiplied in the wrong order: the last one stands on the left": backwards,
+        "the residual is left out, and the blocks are multiplied in the wrong order": backwards_bare,
+        "columns are made to sum to 1; it should be rows": columns,
+        "the strongest head is taken; it should be the mean over heads": strongest,
+        "each head is rolled out alone and the mean taken at the end; take it in every block": heads_apart,
+        "the residual is added once at the end; every block has one": at_the_end,
+        "only the last block is looked at": last_alone,
+        "the attention is transposed: a row is what a query reads": transposed,
+        "the result is transposed: row i says where token i comes from": turned,
+        "the heads are added up; it should be their mean": added_up,
+    }
+    return compare(answer, rollout, lambda: ((2 * torch.randn(4, 3, 6, 6)).softmax(dim=-1),), mistakes)
+
+
+def check_uniform(patch: Any, itself: Any) -> Verdict:
+    """The class token's row of the rollout, 5 blocks of 18 tokens, all attention even: a patch, the token itself."""
+    kept, even = 1 / 32, 1 / 18
+    others = (1 - kept) * even
+    wrong = {
+        **{
+            round(value, d): "that is rounded: write the expression."
+            for value in (others, kept + others)
+            for d in (3, 4)
+        },
+        even: "that is attention alone; half of every block's mixing is I.",
+        even**5: "rows of a product of such matrices still sum to 1; yours would sum to much less.",
+        even / 2: "that is a single block; there are five.",
+        **{
+            round(100 * value, d): "that is per cent: give a share."
+            for value in (others, kept + others)
+            for d in (1, 2)
+        },
+        1 / 32: "the class token keeps that in five halvings; it also reads itself.",
+        0.5 + even / 2: "that is a single block; there are five.",
+        (1 - kept) / 17: "what is not kept is shared by all 18 tokens, itself among them.",
+    }
+    return together(
+        for_a_patch=number(patch, others, {**wrong, kept + others: "that is the token itself."}),
+        for_itself=number(
+            itself,
+            kept + others,
+            {**wrong, others: "that is any other token; itself it also keeps."},
+            "both are right: in five blocks a token keeps ½⁵ of itself, and shares the rest evenly.",
+        ),
+    )
+
+
+def map_a(model: nn.Module, images: Tensor) -> Tensor:
+    """A map for the answer that the class head gives."""
+    return explain.relevance(model, images, classes=explain.answer(model)(images).argmax(dim=-1)).picture
+
+
+def map_b(model: nn.Module, images: Tensor) -> Tensor:
+    """A map for the answer that the class head gives."""
+    local = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    strength = (local[:, :, 1:-1, 2:] - local[:, :, 1:-1, :-2]) ** 2 + (
+        local[:, :, 2:, 1:-1] - local[:, :, :-2, 1:-1]
+    ) ** 2
+    weight = explain.answer(model)(images).softmax(dim=-1).sum(dim=-1)[:, None, None]
+    return (explain.blur(strength.sqrt(), width=1.0).sum(dim=1) * weight).detach()
+
+
+def map_c(model: nn.Module, images: Tensor) -> Tensor:
+    """A map for the answer that the class head gives."""
+    classes = explain.answer(model)(images).argmax(dim=-1)
+    return explain.blur((explain.input_gradient(model, images, classes) * images).abs(), width=1.0).sum(dim=1)
+
+
+def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspect: Any) -> Verdict:
+    """`moved(map_function, model, images)`: the mean rank correlation of the maps before and after all weights are made
+    fresh; and which of the maps a, b, c doesn't depend on them."""
+    model = create_model("titn_nano", in_channels=1, image_size=(8, 8), depth=5).eval()
+    images, before = torch.randn(4, 1, 8, 8), {name: value.clone() for name, value in model.state_dict().items()}
+    asked = []  # whether the model that was passed in, again and again
+
+    def still(one: nn.Module, images: Tensor) -> Tensor:
+        asked.append(all(torch.equal(value, before[name]) for name, value in one.state_dict().items()))
+        return images.sum(dim=1)
+
+    def by_part(part: str) -> MapFunction:
+        """Maps in an order of their own for every set of weights of one part of the network."""
+
+        def drawn(model: nn.Module, images: Tensor) -> Tensor:
+            total = sum(float(value.double().sum()) for name, value in model.state_dict().items() if part in name)
+            generator = torch.Generator().manual_seed(abs(hash(round(total, 6))) % 2**31)
+            return torch.rand(len(images), 8, 8, generator=generator)
+
+        return drawn
+
+    def mostly_drawn(model: nn.Module, pictures: Tensor) -> Tensor:
+        """The first picture's map stays, and its numbers are large; the others' don't."""
+        first = (pictures == images[0]).flatten(1).all(dim=1)[:, None, None]
+        return torch.where(first, 1000 * pictures.sum(dim=1), by_part("")(model, pictures))
+
+    values = []
+    for one in (still, by_part("heads."), by_part("blocks."), by_part("pixel_embedding."), mostly_drawn):
+        got = ask(moved, one, model, images)
+        if isinstance(got, Verdict):
+            return got
+        value = as_number(got)
+        if value is None:
+            return Verdict(False, f"moved returns {describe(got)}; one number was asked for: the mean over pictures.")
+        values.append(value)
+    changed = any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    heads, blocks, start = (abs(value) > 0.99 for value in values[1:4])
+    if changed:
+        return Verdict(False, "the model that was passed in has other weights now: randomise makes a copy, use that.")
+    if not 0.9 < values[0] < 1.01:
+        return Verdict(False, f"for a map that looks only at the picture, moved gives {values[0]:.2f}; it should be 1.")
+    if not any(asked):
+        return Verdict(False, "the model that was passed in is never asked: one of the two maps should be its own.")
+    if heads and blocks and start:
+        return Verdict(False, "both maps come from the same weights.")
+    if blocks:
+        return Verdict(False, "the blocks kept their weights: ask randomise for depth + 1.")
+    if start:
+        return Verdict(False, "the blocks are fresh, the pixel embedding isn't: ask randomise for depth + 1.")
+    if max(map(abs, values[1:4])) > 0.5:
+        return Verdict(
+            False,
+            f"for maps that have nothing to do with each other moved gives {max(values[1:4]):.2f}; it should be near "
+            "0. Is it the *rank* correlation?",
+        )
+    if values[4] > 0.6:
+        return Verdict(
+            False,
+            f"if one picture of four keeps its map, and the others' are drawn anew, moved gives {values[4]:.2f}; it "
+            "should be about 0.25: the mean over pictures of each one's own correlation.",
+        )
+    if unwritten(suspect):
+        return Verdict(False, "moved is right. Now use it: which of a, b and c is it?")
+    letter = str(suspect).strip().lower().removeprefix("map_")
+    if letter != "b":
+        known = letter in ("a", "c")
+        return Verdict(
+            False, f"map_{letter} changes with the weights." if known else f"{describe(suspect)} is none of a, b, c."
+        )
+    return Verdict(
+        True, "right: map_b is an edge detector. It asks the model, but adds up all its probabilities: always 1."
+    )

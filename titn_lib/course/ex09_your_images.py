@@ -1,0 +1,242 @@
+"""Exercises of 09_your_pictures."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from titn_lib.course.checks import NOT_YET, ROUNDS, Verdict, as_number, ask, describe, furthest, number, unwritten
+from titn_lib.data.datasets import CIFAR_MEAN, CIFAR_STD
+from titn_lib.data.transforms import normalise
+
+# --- 1 · a fair split
+
+
+def check_split(answer: Callable[[Tensor, float, int], tuple[Tensor, Tensor]]) -> Verdict:
+    """`answer(labels, fraction, seed)`: the places of the pictures to keep, and of those to set aside.
+
+    The same share of each class is set aside; every picture is in one part, and in one only; the seed says which.
+    """
+    for turn in range(ROUNDS):
+        counts = torch.randint(100, 300, (3 + turn,)).tolist()
+        labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])  # as a folder is read
+        if turn == 1:
+            labels = labels[torch.randperm(len(labels))]
+        fraction = (0.2, 0.25, 0.1)[turn]
+        splits = []
+        for seed in (7, 7, 8):
+            parts = read_parts(ask(answer, labels.clone(), fraction, seed), len(labels))
+            if isinstance(parts, Verdict):
+                return parts
+            if max(int(part.max()) if len(part) else 0 for part in parts) < len(counts):
+                return Verdict(False, "these are labels; the places of the pictures in the list were asked for.")
+            splits.append(parts)
+        for fault in (
+            faults_of_parts(*splits[0], len(labels), fraction),
+            faults_of_shares(splits[0][1], labels, fraction),
+        ):
+            if fault:
+                return Verdict(False, fault)
+        first, again, other = (set(aside.tolist()) for _, aside in splits)
+        if fault := faults_of_order(splits[0][1], labels):
+            return Verdict(False, fault)
+        if first != again:
+            return Verdict(
+                False,
+                f"called twice with the same seed it sets {len(first - again)} other pictures aside: draw from a "
+                "generator that starts from the seed, or two runs can't be compared.",
+            )
+        if first == other:
+            return Verdict(False, "another seed sets the same pictures aside: the seed isn't used.")
+    return Verdict(True, "right: each class gives its share, no picture is in both parts, and the seed says which.")
+
+
+def read_parts(got: Any, count: int) -> tuple[Tensor, Tensor] | Verdict:
+    """Two lists of places in a list of so many pictures, or what is wrong with them."""
+    if isinstance(got, Verdict):
+        return got
+    if isinstance(got, tuple | list) and unwritten(*got):
+        return NOT_YET
+    if not isinstance(got, tuple | list) or len(got) != 2:
+        return Verdict(False, f"it returns {describe(got)}; a pair was asked for: places to keep, places to set aside.")
+    parts = []
+    for part in got:
+        try:
+            places = torch.as_tensor(part)
+        except Exception:
+            return Verdict(False, f"a part is {describe(part)}; a tensor of places (whole numbers) was asked for.")
+        if places.dtype == torch.bool:
+            return Verdict(False, "a part is a mask of true and false; the places themselves were asked for (nonzero).")
+        if places.ndim != 1 or (places.is_floating_point() and len(places)):
+            return Verdict(
+                False,
+                f"a part has the shape {tuple(places.shape)} and holds {places.dtype}; places in a row, whole numbers, "
+                "were asked for.",
+            )
+        if beyond := [place for place in places.tolist() if not 0 <= place < count]:
+            return Verdict(False, f"it names picture {beyond[0]} of {count}: places go from 0 to {count - 1}.")
+        parts.append(places.long())
+    return parts[0], parts[1]
+
+
+def faults_of_parts(kept: Tensor, aside: Tensor, count: int, fraction: float) -> str:
+    """Pictures that are in both parts, twice in one, or in none; parts that changed places."""
+    both = len(set(kept.tolist()) & set(aside.tolist()))
+    if both:
+        return f"{both} pictures are in both parts: the model would be tested on what it has learned by heart."
+    twice = count_twice(kept) + count_twice(aside)
+    if twice:
+        return f"{twice} places are named more than once: draw without putting back (a permutation does)."
+    missing = count - len(kept) - len(aside)
+    if missing:
+        return f"{missing} of {count} pictures are in neither part."
+    if abs(len(aside) - (1 - fraction) * count) < 0.05 * count:
+        asked = f"{100 * fraction:.0f} % were asked for"
+        return f"the parts have changed places: {len(aside)} of {count} are set aside, and {asked}."
+    return ""
+
+
+def count_twice(places: Tensor) -> int:
+    return len(places) - len(places.unique())
+
+
+def faults_of_shares(aside: Tensor, labels: Tensor, fraction: float) -> str:
+    """Classes that give more or less than their share."""
+    classes = int(labels.max()) + 1
+    counts, given = labels.bincount(minlength=classes), labels[aside].bincount(minlength=classes)
+    shares = given / counts
+    if bool(((given - fraction * counts).abs() <= 1.5).all()):
+        return ""
+    if len(given.unique()) == 1 < len(counts.unique()) and int(given[0]):
+        return f"{int(given[0])} pictures of each class are set aside; the same share of each was asked for."
+    alike = float((shares - shares.mean()).abs().max()) < 0.02
+    if alike and abs(float(shares.mean()) - fraction) > 0.02:
+        return f"{100 * shares.mean():.0f} % of each class are set aside, and {100 * fraction:.0f} % were asked for."
+    least, most = int(shares.argmin()), int(shares.argmax())
+    text = (
+        f"not the same share of each class: of class {most} {100 * shares[most]:.0f} % are set aside, of class {least} "
+        f"{100 * shares[least]:.0f} %, and {100 * fraction:.0f} % were asked for."
+    )
+    inside = aside.sort().values
+    if len(inside) and int(inside[-1] - inside[0]) == len(inside) - 1:
+        end = "first" if int(inside[0]) == 0 else "last"
+        text += f" These are the {end} pictures of the list, and a folder is read class by class."
+    elif bool((shares - fraction).abs().max() < 0.15):
+        text += " Drawing from all classes together gives each its share only roughly."
+    return text
+
+
+def faults_of_order(aside: Tensor, labels: Tensor) -> str:
+    """Pictures that were chosen by their place within the class and not by chance."""
+    ways = set()
+    for label in labels.unique():
+        rank = torch.isin((labels == label).nonzero().flatten(), aside).nonzero().flatten()
+        steps = rank.diff().unique()
+        if len(steps) != 1:
+            return ""
+        ways.add("every so-manieth" if int(steps) > 1 else "the first" if int(rank[0]) == 0 else "the last")
+    return (
+        f"of each class {' or '.join(sorted(ways))} pictures are set aside: files that lie together are often of one "
+        "series. Shuffle within each class."
+    )
+
+
+# --- 2 and 3 · how sure
+
+
+def check_error(points: Any) -> Verdict:
+    """The standard error of an accuracy of 90 % on 400 test pictures, in percentage points."""
+    near = {
+        0.015: "that is a share; in percentage points it is a hundred times as much.",
+        0.0225: "that is the variance (times 100); the standard error is its square root.",
+        0.000225: "that is the variance; the standard error is its square root.",
+        30.0: "that is the spread of a single picture, right or wrong; the mean of 400 is steadier.",
+        0.3: "that is the spread of a single picture, right or wrong; the mean of 400 is steadier.",
+        0.075: "divided by 400 and not by its square root.",
+        2.94: "that is half the width of a 95 % interval: 1.96 standard errors.",
+        5.0: "p (1 − p) is missing under the root: 1/√n is more than it can be.",
+    }
+    return number(points, 1.5, near, "right: √(0.9 · 0.1 / 400) = 0.015. It takes 1,600 pictures to halve it.")
+
+
+def check_needed(pictures: Any) -> Verdict:
+    """How many test pictures, each model on its own, until 90 % and 92 % are 1.96 standard errors of the difference
+    apart."""
+    near = {
+        (864, 865): "that is for one model with 90 % and a fixed figure; both are measured, and both variances add.",
+        (706, 708): "that is for one model with 92 % and a fixed figure; both are measured, and both variances add.",
+        (408, 409): "that makes the difference one standard error; 1.96 were asked for, and they enter squared.",
+        (801, 802): "1.96 enters squared.",
+        (3142, 3143): "that is for both models together; the question is how many for each.",
+        (392, 394): "that would do for a difference of 4 points; n goes with one over the square of the difference.",
+        (6284, 6286): "that would be for a difference of 1 point.",
+        (3200, 3215): "that finds the difference in four of five cases (a power of 80 %): more than was asked.",
+    }
+    count = as_number(pictures)
+    for (low, high), reason in near.items():
+        if count is not None and low <= count <= high:
+            return Verdict(False, f"{count:,g} is not it: {reason}")
+    praise = (
+        "right: 1.96² · (0.9 · 0.1 + 0.92 · 0.08) / 0.02² ≈ 1,572. And that is only where hope begins: in half of all "
+        "cases the measured difference comes out smaller than the true one."
+    )
+    return number(pictures, 1572, praise=praise, within=0.002)
+
+
+# --- 4 · three ways to normalise
+
+
+def normalise_a(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    centre, scale = torch.tensor(mean), torch.tensor(std[::-1])  # blue, green, red
+    return ((images / 255).movedim(1, -1) - centre).div(scale).movedim(-1, 1)
+
+
+def normalise_b(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    centre, scale = 255 * torch.tensor(mean), 255 * torch.tensor(std)
+    return (images.float().movedim(1, -1) - centre).div(scale).movedim(-1, 1)
+
+
+def normalise_c(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    centre, scale = torch.tensor(mean), torch.tensor(std)
+    once = normalise(images, mean, std).movedim(1, -1)
+    return (once - centre).div(scale).movedim(-1, 1)
+
+
+suspects = {"A": normalise_a, "B": normalise_b, "C": normalise_c}
+ROLES = {"A": "quiet", "B": "right", "C": "loud"}
+
+
+def check_suspects(right: Any, quiet: Any, loud: Any) -> Verdict:
+    """Which of `suspects` is right, which is broken and hardly shows, which is broken and shows at once."""
+    claims = {"right": right, "quiet": quiet, "loud": loud}
+    if unwritten(right, quiet, loud):
+        return NOT_YET
+    for letter in claims.values():
+        if not isinstance(letter, str) or letter.strip().upper() not in suspects:
+            return Verdict(False, f"it is {describe(letter)}; one of the letters A, B and C was asked for.")
+    named = {role: letter.strip().upper() for role, letter in claims.items()}
+    if len(set(named.values())) < 3:
+        return Verdict(False, "each letter has one role: name all three.")
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    true = normalise(images, CIFAR_MEAN, CIFAR_STD)
+    gaps = {letter: furthest(suspect(images, CIFAR_MEAN, CIFAR_STD), true) for letter, suspect in suspects.items()}
+    letter = named["right"]
+    if ROLES[letter] != "right":
+        size = "little" if ROLES[letter] == "quiet" else "a lot"
+        return Verdict(
+            False,
+            f"{letter} is broken: it differs from `normalise` by up to {gaps[letter]:.2g}. That is {size}, and not "
+            "rounding.",
+        )
+    if ROLES[named["quiet"]] != "quiet":
+        return Verdict(
+            False,
+            f"B is right, the other two have changed places: {named['quiet']} differs from `normalise` by up to "
+            f"{gaps[named['quiet']]:.2g}, and {named['loud']} by {gaps[named['loud']]:.2g} only.",
+        )
+    return Verdict(
+        True,
+        "right: A takes the standard deviations in the order blue, green, red; C normalises twice. A test on accuracy "
+        "finds C; only a comparison of numbers finds A.",
+    )

@@ -1,0 +1,303 @@
+"""Exercises of 10_scaling."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from titn_lib.course.checks import NOT_YET, Verdict, as_number, compare, describe, number, together, unwritten
+from titn_lib.training.config import Recipe
+from titn_lib.training.optim import learning_rate
+
+Schedule = Callable[[int, int, int, float, float], float]
+
+
+def rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
+    """The library's learning rate, in a run of one epoch."""
+    return learning_rate(Recipe(epochs=1, lr=peak, min_lr=floor, warmup_epochs=warmup / steps), step, steps)
+
+
+def check_rate(answer: Callable[..., Any]) -> Verdict:
+    """`answer(step, steps, warmup_steps, peak, floor)`: linear warm-up, then half a cosine from peak to floor."""
+
+    def cosine(along: float, peak: float, floor: float) -> float:
+        return floor + (peak - floor) * (1 + math.cos(math.pi * along)) / 2
+
+    def rises(part: Schedule) -> Schedule:
+        """This warm-up, and after it the right rate."""
+        return lambda t, n, w, p, f: (part if t < w else rate)(t, n, w, p, f)
+
+    def falls(part: Schedule) -> Schedule:
+        """The right warm-up, and this after it."""
+        return lambda t, n, w, p, f: (rate if t < w else part)(t, n, w, p, f)
+
+    # t, n, w, p, f: step, steps, warm-up steps, peak, floor
+    mistakes: dict[str, Schedule] = {
+        "there is no warm-up: the cosine runs from the first step to the last": (
+            lambda t, n, w, p, f: cosine(t / (n - 1), p, f)
+        ),
+        "the rate is at its peak all through the warm-up": rises(lambda t, n, w, p, f: p),
+        "the cosine runs over a whole period: down, and up again": falls(
+            lambda t, n, w, p, f: cosine(2 * (t - w) / (n - 1 - w), p, f)
+        ),
+        "the warm-up starts at zero, so the first step does nothing; it should start at peak / warmup_steps": rises(
+            lambda t, n, w, p, f: p * t / w
+        ),
+        "the warm-up starts from the floor; it should rise from zero": rises(
+            lambda t, n, w, p, f: f + (p - f) * (t + 1) / w
+        ),
+        "the cosine starts to fall while the warm-up still rises: count its way from the end of the warm-up": falls(
+            lambda t, n, w, p, f: cosine(t / (n - 1), p, f)
+        ),
+        "the cosine is as long as the whole run and is cut off: the warm-up's steps are no part of it": falls(
+            lambda t, n, w, p, f: cosine((t - w) / (n - 1), p, f)
+        ),
+        "the last step is one step away from the floor: the last of n steps is number n - 1": falls(
+            lambda t, n, w, p, f: cosine((t - w) / (n - w), p, f)
+        ),
+        "the peak comes once only: the first step after the warm-up should have it, too": falls(
+            lambda t, n, w, p, f: cosine((t + 1 - w) / (n - w), p, f)
+        ),
+        "the cosine goes down to zero and not to the floor": falls(lambda t, n, w, p, f: rate(t, n, w, p, 0.0)),
+        "the cosine goes down to zero, and what is below the floor is cut off": falls(
+            lambda t, n, w, p, f: max(f, rate(t, n, w, p, 0.0))
+        ),
+        "the floor is added to a cosine that goes from the peak to zero: then it starts above the peak": falls(
+            lambda t, n, w, p, f: f + rate(t, n, w, p, 0.0)
+        ),
+        "the ½ is left out: 1 + cos goes from 2 to 0": falls(
+            lambda t, n, w, p, f: f + (p - f) * (1 + math.cos(math.pi * (t - w) / (n - 1 - w)))
+        ),
+        "the cosine has a minus, and the rate rises": falls(lambda t, n, w, p, f: p + f - rate(t, n, w, p, f)),
+        "the warm-up has a step too many: its last step is number warmup_steps - 1": falls(
+            lambda t, n, w, p, f: p * (t + 1) / w if t == w else rate(t, n, w, p, f)
+        ),
+        "the rate falls in a straight line": falls(lambda t, n, w, p, f: p + (f - p) * (t - w) / (n - 1 - w)),
+        "the angle is in degrees: math.cos wants radians": falls(
+            lambda t, n, w, p, f: cosine(180 / math.pi * (t - w) / (n - 1 - w), p, f)
+        ),
+    }
+
+    def whole(schedule: Callable[..., Any]) -> Callable[..., Any]:
+        """All steps of a run as one tensor, so that runs can be compared."""
+
+        def curve(steps: Tensor, warmup: Tensor, peak: Tensor, floor: Tensor) -> Any:
+            rates = [schedule(step, int(steps), int(warmup), float(peak), float(floor)) for step in range(int(steps))]
+            for step, rate in enumerate(rates):
+                if unwritten(rate):
+                    return rate
+                if as_number(rate) is None:
+                    return Verdict(False, f"in step {step} it returns {describe(rate)}; a number was asked for.")
+            return torch.tensor([float(rate) for rate in rates])
+
+        return curve
+
+    def inputs() -> tuple:
+        steps, warmup = torch.randint(30, 60, ()), torch.randint(4, 12, ())
+        return steps, warmup, 0.5 + torch.rand(()), 0.1 + 0.1 * torch.rand(())
+
+    wrong = {name: whole(schedule) for name, schedule in mistakes.items()}
+    praise = "right, in every step of three runs."
+    return compare(whole(answer), whole(rate), inputs, wrong, praise, tolerance=1e-5, what="the rates are")
+
+
+# --- accumulation
+
+
+def gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(F.cross_entropy(network(images), labels), list(network.parameters())))
+
+
+def parts(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The parts' gradients, a row for each, and how many pictures each has."""
+    pairs = list(zip(images.split(size), labels.split(size), strict=True))
+    rows = [torch.cat([part.flatten() for part in gradient(network, *pair)]) for pair in pairs]
+    return torch.stack(rows), torch.tensor([float(len(pair[1])) for pair in pairs])
+
+
+def left_behind(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """What a function leaves in the weights' .grad, as one tensor; or what else it does that it shouldn't."""
+
+    def run(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Any:
+        network.zero_grad()
+        waiting, most = 0, 0  # pictures whose gradient is still to come, and the most at once
+
+        def count(module: nn.Module, given: tuple[Tensor], logits: Tensor) -> None:
+            nonlocal waiting, most
+            waiting += len(logits)
+            most = max(most, waiting)
+            if logits.requires_grad:
+                logits.register_hook(lambda gradient: done(len(logits)))
+
+        def done(pictures: int) -> None:
+            nonlocal waiting
+            waiting -= pictures
+
+        before, mode = copy.deepcopy(network.state_dict()), network.training
+        counting = network.register_forward_hook(count)
+        try:
+            returned = answer(network, images, labels, size)
+        finally:
+            counting.remove()
+        weights = list(network.parameters())
+        if all(weight.grad is None for weight in weights):
+            return (
+                ... if returned is None else Verdict(False, "nothing is in the weights' .grad: backward() adds there.")
+            )
+        if most > size:
+            return Verdict(
+                False, f"{most} pictures are in memory at once, and {size} are allowed: backward() frees them."
+            )
+        if network.training != mode or any(
+            not torch.equal(before[name], weight) for name, weight in network.state_dict().items()
+        ):
+            return Verdict(False, "it changes the network; only the weights' .grad should change.")
+        grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        return torch.cat([grad.flatten() for grad in grads])
+
+    return run
+
+
+def small_network() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 5)).double()
+
+
+def inputs_of(count: int, size: int) -> Callable[[], tuple]:
+    return lambda: (
+        small_network(), torch.randn(count, 3, 2, 2, dtype=torch.float64), torch.randint(5, (count,)), size,
+    )  # fmt: skip
+
+
+def true_gradient(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
+    return torch.cat([part.flatten() for part in gradient(network, images, labels)])
+
+
+def added(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
+    return parts(network, images, labels, size)[0].sum(dim=0)
+
+
+def last_only(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
+    return parts(network, images, labels, size)[0][-1]
+
+
+def check_accumulate(answer: Callable[..., Any]) -> Verdict:
+    """`answer(network, images, labels, size)` leaves the gradient of the whole batch in .grad."""
+
+    def all_alike(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
+        return parts(network, images, labels, size)[0].mean(dim=0)
+
+    def by_size(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
+        rows, counts = parts(network, images, labels, size)
+        return (rows * counts[:, None]).sum(dim=0)
+
+    def by_full_parts(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
+        return added(network, images, labels, size) * size / len(labels)
+
+    def whole_parts(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
+        rows, counts = parts(network, images, labels, size)
+        return (rows * counts[:, None])[counts == size].sum(dim=0) / counts[counts == size].sum()
+
+    def last_share(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
+        rows, counts = parts(network, images, labels, size)
+        return rows[-1] * counts[-1] / counts.sum()
+
+    mistakes = {
+        "all parts count alike, though the last is smaller": all_alike,
+        "the parts' gradients are added up and not divided": added,
+        "the sum over pictures is not divided by their number": by_size,
+        "every part is weighted as if it were full; the last isn't": by_full_parts,
+        "the pictures left over at the end are left out": whole_parts,
+        "only the last part is left: the gradients were set to zero in between": last_only,
+        "only the last part is left, with its weight: the gradients were set to zero in between": last_share,
+    }
+    praise = "right, on three batches whose last part is smaller."
+    return compare(left_behind(answer), true_gradient, inputs_of(26, 8), mistakes, praise, tolerance=1e-9)
+
+
+def check_forget(answer: Callable[..., Any], sgd: Any, adamw: Any) -> Verdict:
+    """`answer` adds up the gradients of equal parts without dividing; how many times as long the first steps get."""
+
+    def squared(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
+        return 4 * added(network, images, labels, size)
+
+    def by_size(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
+        return size * added(network, images, labels, size)
+
+    mistakes = {
+        "the parts are divided by their number, so nothing is broken": true_gradient,
+        "only the last part is left: the gradients were set to zero in between": last_only,
+        "the parts are multiplied by their number": squared,
+        "the pictures' losses are added up and not averaged, which goes further than asked": by_size,
+    }
+    broken = compare(left_behind(answer), added, inputs_of(32, 8), mistakes, tolerance=1e-9)
+    if not broken.right:
+        return broken
+    if unwritten(sgd, adamw):
+        return Verdict(False, f"broken as asked. Now the two factors: {NOT_YET.says}")
+    return together(
+        sgd_times=number(
+            sgd,
+            4,
+            {1: "plain SGD's step is the learning rate times the gradient.", 2: "no root is taken in plain SGD.",
+             0.25: "the gradient gets longer, not shorter.", 16: "each part counts four times too much, once."},
+        ),
+        adamw_times=number(
+            adamw,
+            1,
+            {4: "AdamW divides by the root of the gradient's mean square, which is four times as large, too.",
+             2: "the root is taken of a square: of 4², not of 4.", 0.25: "numerator and denominator grow alike.",
+             0: "it still moves."},
+            "right: four times as long with SGD, and with AdamW as long as before (but for its tiny ε). So with AdamW "
+            "the mistake hides, until gradients are clipped.",
+        ),
+    )  # fmt: skip
+
+
+def check_costs(steps: Any, total: Any, state: Any) -> Verdict:
+    """Steps in an epoch (45,000 pictures, batch 1,024), steps in 350 epochs, bytes of titn_paper's weights and AdamW
+    state."""
+    weights = 5_821_280
+    return together(
+        steps_in_an_epoch=number(
+            steps,
+            43,
+            {
+                44: "the last, incomplete batch is left out.",
+                45_000 / 1024: "a step is a whole one; what is left over is left out.",
+                48: "those are 50,000 pictures; a tenth is held out.",
+                49: "those are 50,000 pictures; a tenth is held out, and what is left over is left out.",
+                351: "that is for batches of 128.",
+            },
+        ),
+        steps_in_all=number(
+            total,
+            15_050,
+            {
+                15_400: "the last, incomplete batch of every epoch is left out.",
+                15_380: "what is left over at an epoch's end does not go into the next one.",
+                350 * 45_000 / 1024: "what is left over at an epoch's end does not go into the next one.",
+                25_800: "that is for the 600 epochs on CIFAR-100.",
+                16_800: "those are 50,000 pictures; a tenth is held out.",
+                15_750_000: "those are pictures.",
+            },
+        ),
+        state_bytes=number(
+            state,
+            12 * weights,
+            {
+                3 * weights: "those are numbers; each has four bytes in float32.",
+                4 * weights: "those are the weights alone.",
+                8 * weights: "AdamW keeps two numbers for each weight; the weight itself makes three.",
+                16 * weights: "the gradients were not asked for.",
+                6 * weights: "those are two bytes a number: float32 has four.",
+                12 * 5_856_020: "that is the model with 100 classes.",
+                weights: "that is the number of weights.",
+            },
+            "all three are right: 70 million bytes, of which the weights are a third.",
+            within=0.003,  # three digits will do
+        ),
+    )

@@ -1,0 +1,103 @@
+"""A reader's own images: single files, and folders with a subfolder for each class."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from titn_lib.errors import TITNError
+from titn_lib.validation import height_and_width
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Pictures and their classes.
+
+    Attributes:
+        images: bytes, 0–255.
+    """
+
+    images: UInt8[Tensor, "picture channel height width"]
+    labels: Int64[Tensor, " picture"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, which: Tensor | np.ndarray | slice) -> "ImageSet":
+        return ImageSet(self.images[which], self.labels[which])
+
+    def to(self, device: torch.device) -> "ImageSet":
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+def read_folder(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
+    """Pictures in a subfolder for each class; where there are train/ and test/, those are the split."""
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        train, classes = read_classes(folder / "train", size)
+        test, test_classes = read_classes(folder / "test", size)
+        if classes != test_classes:
+            raise TITNError(
+                f"{folder}/train and {folder}/test have different class folders "
+                f"({', '.join(sorted(set(classes) ^ set(test_classes)))}): give both the same"
+            )
+        return train, test, classes
+    images, classes = read_classes(folder, size)
+    return images, None, classes
+
+
+def read_classes(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, tuple[str, ...]]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    classes = tuple(sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and sub.name[0] != "."))
+    if len(classes) < 2:
+        raise TITNError(f"{folder} needs a subfolder of pictures for each class, two or more, and has {len(classes)}")
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        files = [file for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in IMG_EXTENSIONS]
+        if not files:
+            raise TITNError(f"the class folder {folder / name} holds no picture: add some, or remove the folder")
+        images += [read_picture(file, 3, size) for file in files]
+        labels += [label] * len(files)
+    return ImageSet(torch.stack(images), torch.tensor(labels)), classes
+
+
+def read_picture(
+    path: str | Path | Image.Image, in_channels: int, image_size: tuple[int, int] | int
+) -> UInt8[Tensor, "channel height width"]:
+    """Any picture file as bytes of the wanted size: turned upright, on white where it is transparent, scaled to cover
+    the size, the middle cut out.
+
+    Args:
+        path: of the file; or a picture that Pillow has opened.
+        in_channels: 1 for grey, 3 for colour.
+        image_size: height and width, or one number for both.
+
+    Raises:
+        TITNError: the file is missing, no picture, or damaged; `in_channels` is another number; or a bad image_size.
+    """
+    height, width = height_and_width(image_size)
+    modes = {1: "L", 3: "RGB"}
+    if in_channels not in modes:
+        raise TITNError(f"picture files have 1 or 3 channels, not {in_channels}: give such a model tensors instead")
+    try:
+        with nullcontext(path) if isinstance(path, Image.Image) else Image.open(path) as picture:
+            upright: Image.Image = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                inked = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", inked.size, "white"), inked)
+            if upright.mode[0] in "IF":  # 16 bits a point: Pillow would cut off what is above 255
+                upright = Image.fromarray(np.uint8(np.asarray(upright).clip(0, 65535) / 257))
+            upright = upright.convert(modes[in_channels])
+            fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
+    except FileNotFoundError as problem:
+        raise TITNError(f"there is no picture {path}: check the path") from problem
+    except PermissionError as problem:
+        raise TITNError(f"no permission to read {path}: change its permissions") from problem
+    except Exception as problem:  # Pillow raises many kinds for damaged files
+        raise TITNError(f"{path} is not a picture or is damaged: remove it or save it again") from problem
+    return torch.from_numpy(np.array(fitted).reshape(height, width, in_channels)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,1 @@
+"""Sweeps of runs from settings files, and reports on their records."""

@@ -1,0 +1,109 @@
+"""Where the project's files are, and files that are either whole or not there."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from titn_lib.errors import Busy, TITNError
+
+REASONS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder",
+    errno.EDQUOT: "your disk quota is used up: free some space or choose another folder",
+    errno.EFBIG: "the file would be larger than this system allows: choose another folder",
+    errno.EACCES: "no permission: choose another folder or change its permissions",
+    errno.EPERM: "no permission: choose another folder or change its permissions",
+    errno.EROFS: "that disk is read-only: choose another folder",
+    errno.ENOTDIR: "part of that path is a file, not a folder: choose another folder",
+    errno.EEXIST: "part of that path is a file, not a folder: choose another folder",
+    errno.EISDIR: "that is a folder: give the name of a file",
+}
+
+
+def checkout() -> Path | None:
+    """The top of the checkout that this library is used from, if it is."""
+    top = Path(__file__).resolve().parent.parent
+    return top if (top / "pyproject.toml").exists() else None
+
+
+def recorded() -> Path:
+    """The folder with experiments/, results/ and benchmarks/: the checkout, or what an installed package brings of it,
+    without weights and pictures."""
+    return checkout() or Path(__file__).parent / "recorded"
+
+
+def cannot_write(path: Path, problem: OSError) -> TITNError:
+    """The sentence for a write that failed."""
+    return TITNError(f"cannot write {path}: {REASONS.get(problem.errno or 0, problem.strerror or str(problem))}")
+
+
+def make_folder(path: str | Path) -> Path:
+    """Create a folder and its parents.
+
+    Raises:
+        TITNError: it can't be created or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise cannot_write(path, problem) from problem
+    if not os.access(path, os.W_OK):
+        raise cannot_write(path, PermissionError(errno.EACCES, ""))
+    return path
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keep other processes' runs out of a folder. (Where the disk knows no locks, nothing does.)
+
+    Raises:
+        Busy: another process is there.
+    """
+    lock = FileLock(folder / ".lock")
+    with suppress(NotImplementedError):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as problem:
+            raise Busy(f"another process is at work in {folder}: wait for it, or choose another folder") from problem
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file so that, whenever the machine stops, the old or the new content is there, whole.
+
+    Raises:
+        TITNError: the folder can't be written to or the disk is full; nothing half-written is left behind.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        sync_folder(path.parent)
+    except BaseException as problem:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if isinstance(problem, OSError):
+            raise cannot_write(path, problem) from problem
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a renaming survive a power cut, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

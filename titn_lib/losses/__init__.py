@@ -1,0 +1,1 @@
+"""What a student is trained on: labels, a teacher's logits, a teacher's features."""

@@ -1,0 +1,170 @@
+"""What every network here is: pictures of one size in, logits out, and what must be known to use it."""
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from titn_lib.data.transforms import Images, Preprocessing
+from titn_lib.errors import TITNError
+from titn_lib.models.layers import Heads, TokenLogits
+from titn_lib.validation import check_settings
+
+
+class Config(Protocol):
+    """The settings that all networks have: their name, and the pictures and classes they are made for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+
+class Classifier(nn.Module):
+    """The base of students and teachers.
+
+    Attributes:
+        config: its settings; the class and these make the network again.
+        preprocessing: set when it is loaded from a file that has it.
+    """
+
+    config: Config
+    preprocessing: Preprocessing | None = None
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises TITNError unless the images are numbers, "batch channel height width", of the size the network
+        takes."""
+        wanted = (self.config.in_channels, *self.config.image_size)
+        if images.ndim == 3 and tuple(images.shape) == wanted:
+            raise TITNError("a model takes a batch of pictures and got a single one: make it one, with images[None]")
+        if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
+            raise TITNError(
+                f"{self.config.name} takes batches of {'×'.join(map(str, wanted))} pictures (channels × height × width)"
+                f" and got {'×'.join(map(str, images.shape))}: resize the pictures, or make a model for them with "
+                "image_size=… and in_channels=… (load_model(path, image_size=…) adapts trained weights to another size)"
+            )
+        if not images.is_floating_point():
+            raise TITNError(
+                "a model takes normalised pictures and got bytes or whole numbers: call titn_lib.augment.normalise "
+                "first, or titn_lib.training.predict"
+            )
+
+
+class AttentionMaps(NamedTuple):
+    """What every block attended to; each row (a query) sums to 1.
+
+    `inner` is empty for a model without an inner stream.
+    """
+
+    inner: list[Float[Tensor, "batch patch head query key"]]
+    outer: list[Float[Tensor, "batch head query key"]]
+
+
+class Encoding(NamedTuple):
+    """The outer tokens after every block (class, patches, distillation), and the attention if it was asked for."""
+
+    blocks: list[Float[Tensor, "batch token width"]]
+    attention: AttentionMaps
+
+
+class TokenConfig(Config, Protocol):
+    """The settings that all students have besides, and how many tokens a picture becomes."""
+
+    @property
+    def patch_size(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def distillation_token(self) -> bool: ...
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """Outer tokens: class, patches and, where there is one, distillation."""
+        return 1 + self.patches + self.distillation_token
+
+
+class TokenClassifier(Classifier):
+    """What TITN and ViT share: pictures → outer tokens (`encode`, theirs) → logits (`heads`)."""
+
+    GRID_TABLES: tuple[str, ...] = ()  # learned tables with one row a patch, between the class and distillation rows
+    config: TokenConfig
+    heads: Heads
+    token_width: int  # of the outer stream
+
+    def initialise(self, tables: list[nn.Parameter], how: Literal["normal", "truncated"]) -> None:
+        """Draw fresh weights from torch's global generator; `titn.TITNConfig` says what the two ways are."""
+        for table in tables:
+            nn.init.normal_(table) if how == "normal" else nn.init.trunc_normal_(table, std=0.02)
+        for module in self.modules():
+            if how == "truncated" and isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def encode(self, images: Images, return_attention: bool = False) -> Encoding:
+        """The outer tokens after every block, and the attention if asked for."""
+        raise NotImplementedError
+
+    def forward(
+        self, images: Images, return_attention: bool = False
+    ) -> Tensor | TokenLogits | tuple[Tensor | TokenLogits, AttentionMaps]:
+        """Logits of normalised pictures.
+
+        Returns:
+            "batch classes" logits; in training, with a distillation token, both heads' (`TokenLogits`).
+            With `return_attention`, a pair: the logits and the `AttentionMaps`.
+
+        Raises:
+            TITNError: the pictures have another size or number of channels than the model takes.
+        """
+        encoding = self.encode(images, return_attention)
+        logits = self.heads(encoding.blocks[-1])
+        return (logits, encoding.attention) if return_attention else logits
+
+
+def check_student(config: Any) -> None:
+    """Raises TITNError where settings of a TITN or ViT make no sense, or patches don't fit."""
+    check_settings(config)
+    if config.mlp_ratio <= 0:
+        raise TITNError(f"mlp_ratio must be more than 0 and is {config.mlp_ratio}")
+    check_patches(config.image_size, config.patch_size)
+
+
+def check_patches(image_size: tuple[int, int], patch_size: int) -> None:
+    """Raises TITNError unless pictures of that height and width fall into whole patches."""
+    height, width = image_size
+    if height % patch_size or width % patch_size:
+        raise TITNError(
+            f"pictures of {height}×{width} can't be cut into patches of {patch_size}: choose an image_size that "
+            f"{patch_size} divides, or another patch_size"
+        )
+
+
+def interpolate_table(
+    table: Float[Tensor, "rows width"], old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[Tensor, "new_rows width"]:
+    """Resample a learned table to another grid of patches (bicubic, as DeiT does).
+
+    The first row (class) and any rows after the grid (distillation) stay as they are.
+    """
+    patches = old_grid[0] * old_grid[1]
+    first, grid, last = table[:1], table[1 : 1 + patches], table[1 + patches :]
+    grid = rearrange(grid, "(row column) width -> 1 width row column", row=old_grid[0])
+    grid = F.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([first, rearrange(grid, "1 width row column -> (row column) width"), last])

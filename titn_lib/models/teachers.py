@@ -1,0 +1,152 @@
+"""Teachers: torchvision's networks, adapted to 32×32 pictures.
+
+They were drawn for 224×224 and halve the picture five times, so that 32×32 would leave them a single point half-way
+through. Adapted here, as is usual on CIFAR:
+
+- VGG: the convolutions stay; one global mean and one Linear replace the last pooling and the three wide layers
+  (119 M parameters for 224×224).
+- ResNet: a 3×3 stem of stride 1 and no max-pooling, so that the four stages work at 32, 16, 8 and 4.
+- MobileNetV3 (large): the first two of five halvings are dropped: 32, 16, 8, 4.
+- SqueezeNet 1.1: the stem keeps the size, so that the three poolings lead to 4.
+
+Every teacher is a chain of stages. A stage begins where the picture is halved, and its output is the feature map that
+feature distillation uses. `vgg7_bn` is ours: a VGG small enough to train on a laptop.
+
+torchvision is imported where a network is built: it takes longer to import than torch itself.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from titn_lib.data.transforms import Images
+from titn_lib.errors import TITNError, unknown
+from titn_lib.models.base import Classifier
+from titn_lib.validation import check_settings
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The settings of a teacher: which network, for which pictures."""
+
+    name: str = "vgg16_bn"
+    num_classes: int = 10
+    in_channels: int = 3
+    image_size: tuple[int, int] = (32, 32)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+class Teacher(Classifier):
+    """A convolutional network in stages: pictures → feature maps → logits."""
+
+    config: TeacherConfig
+
+    def __init__(self, config: TeacherConfig):
+        super().__init__()
+        if config.name not in BUILDERS:
+            raise unknown("teacher", config.name, BUILDERS)
+        self.config = config
+        layers, width, starts = BUILDERS[config.name](config.in_channels)
+        if min(config.image_size) < (smallest := 2 ** len(starts)):
+            raise TITNError(
+                f"{config.name} halves its pictures {len(starts)} times and can't take {config.image_size[0]}×"
+                f"{config.image_size[1]}: choose an image_size of {smallest} or more, or another teacher"
+            )
+        edges = [0, *starts, len(layers)]
+        self.stages = nn.ModuleList(nn.Sequential(*layers[a:b]) for a, b in pairwise(edges))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, config.num_classes))
+        self.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on a CPU and on a GPU
+
+    def encode(self, images: Images) -> list[Tensor]:
+        """The feature map of every stage, finest first, each "batch channel height width"."""
+        self.check_images(images)
+        maps = []
+        for stage in self.stages:
+            images = stage(images)
+            maps.append(images)
+        return maps
+
+    def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
+        """Logits of normalised pictures.
+
+        Raises:
+            TITNError: the pictures have another size or number of channels than the teacher takes.
+        """
+        return self.head(self.encode(images)[-1])
+
+
+# A builder returns a network's layers in order, the width of the last, and the indices where stages begin.
+Layers = tuple[list[nn.Module], int, list[int]]
+
+
+def build_vgg(plan: list[int | str], in_channels: int) -> Layers:
+    """Convolutions of the given widths, each with batch normalisation and ReLU; "M" halves the picture."""
+    from torchvision.models.vgg import make_layers
+
+    layers = list(make_layers(plan, batch_norm=True))
+    layers[0] = nn.Conv2d(in_channels, int(plan[0]), kernel_size=3, padding=1)
+    poolings = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return layers, int(plan[-1]), poolings
+
+
+def build_resnet(name: str, in_channels: int) -> Layers:
+    from torchvision import models
+
+    network = models.get_model(name)
+    stem = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    stages = [network.layer1, network.layer2, network.layer3, network.layer4]
+    return [stem, network.bn1, network.relu, *stages], network.fc.in_features, [4, 5, 6]
+
+
+def build_mobilenet(in_channels: int) -> Layers:
+    from torchvision import models
+
+    network = models.mobilenet_v3_large()
+    layers = list(network.features)
+    halving = [module for module in network.features.modules() if getattr(module, "stride", 1) == (2, 2)]
+    stem, first_halving = halving[0], halving[1]
+    stem.stride, first_halving.stride = (1, 1), (1, 1)
+    if in_channels != 3:
+        replaced = nn.Conv2d(in_channels, stem.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(replaced.weight, mode="fan_out")
+        layers[0][0] = replaced
+    starts = [
+        i for i, layer in enumerate(layers) if any(getattr(module, "stride", 1) == (2, 2) for module in layer.modules())
+    ]
+    return layers, layers[-1].out_channels, starts
+
+
+def build_squeezenet(in_channels: int) -> Layers:
+    from torchvision import models
+
+    layers = list(models.squeezenet1_1().features)
+    layers[0] = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1)
+    nn.init.kaiming_uniform_(layers[0].weight)
+    nn.init.zeros_(layers[0].bias)
+    return layers, 512, [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+
+
+VGG7: list[int | str] = [32, "M", 64, "M", 128, 128, "M", 256, 256]
+VGG16: list[int | str] = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]
+VGG19: list[int | str] = [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4]
+BUILDERS = {
+    "vgg7_bn": lambda channels: build_vgg(VGG7, channels),
+    "vgg16_bn": lambda channels: build_vgg(VGG16, channels),
+    "vgg19_bn": lambda channels: build_vgg(VGG19, channels),
+    "resnet18": lambda channels: build_resnet("resnet18", channels),
+    "resnet50": lambda channels: build_resnet("resnet50", channels),
+    "mobilenet_v3": build_mobilenet,
+    "squeezenet": build_squeezenet,
+}
+PRESETS = {name: TeacherConfig(name=name) for name in BUILDERS}

@@ -1,0 +1,143 @@
+"""Save and load trained weights as safetensors, with the settings and the preprocessing inside."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from titn_lib.data.transforms import Preprocessing
+from titn_lib.errors import TITNError
+from titn_lib.io import write_atomically
+from titn_lib.models.base import Classifier, TokenClassifier, interpolate_table
+from titn_lib.models.registry import FAMILIES, Configs, outline, outline_unchanged, shapes
+from titn_lib.validation import height_and_width
+
+SHIPPED = Path(__file__).with_name(
+    "pretrained"
+)  # trained weights, each with its record; weights/README.md tells of them
+
+
+def list_weights() -> list[str]:
+    """The trained weights that `load_model` knows by name: "model.data", or "model-variant.data"."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+def save_model(
+    model: Classifier, path: str | Path, preprocessing: Preprocessing | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Save weights as safetensors, with the model's settings and its preprocessing inside.
+
+    Args:
+        preprocessing: by default the model's own, where it has one.
+        dtype: store floating-point weights so, `torch.float16` for half the size; as they are by default.
+
+    Raises:
+        TITNError: the model is of no class of this library, or has been changed, so that no file could say how to
+            make it again; the classes' names are more or fewer than its classes; dtype is no kind of floating-point
+            number; or the file can't be written: nothing half-written is left behind.
+    """
+    family = next((name for name, (model_class, _) in FAMILIES.items() if type(model) is model_class), None)
+    if family is None:
+        raise TITNError(
+            f"a {type(model).__name__} is not one of this library's models: save its state_dict with safetensors, or "
+            "the model of this library that is in it"
+        )
+    if dtype and not dtype.is_floating_point:
+        raise TITNError(f"weights can't be kept as {dtype}: choose torch.float16, bfloat16, float32 or float64")
+    outline_unchanged(model)
+    preprocessing = preprocessing or model.preprocessing
+    if preprocessing and len(preprocessing.classes) != model.config.num_classes:
+        raise TITNError(
+            f"a model of {model.config.num_classes} classes can't be saved with {len(preprocessing.classes)} names: "
+            "give Preprocessing a name for each class"
+        )
+    weights = {
+        name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    about = {"family": family, "config": json.dumps(asdict(cast(Configs, model.config)))}
+    if preprocessing:
+        about["preprocessing"] = json.dumps(asdict(preprocessing))
+    write_atomically(path, save(weights, metadata=about))
+
+
+def load_model(
+    path: str | Path, image_size: tuple[int, int] | int | None = None, num_classes: int | None = None
+) -> Classifier:
+    """A trained model in evaluation mode, from the file alone; `model.preprocessing` holds what was saved with it.
+
+    Args:
+        path: a file that `save_model` wrote, or a name of `list_weights()`, such as "titn_nano.digits".
+        image_size: use the model at another height and width (or one number for both): positions are interpolated to
+            the new grid of patches.
+        num_classes: use it for other classes: the last layer of each head is drawn afresh, and the classes are called
+            "0", "1" … until you name them (`dataclasses.replace(model.preprocessing, classes=…)`).
+
+    Raises:
+        TITNError: the file is missing or damaged, isn't one of ours, or the size doesn't fit.
+    """
+    path = SHIPPED / f"{path}.safetensors" if str(path) in list_weights() and not Path(path).exists() else Path(path)
+    weights, about = read_weights(path)
+    try:
+        model_class, config_class = FAMILIES[about["family"]]
+        saved = json.loads(about["config"])
+        config = config_class(**{**saved, "image_size": tuple(saved["image_size"])})
+        lists = json.loads(about.get("preprocessing", "{}"))
+        preprocessing = Preprocessing(lists.pop("data"), **{k: tuple(v) for k, v in lists.items()}) if lists else None
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+        raise TITNError(
+            f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
+        ) from problem
+    if shapes(weights) != shapes(outline(model_class, config).state_dict()):
+        raise TITNError(
+            f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or "
+            "copy it again"
+        )
+    target = replace(config, image_size=height_and_width(image_size)) if image_size is not None else config
+    if num_classes is not None:
+        target = replace(target, num_classes=num_classes)
+    model = model_class(target)
+    if target.num_classes != config.num_classes:
+        new = shapes(outline(model_class, replace(config, num_classes=target.num_classes)).state_dict())
+        weights |= {name: drawn for name, drawn in model.state_dict().items() if new[name] != weights[name].shape}
+        if preprocessing:
+            preprocessing = replace(preprocessing, classes=tuple(map(str, range(target.num_classes))))
+    if isinstance(model, TokenClassifier) and target.image_size != config.image_size:
+        for name in model.GRID_TABLES:
+            if name in weights:
+                weights[name] = interpolate_table(weights[name].float(), config.grid, target.grid)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as problem:
+        raise TITNError(
+            f"the weights of {config.name} belong to pictures of {'×'.join(map(str, config.image_size))}: resize the "
+            "pictures, or train it for another size"
+        ) from problem
+    model.preprocessing = preprocessing
+    return model.eval()
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the texts of a safetensors file.
+
+    Raises:
+        TITNError: it is missing or damaged.
+    """
+    if path.is_dir():
+        raise TITNError(f"{path} is a folder: name the weights file in it, such as {path / 'model.safetensors'}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as problem:
+        raise TITNError(
+            f"there is no weights file {path}: check the path, train one with `titn distil`, or take one of "
+            f"{', '.join(list_weights())}"
+        ) from problem
+    except PermissionError as problem:
+        raise TITNError(f"no permission to read {path}: change its permissions") from problem
+    except (SafetensorError, OSError) as problem:
+        raise TITNError(f"{path} is not a whole safetensors file ({problem}): train or copy it again") from problem
