@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from titn_lib.training.recipes import plan_run
-from titn_lib.training.records import circumstances
+from titn_lib.training.recipes import make_run
+from titn_lib.training.records import run_metadata
 
 RUNS = {
-    "digits": plan_run("digits", distillation="none"),
-    "cifar10": plan_run("cifar10", distillation="none", epochs=8, train_images=8000),
+    "digits": make_run("digits", loss="cross_entropy"),
+    "cifar10": make_run("cifar10", loss="cross_entropy", epochs=8, train_images=8000),
 }
 
 
@@ -33,22 +33,22 @@ def main() -> None:
     for name, run in RUNS.items():
         for mode in ("plain", "fast"):
             build.available = available if mode == "fast" else lambda *sizes: False
-            optim.WORTH_COMPILING = 0 if mode == "fast" else float("inf")
+            optim.MIN_IMAGES_TO_COMPILE = 0 if mode == "fast" else float("inf")
             precision = "bf16-mixed" if mode == "fast" else "32-true"
             torch._dynamo.reset()
             records = []
             for seed in range(options.seeds):
                 with tempfile.TemporaryDirectory() as folder:
                     wanted = replace(run, seed=seed, recipe=replace(run.recipe, precision=precision))
-                    records.append(train(wanted, folder, device="cpu", quiet=True))
+                    records.append(train(wanted, folder, device="cpu", progress=False))
             top1 = [record.test["top1"] for record in records]
             results[f"{name} {mode}"] = {
                 "test_top1": top1,
-                "train_loss": [record.curve[-1]["train_loss"] for record in records],
+                "train_loss": [record.history[-1]["train_loss"] for record in records],
                 "images_per_second": [record.images_per_second for record in records],
-                "pictures": records[0].test["pictures"],
+                "images": records[0].test["num_images"],
             }
-            losses = ", ".join(f"{record.curve[-1]['train_loss']:.3f}" for record in records)
+            losses = ", ".join(f"{record.history[-1]['train_loss']:.3f}" for record in records)
             print(
                 f"{name:8} {mode:6} top-1 {', '.join(f'{x:.2f}' for x in top1)} %: mean {statistics.mean(top1):.2f}, "
                 f"standard deviation {statistics.stdev(top1):.2f}; training loss {losses}; "
@@ -58,7 +58,7 @@ def main() -> None:
     if options.out:
         about = {
             "runs": results,
-            **circumstances("", 1, torch.device("cpu")),
+            **run_metadata("", 1, torch.device("cpu")),
         }
         options.out.write_text(json.dumps(about, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""Is the answer where the map says? Deletion and insertion curves of several maps, on test pictures.
+"""Is the answer where the map says? Deletion and insertion curves of several maps, on test images.
 
     uv run python benchmarks/faithfulness.py --out results/faithfulness-cifar10-titn_mini.json   # eight minutes
 
@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from titn_lib import interpret as explain
 from titn_lib import load_model
-from titn_lib.data.datasets import load_data
-from titn_lib.data.transforms import normalise
+from titn_lib.data.datasets import load_dataset
+from titn_lib.data.transforms import normalize
 
 CELL = 2
 PAIRS = (
@@ -32,12 +31,12 @@ PAIRS = (
 def make_maps(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The answered classes, the input gradient, and the maps ("batch height width") by name."""
     size, grid = model.config.image_size, model.config.grid
-    classes = explain.answer(model)(images).argmax(dim=-1)
-    gradient = explain.input_gradient(model, images, classes)
+    classes = interpret.head_logits_fn(model)(images).argmax(dim=-1)
+    gradient = interpret.input_gradient(model, images, classes)
 
     def rollout(chosen: Tensor | None) -> Tensor:
-        patches = explain.outer_rollout(model, images, classes=chosen)[:, 1 : 1 + grid[0] * grid[1], None]
-        return explain.spread(patches, grid, size)
+        patches = interpret.outer_rollout(model, images, classes=chosen)[:, 1 : 1 + grid[0] * grid[1], None]
+        return interpret.to_pixels(patches, grid, size)
 
     maps = {
         "random": torch.rand(len(images), *size),
@@ -45,29 +44,29 @@ def make_maps(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor, d
         "gradient x input": (gradient * images).sum(dim=1),
         "outer rollout": rollout(None),
         "outer rollout, by class": rollout(classes),
-        "relevance": explain.relevance(model, images).picture,
-        "relevance, by class": explain.relevance(model, images, classes=classes).picture,
+        "relevance": interpret.relevance(model, images).image,
+        "relevance, by class": interpret.relevance(model, images, classes=classes).image,
     }
     return classes, gradient, maps
 
 
 def summary(values: Tensor) -> tuple[float, list[float]]:
     """Mean, and 95 % bootstrap interval."""
-    return round(float(values.mean()), 4), [round(bound, 4) for bound in explain.bootstrap(values)]
+    return round(float(values.mean()), 4), [round(bound, 4) for bound in interpret.bootstrap_ci(values)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", default="titn_mini.cifar10")
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     options = parser.parse_args()
     began = time.monotonic()
     model = load_model(options.weights).requires_grad_(False)
-    data = load_data(model.preprocessing.data)
-    images = normalise(data.test.images[: options.pictures], data.mean, data.std)
-    logits = explain.answer(model)
+    data = load_dataset(model.preprocessing.data)
+    images = normalize(data.test.images[: options.pictures], data.mean, data.std)
+    logits = interpret.head_logits_fn(model)
 
     torch.manual_seed(0)
     parts = [make_maps(model, part) for part in images.split(100)]
@@ -76,24 +75,26 @@ def main() -> None:
 
     def area(start: Tensor, end: Tensor, order: Tensor) -> Tensor:
         batches = zip(*(whole.split(100) for whole in (start, end, order, classes)), strict=True)
-        return torch.cat([explain.area(explain.fade(logits, *batch, steps=options.steps)) for batch in batches])
+        return torch.cat(
+            [interpret.auc(interpret.perturbation_curve(logits, *batch, steps=options.steps)) for batch in batches]
+        )
 
     record = {
         "model": options.weights,
         "head": "class",
-        "pictures": len(images),
+        "images": len(images),
         "steps": options.steps,
         "cell": f"{CELL}x{CELL} points",
         "accuracy of the class head": round(float((classes == data.test.labels[: len(images)]).float().mean()), 4),
         "probability at the start": round(float(logits(images).softmax(-1).gather(1, classes[:, None]).mean()), 4),
         "areas": {},
     }
-    for title, blank in {"mean colour": torch.zeros_like(images), "blur": explain.blur(images)}.items():
-        if title != "mean colour":  # there, the blank is zero, and this is gradient x input
+    for title, blank in {"mean color": torch.zeros_like(images), "blur": interpret.blur(images)}.items():
+        if title != "mean color":  # there, the blank is zero, and this is gradient x input
             maps["gradient x (input - blank)"] = (gradients * (images - blank)).sum(dim=1)
         areas = {}
         for name, values in maps.items():
-            order = explain.order_cells(values, CELL)
+            order = interpret.order_cells(values, CELL)
             areas[name] = {"deletion": area(images, blank, order), "insertion": area(blank, images, order)}
         rows: dict[str, dict] = {}
         for name, both in areas.items():

@@ -2,8 +2,8 @@
 
     uv run python benchmarks/pipeline.py --out benchmarks/pipeline-cpu.json
 
-Augmentation: crop, flip, AutoAugment, CutMix and normalisation of CIFAR-sized pictures, ours on whole batches in the
-training process, torchvision's picture by picture in a DataLoader with two workers, in turn. The whole step is the
+Augmentation: crop, flip, AutoAugment, CutMix and normalization of CIFAR-sized images, ours on whole batches in the
+training process, torchvision's image by image in a DataLoader with two workers, in turn. The whole step is the
 library's own (`training.Training`): on a GPU `titn_paper`, batch 1024, with a VGG16-BN; on a CPU `titn_nano`, batch
 128, with our small VGG.
 """
@@ -22,20 +22,19 @@ from torchvision.transforms import AutoAugmentPolicy, v2
 
 from titn_lib import create_model
 from titn_lib.data.datasets import DataSplits
-from titn_lib.data.images import ImageSet
+from titn_lib.data.images import ImageDataset
 from titn_lib.data.mixing import cutmix
-from titn_lib.data.transforms import augment, normalise
-from titn_lib.kernels.build import keep_memory
+from titn_lib.data.transforms import augment, normalize
+from titn_lib.kernels.build import tune_malloc
 from titn_lib.training.config import Run
 from titn_lib.training.distributed import start_fabric
 from titn_lib.training.recipes import published_recipe, student_recipe
-from titn_lib.training.trainer import Training
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 class OneByOne(Dataset):
-    """torchvision's way: the same operations, for each picture."""
+    """torchvision's way: the same operations, for each image."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor):
         self.images, self.labels = images, labels
@@ -71,7 +70,7 @@ def ours(images: torch.Tensor, labels: torch.Tensor, batch: int) -> float:
     for start in range(0, len(images), batch):
         rng = np.random.default_rng(start)
         part = augment(images[start : start + batch], "paper_cifar", rng)
-        normalise(cutmix(part, labels[start : start + batch], rng)[0], MEAN, STD)
+        normalize(cutmix(part, labels[start : start + batch], rng)[0], MEAN, STD)
     if images.is_cuda:
         torch.cuda.synchronize()
     return len(images) / (time.perf_counter() - began)
@@ -79,12 +78,12 @@ def ours(images: torch.Tensor, labels: torch.Tensor, batch: int) -> float:
 
 def whole(images: torch.Tensor, labels: torch.Tensor, gpu: bool, teacher: bool, seconds: float) -> float:
     """Images per second of the library's training step on a subset that repeats."""
-    split = ImageSet(images, labels)
+    split = ImageDataset(images, labels)
     data = DataSplits("noise", tuple("0123456789"), MEAN, STD, split, split[:64], split[:64])
     recipe = published_recipe("cifar10") if gpu else student_recipe("cifar10", "laptop")
     name = "vgg16_bn" if gpu else "vgg7_bn"
     run = Run(
-        "cifar10", "titn_paper" if gpu else "titn_nano", recipe, distillation="hard" if teacher else "none",
+        "cifar10", "titn_paper" if gpu else "titn_nano", recipe, loss="hard" if teacher else "none",
         teacher=Run("cifar10", name, recipe) if teacher else None,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -105,11 +104,11 @@ def whole(images: torch.Tensor, labels: torch.Tensor, gpu: bool, teacher: bool, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=8192)
+    parser.add_argument("--images", type=int, default=8192)
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
-    keep_memory()  # for the workers, too
+    tune_malloc()  # for the workers, too
     torch.manual_seed(0)
     labels = torch.randint(10, (options.pictures,))
     images = torch.randint(0, 256, (options.pictures, 3, 32, 32), dtype=torch.uint8)

@@ -4,8 +4,8 @@
     uv run --group bench python benchmarks/speed.py --rounds 1 --only ours --jobs training
 
 The peers are timm's `TNT` and lucidrains' `transformer-in-transformer`, both with the published TITN's geometry.
-They have no distillation token: 17 outer tokens a picture and not 18. Job by job the contestants run in turn, round
-after round, and a ratio compares neighbours in time: this matters on a machine that others use, too. Beside them the
+They have no distillation token: 17 outer tokens an image and not 18. Job by job the contestants run in turn, round
+after round, and a ratio compares neighbors in time: this matters on a machine that others use, too. Beside them the
 machine's ceilings are measured: a large matrix product, and a copy in memory.
 """
 
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titn_lib import create_model
-from titn_lib.kernels.build import keep_memory
+from titn_lib.kernels.build import tune_malloc
 from titn_lib.training.distributed import choose_precision
-from titn_lib.training.records import circumstances
+from titn_lib.training.records import run_metadata
 
 CLASSES = 100
 MODES = ("float32", "bfloat16", "float32 compiled", "bfloat16 compiled")
@@ -148,7 +148,7 @@ def record_of(rates: dict[str, list[float]], precision: str, device: torch.devic
         "medians": {name: round(value, 1) for name, value in medians.items()},
         "rounds": {name: [round(value, 1) for value in values] for name, values in rates.items()},
         **more,
-        **circumstances(precision, 1, device),
+        **run_metadata(precision, 1, device),
     }
 
 
@@ -224,11 +224,11 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, help="all that the machine has instructions for")
     parser.add_argument("--jobs", nargs="+", choices=("training", "inference"), default=["training", "inference"])
     parser.add_argument("--batch", type=int, help="of training: 128 on a CPU, 1024 on a GPU")
-    parser.add_argument("--out", type=Path, help="write the record here (JSON), and a picture beside it where possible")
+    parser.add_argument("--out", type=Path, help="write the record here (JSON), and an image beside it where possible")
     options = parser.parse_args()
     torch._dynamo.config.recompile_limit = 100  # one for every contestant
     torch._inductor.config.freezing = True  # inference with prepared weights; of no effect in training
-    keep_memory()
+    tune_malloc()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = options.batch or (1024 if device.type == "cuda" else 128)
     jobs = [("training", training), ("inference", 1), ("inference", 256)]
@@ -261,7 +261,7 @@ def main() -> None:
         try:
             draw(record, options.out.with_suffix(".png"))
         except ModuleNotFoundError as missing:  # a borrowed machine
-            print(f"no picture: the package {missing.name} is missing")
+            print(f"no image: the package {missing.name} is missing")
 
 
 if __name__ == "__main__":

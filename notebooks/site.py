@@ -39,7 +39,7 @@ td, th {{ padding: 0.2em 0.6em; text-align: left; border-bottom: 1px solid #888;
 </body></html>
 """
 CONTENTS = """<h1>TITN: a transformer in a transformer, with a teacher at its side</h1>
-<p><img src="pictures/tokens.png" alt="Patches for the outer stream, pixels inside every patch for the inner one."></p>
+<p><img src="images/tokens.png" alt="Patches for the outer stream, pixels inside every patch for the inner one."></p>
 <ul style="list-style: none; padding: 0">
 {chapters}
 </ul>
@@ -68,7 +68,7 @@ def place_of(source: Path) -> Path:
 def make_site(out: Path) -> list[str]:
     """Write the pages and all that they link to within the project; returns the links that lead nowhere."""
     chapters = sorted(HERE.glob("[0-9]*.ipynb"))
-    waiting, broken = [*chapters, *sorted(HERE.glob("solutions/*.ipynb")), HERE / "pictures" / "tokens.png"], []
+    waiting, broken = [*chapters, *sorted(HERE.glob("solutions/*.ipynb")), HERE / "images" / "tokens.png"], []
     seen = set(waiting)
 
     def follow(source: Path, link: re.Match) -> str:

@@ -24,8 +24,8 @@ def seeded() -> None:
 @pytest.fixture
 def real_data() -> Path:
     """The folder with the real MNIST and CIFAR, where they are."""
-    from titn_lib.data.datasets import data_folder
+    from titn_lib.data.datasets import data_dir
 
-    if not (data_folder() / "cifar-10-batches-py").exists():
+    if not (data_dir() / "cifar-10-batches-py").exists():
         pytest.skip("the real CIFAR and MNIST files are not here (TITN_DATA)")
-    return data_folder()
+    return data_dir()

@@ -15,7 +15,7 @@ from titn_lib import TITNError, create_model, save_model
 from titn_lib.__main__ import main
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.experiments.settings import load_experiments
-from titn_lib.io import claim
+from titn_lib.io import lock_dir
 from titn_lib.training import recipes
 from titn_lib.training.records import load_record
 
@@ -52,7 +52,7 @@ def fails(capsys, *arguments):
 
 
 def test_distil_leaves_a_table_a_record_and_a_picture(tmp_path, capsys, small_teacher):
-    assert main(["distil", "--data", "digits", "--out", str(tmp_path), *SMALL]) == 0
+    assert main(["distill", "--data", "digits", "--out", str(tmp_path), *SMALL]) == 0
     out = capsys.readouterr().out
     for row in ("teacher", "alone", "distilled"):
         assert f"| {row}" in out
@@ -75,7 +75,7 @@ def test_distil_leaves_a_table_a_record_and_a_picture(tmp_path, capsys, small_te
 
 
 def test_teacher(tmp_path, capsys):
-    assert main(["teacher", "--data", "digits", "--out", str(tmp_path), *SMALL]) == 0
+    assert main(["train-teacher", "--data", "digits", "--out", str(tmp_path), *SMALL]) == 0
     assert "| teacher | vgg7_bn" in capsys.readouterr().out
 
 
@@ -83,9 +83,9 @@ def test_predict_takes_any_picture(tmp_path, capsys):
     model = create_model("titn_nano", num_classes=7)
     about = Preprocessing("x", tuple("abcdefg"), (0.5,) * 3, (0.25,) * 3)
     save_model(model, tmp_path / "m.safetensors", about)
-    Image.fromarray(np.zeros((40, 50), np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(tmp_path / "gray.png")
     Image.fromarray(np.zeros((9, 20, 4), np.uint8)).save(tmp_path / "clear.png")
-    pictures = [str(tmp_path / name) for name in ("grey.png", "clear.png")]
+    pictures = [str(tmp_path / name) for name in ("gray.png", "clear.png")]
     assert main(["predict", *pictures, "--weights", str(tmp_path / "m.safetensors")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [lines[0], lines[6]] == pictures
@@ -94,9 +94,9 @@ def test_predict_takes_any_picture(tmp_path, capsys):
 
 
 def test_data_and_experiments_list(capsys):
-    assert main(["data"]) == 0
+    assert main(["download"]) == 0
     assert "cifar100" in capsys.readouterr().out
-    assert main(["data", "digits"]) == 0
+    assert main(["download", "digits"]) == 0
     assert "digits: train 1,293, validation 144, test 360; 10 classes; 1×16×16" in capsys.readouterr().out
 
 
@@ -110,32 +110,30 @@ def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"bad")
     (tmp_path / "file").write_text("x")
-    (tmp_path / "pictures" / "cat").mkdir(parents=True)
-    (tmp_path / "pictures" / "dog").mkdir()
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    (tmp_path / "images" / "dog").mkdir()
     (tmp_path / "cifar").mkdir()
     good = tmp_path / "good.safetensors"
     save_model(create_model("titn_nano", depth=1), good)
 
-    assert "unknown data set 'digit': did you mean 'digits'" in fails(capsys, "distil", "--data", "digit", *out)
-    assert "unknown student 'titn_micro'" in fails(capsys, "distil", "--model", "titn_micro", *out)
-    assert "unknown budget 'big'" in fails(capsys, "distil", "--budget", "big", *out)
-    assert "unknown teacher 'vgg'" in fails(capsys, "distil", "--teacher", "vgg", *out)
+    assert "unknown data set 'digit': did you mean 'digits'" in fails(capsys, "distill", "--data", "digit", *out)
+    assert "unknown student 'titn_micro'" in fails(capsys, "distill", "--model", "titn_micro", *out)
+    assert "unknown budget 'big'" in fails(capsys, "distill", "--preset", "big", *out)
+    assert "unknown teacher 'vgg'" in fails(capsys, "distill", "--teacher", "vgg", *out)
     assert "unknown teacher 'titn_nano'" in fails(capsys, "teacher", "--model", "titn_nano", *out)
-    assert "there is no weights file" in fails(capsys, "distil", "--teacher", tmp_path / "t.safetensors", *out)
-    assert "is a student, not a teacher" in fails(capsys, "distil", "--teacher", good, *out)
-    assert "a seed can't be negative" in fails(capsys, "distil", "--seed", -1, *out)
-    assert "can't take 4×4" in fails(capsys, "distil", "--image-size", 4, *out)
+    assert "there is no weights file" in fails(capsys, "distill", "--teacher", tmp_path / "t.safetensors", *out)
+    assert "is a student, not a teacher" in fails(capsys, "distill", "--teacher", good, *out)
+    assert "a seed can't be negative" in fails(capsys, "distill", "--seed", -1, *out)
+    assert "can't take 4×4" in fails(capsys, "distill", "--image-size", 4, *out)
     assert "is a folder" in fails(capsys, "evaluate", tmp_path)
-    assert "unknown augmentation 'flop'" in fails(capsys, "distil", "--augmentation", "flop", *out)
-    assert "set TITN_DATA" in fails(capsys, "distil", "--data", "cifar10", *out)
-    assert "cat holds no picture" in fails(capsys, "distil", "--data", tmp_path / "pictures", *out)
-    assert "a batch of 9999 is more than" in fails(
-        capsys, "distil", "--batch-size", 9999, "--distillation", "none", *out
-    )
-    assert "part of that path is a file" in fails(capsys, "distil", "--out", tmp_path / "file" / "x")
+    assert "unknown augmentation 'flop'" in fails(capsys, "distill", "--augmentation", "flop", *out)
+    assert "set TITN_DATA" in fails(capsys, "distill", "--data", "cifar10", *out)
+    assert "cat holds no image" in fails(capsys, "distill", "--data", tmp_path / "images", *out)
+    assert "a batch of 9999 is more than" in fails(capsys, "distill", "--batch-size", 9999, "--loss", "none", *out)
+    assert "part of that path is a file" in fails(capsys, "distill", "--out", tmp_path / "file" / "x")
     assert "is not a whole safetensors file" in fails(capsys, "evaluate", bad)
     assert "there is no weights file" in fails(capsys, "evaluate", tmp_path / "none.safetensors")
-    assert "how its pictures were normalised" in fails(capsys, "evaluate", good)
+    assert "how its images were normalized" in fails(capsys, "evaluate", good)
     assert "which classes it knows" in fails(capsys, "predict", tmp_path / "file", "--weights", good)
     assert "there are no settings files" in fails(capsys, "experiments", "--folder", tmp_path)
 
@@ -145,24 +143,24 @@ def test_a_picture_that_is_none(tmp_path, capsys):
     save_model(create_model("titn_nano"), tmp_path / "m.safetensors", about)
     (tmp_path / "bad.png").write_bytes(b"bad")
     weights = ["--weights", tmp_path / "m.safetensors"]
-    assert "bad.png is not a picture or is damaged" in fails(capsys, "predict", tmp_path / "bad.png", *weights)
-    assert "there is no picture" in fails(capsys, "predict", tmp_path / "none.png", *weights)
+    assert "bad.png is not an image or is damaged" in fails(capsys, "predict", tmp_path / "bad.png", *weights)
+    assert "there is no image" in fails(capsys, "predict", tmp_path / "none.png", *weights)
 
 
 def test_a_full_disk_and_a_damaged_checkpoint(tmp_path, capsys):
     for part in ("alone", "alone/model.safetensors"):
         (tmp_path / part).parent.mkdir(exist_ok=True, parents=True)
-    out = ["--out", tmp_path, "--distillation", "none", *SMALL]
+    out = ["--out", tmp_path, "--loss", "none", *SMALL]
     (tmp_path / "alone" / f"model.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
-    assert "the disk is full: free some space" in fails(capsys, "distil", *out)
+    assert "the disk is full: free some space" in fails(capsys, "distill", *out)
     assert [file.name for file in (tmp_path / "alone").iterdir() if file.name != ".lock"] == []
     (tmp_path / "alone" / "checkpoint.pt").write_bytes(b"cut short")
-    assert "checkpoint.pt is damaged: delete it" in fails(capsys, "distil", *out)
+    assert "checkpoint.pt is damaged: delete it" in fails(capsys, "distill", *out)
 
 
 def test_a_missing_package_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "titn_lib.figures", None)
-    assert "the package titn_lib.figures is missing" in fails(capsys, "distil")
+    assert "the package titn_lib.figures is missing" in fails(capsys, "distill")
 
 
 # --- experiments
@@ -215,7 +213,7 @@ def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, caps
         )
 
     assert states()[:2] == (0, ["pending", "pending", "pending"])
-    code, _, out = states("--minutes", "0.0001")
+    code, _, out = states("--max-minutes", "0.0001")
     assert (code, "the same command goes on" in out.err) == (1, True)
     assert states()[1] == ["under way", "pending", "pending"]
     assert states("--run")[:2] == (0, ["done"] * 3)
@@ -227,13 +225,13 @@ def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, caps
     written = (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns
     states("--run")
     assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns == written
-    assert states("--redo", "teach", "--minutes", "0.0001")[0] == 1  # cut off
+    assert states("--rerun", "teach", "--max-minutes", "0.0001")[0] == 1  # cut off
     assert states()[1][0] == "under way"
-    assert states("--redo", "teach")[0] == 0  # goes on
+    assert states("--rerun", "teach")[0] == 0  # goes on
     assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns != written
 
     shutil.rmtree(tmp_path / "runs")  # as in a fresh clone: the teacher comes from results/
-    assert states("--redo", "learn")[0] == 0
+    assert states("--rerun", "learn")[0] == 0
     assert load_record(tmp_path / "runs" / "teach" / "seed0") == load_record(
         tmp_path / "results" / "teach" / "seed0.json"
     )
@@ -254,7 +252,7 @@ def test_some_of_the_pending_experiments_are_made(settings, tmp_path, capsys):
 def test_no_run_begins_when_the_time_is_up(settings, monkeypatch, capsys):
     begun = []
     monkeypatch.setattr("titn_lib.experiments.runner.run_experiment", lambda *_, **__: begun.append(time.sleep(0.05)))
-    assert main(["experiments", *settings[1], "--minutes", "0.0005"]) == 1
+    assert main(["experiments", *settings[1], "--max-minutes", "0.0005"]) == 1
     assert len(begun) == 1
     assert "stopped by the time limit before learn; the same command goes on" in capsys.readouterr().err
 
@@ -263,7 +261,7 @@ def test_what_another_process_makes_is_left_to_it(settings, tmp_path, capsys):
     _, places = settings
     folder = tmp_path / "runs" / "teach" / "seed0"
     folder.mkdir(parents=True)
-    with claim(folder):
+    with lock_dir(folder):
         assert main(["experiments", *places, "--run"]) == 0
     said = capsys.readouterr().out
     assert said.count("left out: another process is at work in") == 3  # the teacher, and both students who need it

@@ -11,14 +11,14 @@ from PIL import Image
 from titn_lib import TITNError, create_model
 from titn_lib.models.base import AttentionMaps
 from titn_lib.plots import (
-    enlarge,
     plot_attention,
     plot_confusion,
     plot_heads,
     plot_nested,
     plot_tokens,
     save_figure,
-    show_pictures,
+    show_images,
+    upsample_nearest,
 )
 
 matplotlib.use("Agg")
@@ -57,7 +57,7 @@ def test_attention_is_drawn_where_it_belongs():
 
 @pytest.fixture
 def known():
-    """A picture of 2×3 patches of 2×2 pixels, and attention in which every number says where it stands."""
+    """An image of 2×3 patches of 2×2 pixels, and attention in which every number says where it stands."""
     maps = AttentionMaps([torch.rand(1, 6, 2, 4, 4) for _ in range(3)], [torch.rand(1, 5, 8, 8) for _ in range(3)])
     return torch.zeros(3, 8, 12, dtype=torch.uint8), maps
 
@@ -101,13 +101,13 @@ def test_every_head_of_every_block(known):
 
 
 def test_enlarge():
-    assert enlarge(torch.tensor([[1.0, 2.0]]), (2, 4)).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
+    assert upsample_nearest(torch.tensor([[1.0, 2.0]]), (2, 4)).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
 
 
 def test_tokens_and_pictures(tmp_path):
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     save_figure(plot_tokens(image, create_model("titn_paper", depth=1).config), tmp_path / "tokens.png")
-    save_figure(show_pictures(image[None].expand(5, -1, -1, -1), list("abcde"), columns=3), tmp_path / "grid.png")
+    save_figure(show_images(image[None].expand(5, -1, -1, -1), list("abcde"), columns=3), tmp_path / "grid.png")
     for name in ("tokens.png", "grid.png"):
         with Image.open(tmp_path / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 20

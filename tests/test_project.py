@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model, list_models
-from titn_lib.data.transforms import normalise
+from titn_lib.data.transforms import normalize
 from titn_lib.experiments.report import fill_in
 from titn_lib.experiments.settings import load_experiments
 from titn_lib.experiments.statistics import load_rows
@@ -102,11 +102,11 @@ def test_the_wheel_serves_notebooks_without_a_checkout(tmp_path):
 from titn_lib.kernels import build
 from titn_lib.experiments import statistics
 from titn_lib import load_model
-from titn_lib.io import recorded
+from titn_lib.io import records_dir
 assert build.KERNELS.exists() and build.BYTES.exists()
 assert load_model("titn_nano.digits").preprocessing.data == "digits"
 assert statistics.recorded_rows()["digits-vgg7_bn-laptop"].records
-print(recorded())
+print(records_dir())
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -212,7 +212,7 @@ def test_what_is_compared_has_the_same_data_seeds_and_epochs():
 def test_shapes_are_checked_here():
     """The checker that conftest installs is awake."""
     with pytest.raises(jaxtyping.TypeCheckError):
-        normalise(torch.zeros(2, 3, dtype=torch.uint8), (0.5,), (0.5,))
+        normalize(torch.zeros(2, 3, dtype=torch.uint8), (0.5,), (0.5,))
 
 
 @pytest.mark.parametrize("student", ["mini", "nano"])

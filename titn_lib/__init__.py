@@ -3,22 +3,45 @@
     model = titn_lib.create_model("titn_paper", num_classes=100)
     logits, attention = model.eval()(images, return_attention=True)
 
-The rest of the library reads in this order: transformer, titn, vit, teachers, models, distillation, datasets, augment,
-recipes, records, training, figures.
+The folders, in the order in which they build on each other: data and kernels; models; losses; training; experiments.
+interpret explains a trained model, plots draws figures, course holds what the notebooks share.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from titn_lib.data.datasets import load_dataset
+from titn_lib.data.images import load_image
 from titn_lib.errors import TITNError
+from titn_lib.losses.distillation import distillation_loss
+from titn_lib.models.inference import predict
 from titn_lib.models.registry import count_macs, count_parameters, create_model, list_models
-from titn_lib.models.weights import list_weights, load_model, save_model
+from titn_lib.models.weights import list_pretrained, load_model, save_model
+
+if TYPE_CHECKING:
+    from titn_lib.training.run import train
 
 __all__ = [
     "TITNError",
     "count_macs",
     "count_parameters",
     "create_model",
+    "distillation_loss",
     "list_models",
-    "list_weights",
+    "list_pretrained",
+    "load_dataset",
+    "load_image",
     "load_model",
+    "predict",
     "save_model",
+    "train",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`train` is imported when it is first asked for: using a model must not need Lightning Fabric."""
+    if name == "train":
+        from titn_lib.training.run import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,16 +23,16 @@ REASONS = {
 }
 
 
-def checkout() -> Path | None:
+def repo_root() -> Path | None:
     """The top of the checkout that this library is used from, if it is."""
     top = Path(__file__).resolve().parent.parent
     return top if (top / "pyproject.toml").exists() else None
 
 
-def recorded() -> Path:
+def records_dir() -> Path:
     """The folder with experiments/, results/ and benchmarks/: the checkout, or what an installed package brings of it,
-    without weights and pictures."""
-    return checkout() or Path(__file__).parent / "recorded"
+    without weights and images."""
+    return repo_root() or Path(__file__).parent / "recorded"
 
 
 def cannot_write(path: Path, problem: OSError) -> TITNError:
@@ -57,7 +57,7 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def lock_dir(folder: Path) -> Iterator[None]:
     """Keep other processes' runs out of a folder. (Where the disk knows no locks, nothing does.)
 
     Raises:

@@ -1,4 +1,4 @@
-"""Every static picture. Each function takes plain values and returns a matplotlib Figure."""
+"""Every static image. Each function takes plain values and returns a matplotlib Figure."""
 
 import io
 from pathlib import Path
@@ -18,11 +18,11 @@ from titn_lib.errors import TITNError
 from titn_lib.io import write_atomically
 from titn_lib.models.base import AttentionMaps
 from titn_lib.models.titn import TITNConfig
-from titn_lib.training.records import Record
+from titn_lib.training.records import RunResult
 
-# seaborn's colour-blind palette; large enough for a projector.
+# seaborn's color-blind palette; large enough for a projector.
 STYLE = {"style": "whitegrid", "context": "notebook", "palette": "colorblind", "font_scale": 1.05}
-MAP = "cividis"  # for anything between 0 and 1
+CMAP = "cividis"  # for anything between 0 and 1
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -38,23 +38,23 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def palette() -> bytes:
-    """The colours of MAP, from 0 to 255: red, green, blue each."""
-    return np.uint8(np.round(plt.get_cmap(MAP)(np.arange(256))[:, :3] * 255)).tobytes()
+    """The colors of CMAP, from 0 to 255: red, green, blue each."""
+    return np.uint8(np.round(plt.get_cmap(CMAP)(np.arange(256))[:, :3] * 255)).tobytes()
 
 
-def plot_curves(records: dict[str, Record]) -> Figure:
+def plot_curves(records: dict[str, RunResult]) -> Figure:
     """Training loss and validation accuracy by epoch, a line for each run."""
     sns.set_theme(**STYLE)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for (name, record), marker in zip(records.items(), "os^Dvp*hX" * len(records), strict=False):
-        epochs = [point["epoch"] for point in record.curve]
+        epochs = [point["epoch"] for point in record.history]
         style = {"marker": marker, "markersize": 4, "markevery": max(1, len(epochs) // 12)}
-        left.plot(epochs, [point["train_loss"] for point in record.curve], **style)
+        left.plot(epochs, [point["train_loss"] for point in record.history], **style)
         label = f"{name} ({record.run.model})"
-        right.plot(epochs, [point["validation_top1"] for point in record.curve], label=label, **style)
+        right.plot(epochs, [point["validation_top1"] for point in record.history], label=label, **style)
     left.set(xlabel="epoch", ylabel="training loss (each run's own)", ylim=(0, None), title="Training loss")
     right.set(
-        xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(None, 100.5), title="Accuracy on the validation pictures"
+        xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(None, 100.5), title="Accuracy on the validation images"
     )
     right.legend(loc="lower right", fontsize="small")
     return figure
@@ -72,13 +72,13 @@ def plot_seeds(points: dict[str, list[float]]) -> Figure:
         axis.scatter([mean], [row], s=260, marker="|", linewidths=3, color=orange, label="mean", zorder=2)
         axis.scatter(values, [row] * len(values), s=45, linewidths=1.5, color="none", edgecolors=[blue], label="a seed")
     axis.set_yticks(range(len(points)), [name.replace("_", " ") for name in points])
-    axis.set(xlabel="top-1 accuracy on the test pictures (%)", ylim=(len(points) - 0.5, -0.5))
+    axis.set(xlabel="top-1 accuracy on the test images (%)", ylim=(len(points) - 0.5, -0.5))
     axis.legend(*(part[:3] for part in axis.get_legend_handles_labels()), loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
 def plot_confusion(
-    labels: Int[Tensor, " picture"], predicted: Int[Tensor, " picture"], classes: tuple[str, ...], title: str = ""
+    labels: Int[Tensor, " image"], predicted: Int[Tensor, " image"], classes: tuple[str, ...], title: str = ""
 ) -> Figure:
     """How often each class was taken for each: rows are the truth, columns the answer. Mistakes carry their count."""
     sns.set_theme(**STYLE)
@@ -89,7 +89,7 @@ def plot_confusion(
     figure, axis = plt.subplots(figsize=(size * 1.15, size), layout="constrained")
     named = count <= 20
     sns.heatmap(
-        share, ax=axis, cmap=MAP, vmin=0, vmax=1, square=True,
+        share, ax=axis, cmap=CMAP, vmin=0, vmax=1, square=True,
         annot=np.where(table > 0, table, "").astype(str) if named else False, fmt="s", annot_kws={"fontsize": 9},
         xticklabels=classes if named else False, yticklabels=classes if named else False,
         cbar_kws={"label": "share of the class"},
@@ -100,28 +100,28 @@ def plot_confusion(
 
 
 def as_pixels(image: UInt8[Tensor, "channel height width"]) -> np.ndarray:
-    """A picture as matplotlib wants it: "height width" for grey, "height width colour" else."""
+    """An image as matplotlib wants it: "height width" for gray, "height width color" else."""
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 
 
 def show(axis: Axes, image: UInt8[Tensor, "channel height width"]) -> None:
-    """A picture without axes, every element a square."""
+    """An image without axes, every element a square."""
     axis.imshow(as_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
 
 
 def draw_grid(axis: Axes, size: tuple[int, int], rows: int, columns: int, width: float = 0.6) -> None:
-    """White lines between so many rows and columns of a picture."""
+    """White lines between so many rows and columns of an image."""
     for position in np.arange(1, rows) * size[0] / rows - 0.5:
         axis.axhline(position, color="white", linewidth=width)
     for position in np.arange(1, columns) * size[1] / columns - 0.5:
         axis.axvline(position, color="white", linewidth=width)
 
 
-def show_pictures(
-    images: UInt8[Tensor, "picture channel height width"], titles: list[str], columns: int = 8, title: str = ""
+def show_images(
+    images: UInt8[Tensor, "image channel height width"], titles: list[str], columns: int = 8, title: str = ""
 ) -> Figure:
-    """Pictures in a grid, each under its title."""
+    """Images in a grid, each under its title."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.35 * columns, 1.6 * rows + 0.4 * bool(title)), layout="constrained", squeeze=False
@@ -137,10 +137,10 @@ def show_pictures(
 
 
 def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig, patch: int = 5) -> Figure:
-    """How a picture becomes tokens twice over: its patches (the outer stream), and one patch's pixels (the inner).
+    """How an image becomes tokens twice over: its patches (the outer stream), and one patch's pixels (the inner).
 
     Args:
-        config: of a model that takes this picture.
+        config: of a model that takes this image.
         patch: the number of the patch whose pixels are shown.
     """
     sns.set_theme(style="white", context="notebook")
@@ -157,7 +157,7 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
     draw_grid(whole, config.image_size, rows, columns, 1.2)
     corner = (column * side - 0.5, row * side - 0.5)
     whole.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colours[1], linewidth=3))
-    whole.set_title(f"a picture, {rows * columns} patches")
+    whole.set_title(f"an image, {rows * columns} patches")
     show(inside, pieces[patch])
     draw_grid(inside, (side, side), pixels, pixels, 2)
     for spine in inside.spines.values():
@@ -211,15 +211,15 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
     return figure
 
 
-def enlarge(grid: Float[Tensor, "row column"], size: tuple[int, int]) -> Float[Tensor, "height width"]:
-    """Each value as a block, so that the grid covers a picture of the given size."""
+def upsample_nearest(grid: Float[Tensor, "row column"], size: tuple[int, int]) -> Float[Tensor, "height width"]:
+    """Each value as a block, so that the grid covers an image of the given size."""
     rows, columns = size[0] // grid.shape[0], size[1] // grid.shape[1]
     return grid.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 
 
 def draw_map(axis: Axes, values: Float[Tensor, "row column"], title: str) -> None:
-    """Attention from 0 to its largest, with its colour bar."""
-    drawn = axis.imshow(values.numpy(), cmap=MAP, interpolation="nearest", vmin=0)
+    """Attention from 0 to its largest, with its color bar."""
+    drawn = axis.imshow(values.numpy(), cmap=CMAP, interpolation="nearest", vmin=0)
     axis.set(xticks=[], yticks=[])
     axis.set_title(title)
     axis.figure.colorbar(drawn, ax=axis, shrink=0.75, label="attention")
@@ -232,14 +232,14 @@ def plot_attention(
     block: int = -1,
     title: str = "",
 ) -> Figure:
-    """Both streams on one picture, in one block, averaged over heads.
+    """Both streams on one image, in one block, averaged over heads.
 
-    From left to right: the picture with its patches; how much the class token looks at every patch; the same for the
+    From left to right: the image with its patches; how much the class token looks at every patch; the same for the
     distillation token (where there is one); inside every patch, how much attention each pixel token receives from the
     others there.
 
     Args:
-        maps: the attention of this picture alone (a batch of one).
+        maps: the attention of this image alone (a batch of one).
         grid: patches down and across.
     """
     sns.set_theme(style="white", context="notebook")
@@ -257,11 +257,11 @@ def plot_attention(
     figure, axes = plt.subplots(
         1, 1 + len(panels), figsize=(3.3 * (1 + len(panels)), 3.6), layout="constrained", squeeze=False
     )
-    axes[0, 0].set_title("picture and patches")
+    axes[0, 0].set_title("image and patches")
     show(axes[0, 0], image)
     draw_grid(axes[0, 0], size, rows, columns)
     for axis, (name, values) in zip(axes[0, 1:], panels, strict=True):
-        draw_map(axis, enlarge(values, size), name)
+        draw_map(axis, upsample_nearest(values, size), name)
         draw_grid(axis, size, rows, columns)
     figure.set_layout_engine("constrained", wspace=0.06)
     if title:
@@ -280,7 +280,7 @@ def plot_nested(
     """One patch in both streams, in one block, averaged over heads: where its token looks, and what its pixels look at.
 
     Args:
-        maps: the attention of this picture alone (a batch of one), of a model with an inner stream.
+        maps: the attention of this image alone (a batch of one), of a model with an inner stream.
         grid: patches down and across.
         patch: the patch's row in the outer attention, from 1.
         pixel: the pixel token whose row is shown, from 1; None: the mean of all rows.
@@ -304,8 +304,8 @@ def plot_nested(
 
     figure, (whole, looks, opened) = plt.subplots(1, 3, figsize=(12, 4.1), layout="constrained")
     show(whole, image)
-    whole.set_title("picture and patches")
-    draw_map(looks, enlarge(outer, size), f"outer stream: patch {patch} → patches")
+    whole.set_title("image and patches")
+    draw_map(looks, upsample_nearest(outer, size), f"outer stream: patch {patch} → patches")
     for axis in (whole, looks):
         draw_grid(axis, size, rows, columns)
         corner = (across * side - 0.5, down * side - 0.5)
@@ -331,7 +331,7 @@ def plot_heads(
     pixels inside it look at (the mean of their rows).
 
     Args:
-        maps: the attention of one picture (a batch of one).
+        maps: the attention of one image (a batch of one).
         grid: patches down and across.
         token: its row in the outer attention: 0 the class token, 1 … the patches, −1 the last one.
         patch: the patch's row in the outer attention, from 1; shows the inner stream.
@@ -355,7 +355,7 @@ def plot_heads(
         heads, depth, figsize=(size * depth + 1, size * heads + 0.8), layout="constrained", squeeze=False
     )
     for (head, block), axis in np.ndenumerate(axes):
-        drawn = axis.imshow(maps_by_head[head, block], cmap=MAP, vmin=0, vmax=maps_by_head.max())
+        drawn = axis.imshow(maps_by_head[head, block], cmap=CMAP, vmin=0, vmax=maps_by_head.max())
         axis.set(xticks=[], yticks=[])
         if head == 0:
             axis.set_title(f"block {block + 1}", fontsize=10)

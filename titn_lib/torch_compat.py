@@ -4,7 +4,7 @@ import torch
 from torch.autograd import forward_ad
 
 
-def is_followed() -> bool:
+def is_tracing() -> bool:
     """Whether PyTorch is doing something else with the operations than computing or compiling them: writing them down
     (export, TorchScript), or following rules that the kernels don't have (`torch.func`, forward-mode derivatives)."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():

@@ -32,13 +32,13 @@ def check_settings(config: Any) -> None:
 
 
 def check_division(config: Any, shrink: int) -> None:
-    """Raises TITNError unless the number divides both sides of the pictures."""
+    """Raises TITNError unless the number divides both sides of the images."""
     if any(side % shrink for side in config.image_size):
         raise TITNError(f"{shrink} must divide the sides of {config.image_size} for {config.name}: choose others")
 
 
-def height_and_width(size: Any) -> tuple[int, int]:
-    """A picture's size as a pair: of a pair as it is, of one number twice.
+def to_2tuple(size: Any) -> tuple[int, int]:
+    """An image's size as a pair: of a pair as it is, of one number twice.
 
     Raises:
         TITNError: it is neither.

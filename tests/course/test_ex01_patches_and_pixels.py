@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 
 from titn_lib.course import ex01_patches_and_pixels as exercise
-from titn_lib.course.checks import NOT_YET, Verdict, compare, describe, number, together
+from titn_lib.course.checks import NOT_YET, Verdict, all_of, compare, describe, number
 
 
 def twice(x):
@@ -91,9 +91,9 @@ def test_whole_numbers_are_counted():
 
 def test_together_is_right_if_all_are():
     right, wrong = Verdict(True, "yes"), Verdict(False, "no")
-    assert together(a=right, b=right) is right
-    assert repr(together(a=right, b=wrong, c=right)) == "✗ `b`: no"
-    assert together(a=right, b=NOT_YET) is NOT_YET
+    assert all_of(a=right, b=right) is right
+    assert repr(all_of(a=right, b=wrong, c=right)) == "✗ `b`: no"
+    assert all_of(a=right, b=NOT_YET) is NOT_YET
 
 
 def loops(image, size):
@@ -108,7 +108,7 @@ def loops(image, size):
         (loops, "✓"),
         (lambda i, s: rearrange(i, "c (a y) (b x) -> (b a) c y x", y=s, x=s), "down the columns"),
         (lambda i, s: i.reshape(-1, 3, s, s), "next to each other in memory"),
-        (lambda i, s: rearrange(i, "c (y a) (x b) -> (a b) c y x", y=s, x=s), "not neighbours"),
+        (lambda i, s: rearrange(i, "c (y a) (x b) -> (a b) c y x", y=s, x=s), "not neighbors"),
         (lambda i, s: rearrange(i, "c (a y) (b x) -> (a b) c x y", y=s, x=s), "places inside every patch"),
         (lambda i, s: 2 * loops(i, s), "✗ the shape is right"),
     ],
@@ -127,7 +127,7 @@ def join(tokens, patch, pixel, pattern="(r k) (y x) (c p q) -> c (r y p) (k x q)
         ("(r k) (y x) (c p q) -> c (r y p) (k x q)", "✓"),
         ("(r k) (y x) (c q p) -> c (r y p) (k x q)", "inside every pixel"),
         ("(k r) (y x) (c p q) -> c (r y p) (k x q)", "of patches change places"),
-        ("(r k) (y x) (p q c) -> c (r y p) (k x q)", "colours are taken to be last"),
+        ("(r k) (y x) (p q c) -> c (r y p) (k x q)", "colors are taken to be last"),
         ("(r k) (x y) (c p q) -> c (r y p) (k x q)", "of pixels change places"),
         ("(r k) (y x) (c p q) -> c (y r p) (k x q)", "along the height"),
         ("(r k) (y x) (c p q) -> c (y r p) (x k q)", "✗ the shape is right"),
@@ -148,7 +148,7 @@ def test_join_is_asked_for_more_than_one_size(fixed):
 
 @pytest.mark.parametrize(
     ("answers", "says"),
-    [((12, 16, 48), "✓"), ((7, 16, 48), "multiply"), ((12, 4, 48), "two sides"), ((12, 16, 16), "three colours"),
+    [((12, 16, 48), "✓"), ((7, 16, 48), "multiply"), ((12, 4, 48), "two sides"), ((12, 16, 16), "three colors"),
      ((..., 16, 48), "not written yet")],
 )  # fmt: skip
 def test_sizes(answers, says):
@@ -165,4 +165,4 @@ def test_symmetric():
     picture[:, 1::2, 0::2] = picture[:, 0::2, 1::2]
     assert exercise.check_symmetric(picture).right
     picture[:, :2, :2] = 0.5
-    assert "one colour all over" in repr(exercise.check_symmetric(picture))
+    assert "one color all over" in repr(exercise.check_symmetric(picture))

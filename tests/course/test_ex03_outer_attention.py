@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from titn_lib import create_model
 from titn_lib.course import ex03_outer_attention as exercise
-from titn_lib.models.titn import TITN, PixelProjection, TITNConfig
+from titn_lib.models.titn import TITN, PixelToPatch, TITNConfig
 
 
 def by_library(inner, outer, scale, shift, weight, bias):
@@ -19,7 +19,7 @@ def by_library(inner, outer, scale, shift, weight, bias):
     config = TITNConfig(
         patch_size=2 * side, image_size=(2 * side,) * 2, inner_width=width, inner_heads=1, outer_width=len(bias)
     )
-    projection = PixelProjection(config, "pixel", bias=True)
+    projection = PixelToPatch(config, "pixel", bias=True)
     projection.load_state_dict({"norm.weight": scale, "norm.bias": shift, "linear.weight": weight, "linear.bias": bias})
     return outer + F.pad(projection(inner[None])[0], (0, 0, 1, 1))
 

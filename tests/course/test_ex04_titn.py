@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from titn_lib import count_parameters, create_model
 from titn_lib.course import ex04_titn as exercise
 from titn_lib.course.ex04_titn import masked
-from titn_lib.models.layers import Layer
+from titn_lib.models.layers import TransformerLayer
 
 
 def news(inner, norm, linear, last_norm):
@@ -151,12 +151,12 @@ def test_left_out(answer, says):
 
 
 def test_masked_is_the_layer():
-    layer, tokens = Layer(12, heads=3), torch.randn(2, 6, 12)
+    layer, tokens = TransformerLayer(12, heads=3), torch.randn(2, 6, 12)
     torch.testing.assert_close(masked(layer, tokens, torch.ones(6, 6, dtype=torch.bool)), layer(tokens)[0])
 
 
 def test_what_the_praise_says(monkeypatch):
-    """With the distillation token left out everywhere, its logits are the same for all pictures, the class's not."""
+    """With the distillation token left out everywhere, its logits are the same for all images, the class's not."""
     model = create_model("titn_paper", depth=2).train()
     for block in model.blocks:
         run = block.outer.forward

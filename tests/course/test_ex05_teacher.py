@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from titn_lib.course import ex05_teacher as exercise
-from titn_lib.data.datasets import load_data
+from titn_lib.data.datasets import load_dataset
 from titn_lib.losses.distillation import freeze
 
 
@@ -26,7 +26,7 @@ def by_loop(probabilities, labels, bins, weight=None, power=1, sign=abs, sure=No
 
 
 def upper_edges(probabilities, labels, bins):
-    """The other convention for a picture on an edge; without a loop."""
+    """The other convention for an image on an edge; without a loop."""
     confidence, answers = probabilities.max(dim=-1)
     which = ((confidence * bins).ceil().long() - 1).clamp(min=0)
     gaps = (answers == labels).double() - confidence
@@ -60,7 +60,7 @@ def with_empty_bins(probabilities, labels, bins):
         (lambda p, y, b: torch.tensor([by_loop(p, y, b)]), "✓"),  # one number in a list
         (mean_of_bins, "every bin counts the same"),
         (lambda p, y, b: by_loop(p, y, b, weight=lambda bins: 1 / bins), "divided by the number of bins"),
-        (lambda p, y, b: len(y) * by_loop(p, y, b), "counts by its number of pictures"),
+        (lambda p, y, b: len(y) * by_loop(p, y, b), "counts by its number of images"),
         (lambda p, y, b: by_loop(p, y, b, power=2), "the gaps are squared."),
         (lambda p, y, b: by_loop(p, y, b, power=2) ** 0.5, "the root is taken"),
         (lambda p, y, b: by_loop(p, y, b, sign=lambda gap: gap), "(right minus sure)"),
@@ -99,7 +99,7 @@ def test_temperature(answers, says):
 
 
 def companions(digit):
-    labels = load_data("digits").test.labels
+    labels = load_dataset("digits").test.labels
     return [i for i in range(1, len(labels)) if labels[i] == digit][:15]
 
 

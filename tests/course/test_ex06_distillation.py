@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from titn_lib.course import ex06_distillation as exercise
-from titn_lib.data.mixing import MixedLabels, cutmix
-from titn_lib.losses.distillation import ask_teacher, soft_loss
+from titn_lib.data.mixing import MixedTargets, cutmix
+from titn_lib.losses.distillation import soft_loss, teacher_forward
 
 
 def by_hand(s, t, T):
@@ -34,7 +34,7 @@ def with_kl_div(s, t, T, reduction="batchmean", student_T=None, teacher_T=None):
         (lambda s, t, T: by_hand(t, s, T), "the wrong way round"),
         (lambda s, t, T: with_kl_div(s, t, T, "mean"), "over all entries, so that"),
         (lambda s, t, T: with_kl_div(s, t, T, "mean") / T**2, "over all entries and T² is left out"),
-        (lambda s, t, T: with_kl_div(s, t, T, "sum"), "summed over pictures"),
+        (lambda s, t, T: with_kl_div(s, t, T, "sum"), "summed over images"),
         (lambda s, t, T: with_kl_div(s, t, T, teacher_T=1), "the teacher is not softened"),
         (lambda s, t, T: with_kl_div(s, t, T, student_T=1), "the student is not softened"),
         (lambda s, t, T: with_kl_div(s, t, T, student_T=1, teacher_T=1), "neither is softened"),
@@ -105,7 +105,7 @@ def test_wrong_pupil(answer, says):
 
 def prepared(teacher, images, labels, rng, shown=None, asked=None):
     mixed, mixed_labels = cutmix(images, labels, rng)
-    logits = ask_teacher(teacher, asked(images, labels, rng) if asked else mixed).logits
+    logits = teacher_forward(teacher, asked(images, labels, rng) if asked else mixed).logits
     return images if shown else mixed, mixed_labels, logits
 
 
@@ -122,16 +122,16 @@ def prepared(teacher, images, labels, rng, shown=None, asked=None):
         (
             lambda t, x, y, rng: (
                 *cutmix(x, y, copy.deepcopy(rng)),
-                ask_teacher(t, cutmix(x, y, rng)[0]).logits.softmax(-1),
+                teacher_forward(t, cutmix(x, y, rng)[0]).logits.softmax(-1),
             ),
             "its logits were asked for",
         ),
         (lambda t, x, y, rng: prepared(t, x, y, rng)[:2], "three things were asked for"),
         (lambda t, x, y, rng: prepared(t, x, y, rng)[1], "three things were asked for"),
-        (lambda t, x, y, rng: (*cutmix(x, y, rng), ask_teacher(t, x)), "take .logits"),
-        (lambda t, x, y, rng: (cutmix(x, y, rng)[0], y, ask_teacher(t, x).logits), "MixedLabels, as cutmix"),
-        (lambda t, x, y, rng: (x[:1], MixedLabels(y, y), ask_teacher(t, x).logits), "32×1×16×16 was asked for"),
-        (lambda t, x, y, rng: (*cutmix(x, y, rng), ask_teacher(t, x).logits[:3]), "32×10 was asked for"),
+        (lambda t, x, y, rng: (*cutmix(x, y, rng), teacher_forward(t, x)), "take .logits"),
+        (lambda t, x, y, rng: (cutmix(x, y, rng)[0], y, teacher_forward(t, x).logits), "MixedTargets, as cutmix"),
+        (lambda t, x, y, rng: (x[:1], MixedTargets(y, y), teacher_forward(t, x).logits), "32×1×16×16 was asked for"),
+        (lambda t, x, y, rng: (*cutmix(x, y, rng), teacher_forward(t, x).logits[:3]), "32×10 was asked for"),
         (lambda t, x, y, rng: (*cutmix(x, y, rng), t(x).requires_grad_()), "carries a gradient"),
         (lambda t, x, y, rng: 1 / 0, "it stopped with ZeroDivisionError"),
         (lambda t, x, y, rng: ..., "not written yet"),

@@ -14,7 +14,7 @@ def test_a_right_gap():
 
     assert check_gap(by_hand).right
     assert not check_gap(lambda change, base: change.mean() - base.mean()).right
-    assert "not written yet" in check_gap(lambda change, base: ...).says
+    assert "not written yet" in check_gap(lambda change, base: ...).message
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_right_gap():
 def test_a_wrong_error_is_named(answer, sentence):
     verdict = check_gap(lambda a, b: torch.stack([a.mean() - b.mean(), answer(a, b)]))
     assert not verdict.right
-    assert sentence in verdict.says
+    assert sentence in verdict.message
 
 
 def test_a_lost_sign_is_seen_every_time():
@@ -46,18 +46,18 @@ def test_a_lost_sign_is_seen_every_time():
         verdict = check_gap(
             lambda a, b: torch.stack([(a.mean() - b.mean()).abs(), (a.var() / len(a) + b.var() / len(b)) ** 0.5])
         )
-        assert "or has lost its sign" in verdict.says
+        assert "or has lost its sign" in verdict.message
 
 
 def test_chances():
     assert check_chances(0.95**17, 12).right
-    assert "at least one" in check_chances(1 - 0.95**17, 12).says
-    assert "by √2 only" in check_chances(0.95**17, 6).says
-    assert "but of three" in check_chances(0.95**17, 4).says
-    assert all("rounded" in check_chances(rounded, 12).says for rounded in (0.42, 0.418, 0.4181))
-    assert all("per cent" in check_chances(share, 12).says for share in (42, 41.8, 100 * 0.95**17))
-    assert "too small" in check_chances(0.41, 12).says
-    assert "not written yet" in check_chances(..., 12).says
+    assert "at least one" in check_chances(1 - 0.95**17, 12).message
+    assert "by √2 only" in check_chances(0.95**17, 6).message
+    assert "but of three" in check_chances(0.95**17, 4).message
+    assert all("rounded" in check_chances(rounded, 12).message for rounded in (0.42, 0.418, 0.4181))
+    assert all("per cent" in check_chances(share, 12).message for share in (42, 41.8, 100 * 0.95**17))
+    assert "too small" in check_chances(0.41, 12).message
+    assert "not written yet" in check_chances(..., 12).message
 
 
 @pytest.mark.parametrize(
@@ -92,4 +92,4 @@ def test_a_dishonest_report(report):
 def test_a_report_that_does_not_do(report, sentence):
     verdict = check_report(report)
     assert not verdict.right
-    assert re.search(sentence, verdict.says), verdict.says
+    assert re.search(sentence, verdict.message), verdict.message

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from titn_lib import create_model
 from titn_lib.course import ex08_attention as exercise
 from titn_lib.interpret.attribution import rollout
-from titn_lib.interpret.faithfulness import cells, randomise, rank_correlation
+from titn_lib.interpret.faithfulness import cells, randomize_weights, rank_correlation
 
 
 def by_loops(attention):
@@ -87,7 +87,7 @@ def test_the_rollout_of_even_attention_is_what_the_check_says():
 
 
 def moved(function, model, images, blocks=None, mean=True):
-    other = randomise(model, model.config.depth + 1 if blocks is None else blocks, seed=3)
+    other = randomize_weights(model, model.config.depth + 1 if blocks is None else blocks, seed=3)
     correlation = rank_correlation(cells(function(model, images), 2), cells(function(other, images), 2))
     return correlation.mean() if mean else correlation
 
@@ -97,7 +97,7 @@ def one_by_one(function, model, images):
 
 
 def by_cosine(function, model, images):
-    other = randomise(model, model.config.depth + 1, seed=3)
+    other = randomize_weights(model, model.config.depth + 1, seed=3)
     return F.cosine_similarity(*(cells(function(m, images), 2).flatten(1) for m in (model, other))).mean()
 
 
@@ -134,7 +134,7 @@ def spoil(function, model, images):
         (one_by_one, "b", "✓"),
         (lambda f, m, x: moved(f, m, x, mean=False).sum(), "b", "moved gives 4.00; it should be 1"),
         (lambda f, m, x: 100 * moved(f, m, x), "b", "moved gives 100.00; it should be 1"),
-        (lambda f, m, x: moved(f, randomise(m, m.config.depth + 1, seed=8), x), "b", "is never asked"),
+        (lambda f, m, x: moved(f, randomize_weights(m, m.config.depth + 1, seed=8), x), "b", "is never asked"),
         (by_cosine, "b", "Is it the *rank* correlation?"),
         (lambda f, m, x: moved(lambda *a: f(*a).mean(dim=0, keepdim=True), m, x), "b", "each one's own correlation"),
         (lambda f, m, x: moved(f, m, x[:1]), "b", "each one's own correlation"),

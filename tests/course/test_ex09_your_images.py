@@ -1,4 +1,4 @@
-"""The checks of 09_your_pictures see wrong answers and say what is wrong."""
+"""The checks of 09_your_images see wrong answers and say what is wrong."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def by_scikit(labels, fraction, seed):
     return train_test_split(places, test_size=fraction, stratify=labels.numpy(), random_state=seed)
 
 
-def together(labels, fraction, seed):
+def all_of(labels, fraction, seed):
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     count = round(fraction * len(labels))
     return order[count:], order[:count]
@@ -37,7 +37,7 @@ def last_of_all(labels, fraction, seed):
 
 
 def in_order(choose):
-    """Pictures of each class by their place in it."""
+    """Images of each class by their place in it."""
 
     def answer(labels, fraction, seed):
         places = [(labels == label).nonzero().flatten() for label in labels.unique()]
@@ -75,25 +75,25 @@ def without_seed(labels, fraction, seed):
         (lambda *a: (..., ...), "not written yet"),
         (lambda *a: (class_by_class(*a)[0], ...), "not written yet"),
         (lambda *a: None, "it returns None"),
-        (same_number, "10 pictures of each class are set aside; the same share"),
+        (same_number, "10 images of each class are set aside; the same share"),
         (lambda y, f, s: [y[part] for part in class_by_class(y, f, s)], "these are labels"),
-        (overlapping, "3 pictures are in both parts"),
+        (overlapping, "3 images are in both parts"),
         (with_repeats, "1 places are named more than once"),
         (lambda y, f, s: (class_by_class(y, f, s)[0][5:], class_by_class(y, f, s)[1]), "5 of"),
         (lambda *a: class_by_class(*a)[::-1], "changed places"),
         (together, "gives each its share only roughly"),
-        (last_of_all, "the last pictures of the list"),
+        (last_of_all, "the last images of the list"),
         (lambda y, f, s: class_by_class(y, 0.5, s), "50 % of each class are set aside, and 20 % were asked for"),
-        (in_order(lambda places, f: places[: round(f * len(places))]), "the first pictures are set aside"),
-        (in_order(lambda places, f: places[-round(f * len(places)) :]), "the last pictures are set aside"),
-        (in_order(lambda places, f: places[:: round(1 / f)]), "every so-manieth pictures are set aside"),
+        (in_order(lambda places, f: places[: round(f * len(places))]), "the first images are set aside"),
+        (in_order(lambda places, f: places[-round(f * len(places)) :]), "the last images are set aside"),
+        (in_order(lambda places, f: places[:: round(1 / f)]), "every so-manieth images are set aside"),
         (without_seed, "called twice with the same seed"),
         (lambda y, f, s: class_by_class(y, f, 0), "the seed isn't used"),
         (lambda y, f, s: (torch.ones(len(y), dtype=torch.bool), torch.zeros(len(y), dtype=torch.bool)), "a mask"),
         (lambda y, f, s: y, "a pair was asked for"),
         (lambda y, f, s: ("a", "b"), "a tensor of places"),
         (lambda y, f, s: (torch.rand(3), torch.rand(3)), "whole numbers"),
-        (lambda y, f, s: (torch.arange(len(y)), torch.tensor([-1])), "it names picture -1"),
+        (lambda y, f, s: (torch.arange(len(y)), torch.tensor([-1])), "it names image -1"),
         (lambda y, f, s: (torch.arange(len(y)), torch.tensor([])), "0 % of each class"),
         (lambda y, f, s: y[10**6], "it stopped with IndexError"),
     ],
@@ -105,7 +105,7 @@ def test_split(answer, says):
 @pytest.mark.parametrize(
     ("answer", "says"),
     [(1.5, "✓"), (100 * (0.9 * 0.1 / 400) ** 0.5, "✓"), (torch.tensor(1.5), "✓"), (0.015, "that is a share"),
-     (0.0225, "variance"), (30, "a single picture"), (0.075, "not by its square root"), (2.94, "95 % interval"),
+     (0.0225, "variance"), (30, "a single image"), (0.075, "not by its square root"), (2.94, "95 % interval"),
      (5, "p (1 − p) is missing"), (2, "too large"), (1, "too small"), (..., "not written yet"),
      ("some", "a number was asked for")],
 )  # fmt: skip
@@ -127,7 +127,7 @@ def test_needed(answer, says):
 
 @pytest.mark.parametrize(
     ("roles", "says"),
-    [("BAC", "✓"), ("bac", "✓"), ("BCA", "have changed places"), ("ABC", "A is broken: it differs from `normalise` by"),
+    [("BAC", "✓"), ("bac", "✓"), ("BCA", "have changed places"), ("ABC", "A is broken: it differs from `normalize` by"),
      ("CAB", "That is a lot"), ("BBC", "each letter has one role"), ((..., ..., ...), "not written yet"),
      (("B", ..., "C"), "not written yet"),
      ("ACB", "by up to 0.018. That is little"), ((1, 2, 3), "one of the letters")],
@@ -137,12 +137,12 @@ def test_suspects(roles, says):
 
 
 def test_suspects_are_what_they_are_said_to_be():
-    from titn_lib.data.transforms import normalise
+    from titn_lib.data.transforms import normalize
 
     images = torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8)
     mean, std = (0.5, 0.48, 0.45), (0.2, 0.19, 0.21)
     gaps = {
-        letter: float((suspect(images, mean, std) - normalise(images, mean, std)).abs().max())
+        letter: float((suspect(images, mean, std) - normalize(images, mean, std)).abs().max())
         for letter, suspect in exercise.suspects.items()
     }
     assert gaps["B"] < 1e-5 < 0.1 < gaps["A"] < 1 < 5 < gaps["C"]

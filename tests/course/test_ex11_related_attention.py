@@ -1,4 +1,4 @@
-"""The checks of 11_neighbours_attention see wrong answers and say what is wrong."""
+"""The checks of 11_related_attention see wrong answers and say what is wrong."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from titn_lib import create_model
 from titn_lib.course import ex11_related_attention as exercise
-from titn_lib.models.layers import Layer
+from titn_lib.models.layers import TransformerLayer
 from titn_lib.models.related.revit import ResidualLayer
 
 
@@ -55,7 +55,7 @@ def test_carry(answer, says):
 
 def test_the_library_carries_so():
     """What ReViT's layers hand on, where all see the same tokens."""
-    layers = [ResidualLayer(Layer(8, heads=2), first=place == 0) for place in range(3)]
+    layers = [ResidualLayer(TransformerLayer(8, heads=2), first=place == 0) for place in range(3)]
     tokens = torch.randn(5, 8)
     with torch.no_grad():
         layers[0].alpha.fill_(0.3)
@@ -63,7 +63,7 @@ def test_the_library_carries_so():
         for layer in layers[1:]:
             carried.append(layer(carried[-1]._replace(tokens=tokens))[0])
         for layer in layers:
-            query, key, _ = layer.attention.qkv(layer.attention_norm(tokens)).view(5, 3, 2, 4).permute(1, 2, 0, 3)
+            query, key, _ = layer.attn.qkv(layer.attention_norm(tokens)).view(5, 3, 2, 4).permute(1, 2, 0, 3)
             own.append(query @ key.mT / 2)
     expected = torch.stack([one.scores for one in carried])
     torch.testing.assert_close(exercise.carry(torch.stack(own), 0.3), expected)

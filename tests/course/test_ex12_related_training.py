@@ -1,4 +1,4 @@
-"""The checks of 12_neighbours_training see wrong answers and say what is wrong."""
+"""The checks of 12_related_training see wrong answers and say what is wrong."""
 
 from math import log
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from titn_lib.course import ex12_related_training as exercise
 from titn_lib.losses.contrastive import contrastive_loss
-from titn_lib.losses.relabeling import relabelling_quality
+from titn_lib.losses.relabeling import relabeling_quality
 
 
 def by_hand(z, y, d):
@@ -38,7 +38,7 @@ def of_label(table, y):
         (changed_where(lambda z, p, y, d: p.topk(2).values.diff()[:, 0] < -d), "second likeliest"),
         (lambda z, y, d: z.argmax(-1), "however small its lead"),
         (changed_where(lambda z, p, y, d: p.amax(-1) - of_label(p, y) < d), "the wrong way round"),
-        (changed_where(lambda z, p, y, d: z.softmax(0).amax(-1) - of_label(z.softmax(0), y) > d), "over pictures"),
+        (changed_where(lambda z, p, y, d: z.softmax(0).amax(-1) - of_label(z.softmax(0), y) > d), "over images"),
         (lambda z, y, d: y, "no label is changed"),
         (lambda z, y, d: y + 1, "✗ the shape is right"),
         (lambda z, y, d: z, "✗ the shape is"),
@@ -67,7 +67,7 @@ def test_the_counts_are_those_of_the_library_s_loss():
         ((4, 90, 18, 4.6), "two views"), ((1, 90, 18, 4.6), "the labels add more"), ((9, 45, 18, 4.6), "two views"),
         ((9, 99, 18, 4.6), "of the anchor's class"), ((9, 100, 18, 4.6), "of the anchor's class"),
         ((9, 49, 18, 4.6), "and some are of"), ((9, 90, 90, 4.6), "of the other parts"), ((9, 90, 9, 4.6), "two views"),
-        ((9, 90, 19, 4.6), "the anchor's other view"), ((9, 90, 20, 4.6), "the anchor's own picture"),
+        ((9, 90, 19, 4.6), "the anchor's other view"), ((9, 90, 20, 4.6), "the anchor's own image"),
         ((9, 90, 18, 0), "an even share"), ((9, 90, 18, log(100)), "is left out"), ((9, 90, 18, log(90)), "as well"),
         ((9, 90, 18, log(10)), "How many"), ((9, 90, 18, log(11)), "outside the logarithm"),
         ((9, 90, 18, "low"), "a number was asked for"), ((9, 90, 18, 7), "too large"),
@@ -83,7 +83,7 @@ def test_the_repair_is_what_the_library_counts():
     given[:400] = 1
     new = given.clone()
     new[:300], new[300:320], new[400:440] = 0, 2, 1
-    found = relabelling_quality(new, given, true)
+    found = relabeling_quality(new, given, true)
     assert exercise.check_repair(found.precision, found.recall, (new == true).sum()).right
 
 

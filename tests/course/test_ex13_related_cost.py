@@ -1,4 +1,4 @@
-"""The checks of 13_neighbours_cost see wrong answers and say what is wrong."""
+"""The checks of 13_related_cost see wrong answers and say what is wrong."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_closed_heads_save_what_the_library_says():
     tokens = model.config.tokens
     gates = Gates(torch.ones(1, 1, model.config.patches), torch.tensor([[[1, 1, 0, 0]]]), torch.ones(1, 1, 2))
     whole = tokens * (4 * 32 * 32 + 2 * tokens * 32)
-    assert model.saved(gates).item() == whole // 2
+    assert model.saved_macs(gates).item() == whole // 2
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_closed_heads_save_what_the_library_says():
         ((524_288, 98_304, 262_144, 180), "whatever the number"),
         ((524_288, 196_608, 524_288, 180), "a closed head needs no"), ((524_288, 196_608, 393_216, 180), "goes, too"),
         ((524_288, 196_608, 196_608, 180), "shrinks twice"), ((524_288, 196_608, 131_072, 180), "halved once"),
-        ((524_288, 196_608, 262_144, 90), "what they keep"), ((524_288, 196_608, 262_144, 60), "all three pictures"),
+        ((524_288, 196_608, 262_144, 90), "what they keep"), ((524_288, 196_608, 262_144, 60), "all three images"),
         ((524_288, 196_608, 262_144, 30), "the mean is no help"), ((524_288, 196_608, 262_144, 192), "without g"),
         ((524_288, 196_608, 262_144, 100), "too small"), ((524_288, 196_608, 262_144, "all"), "a number was asked for"),
         ((524_288, 196_608, 262_144, ...), "not written yet"), ((..., ..., ..., ...), "not written yet"),
@@ -164,7 +164,7 @@ def test_idle_gates_leave_the_library_s_work_as_it_was(monkeypatch):
 
     def work(patches):
         gates = Gates(patches, torch.ones(8, 4), torch.ones(8, 2))
-        model.blocks[1].decide = lambda outer: gates
+        model.blocks[1].compute_gates = lambda outer: gates
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.zeros(8, 3, 16, 16))
         return counter.get_total_flops()

@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import torch
 
-from titn_lib.course.setup import example_pictures, setup, sliders
+from titn_lib.course.setup import example_images, setup, sliders
 
 
 def test_setup_says_where_we_are(capsys):
@@ -14,16 +14,16 @@ def test_setup_says_where_we_are(capsys):
 
 def test_example_pictures_need_no_data_set(tmp_path, monkeypatch):
     monkeypatch.setenv("TITN_DATA", str(tmp_path))
-    pictures = example_pictures(5)
+    pictures = example_images(5)
     assert (pictures.shape, pictures.dtype) == ((5, 3, 32, 32), torch.uint8)
     assert len({picture.sum().item() for picture in pictures}) == 5
     assert list(tmp_path.iterdir()) == []
 
 
 def test_example_pictures_are_real_where_they_are(real_data):
-    from titn_lib.data.datasets import load_data
+    from titn_lib.data.datasets import load_dataset
 
-    assert torch.equal(example_pictures(3), load_data("cifar10").train.images[:3])
+    assert torch.equal(example_images(3), load_dataset("cifar10").train.images[:3])
 
 
 def test_sliders_draw_again():

@@ -1,4 +1,4 @@
-"""Data: splits that never move, files that are missing or damaged, a reader's own pictures."""
+"""Data: splits that never move, files that are missing or damaged, a reader's own images."""
 
 import hashlib
 import pickle
@@ -12,9 +12,9 @@ from torchvision import datasets as tv
 from torchvision.transforms.v2 import functional as TF
 
 from titn_lib import TITNError
-from titn_lib.data.datasets import SOURCES, load_data, measure, resize, split, subset
-from titn_lib.data.images import ImageSet, read_picture
-from titn_lib.training.recipes import plan_run
+from titn_lib.data.datasets import DATASETS, channel_stats, load_dataset, resize, stratified_split, subset
+from titn_lib.data.images import ImageDataset, load_image
+from titn_lib.training.recipes import make_run
 
 
 def fingerprints(part):
@@ -31,7 +31,7 @@ def no_internet(monkeypatch):
 
 def test_digits_need_no_files_and_are_real(tmp_path, monkeypatch, no_internet):
     monkeypatch.setenv("TITN_DATA", str(tmp_path))
-    data = load_data("digits")
+    data = load_dataset("digits")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [1293, 144, 360]
     assert data.train.images.shape[1:] == (1, 16, 16)
     assert data.train.images.dtype == torch.uint8
@@ -42,37 +42,37 @@ def test_digits_need_no_files_and_are_real(tmp_path, monkeypatch, no_internet):
 def test_a_picture_that_pillow_has_opened_and_one_that_is_transparent(tmp_path):
     ink = Image.new("RGBA", (40, 40), (0, 0, 0, 0))  # black everywhere, and nowhere opaque …
     ink.paste((0, 0, 0, 255), (0, 0, 20, 40))  # … but on the left
-    read = read_picture(ink, 1, (4, 4))
+    read = load_image(ink, 1, (4, 4))
     assert read[0, 0, [0, -1]].tolist() == [0, 255]
     ink.save(tmp_path / "ink.png")
-    assert torch.equal(read_picture(tmp_path / "ink.png", 1, (4, 4)), read)
+    assert torch.equal(load_image(tmp_path / "ink.png", 1, (4, 4)), read)
     with Image.open(tmp_path / "ink.png") as opened:  # Pillow reads it when it is first needed
-        assert all(torch.equal(read_picture(opened, 1, (4, 4)), read) for _ in range(2))
+        assert all(torch.equal(load_image(opened, 1, (4, 4)), read) for _ in range(2))
         assert opened.getpixel((30, 0)) == (0, 0, 0, 0)
 
 
 def test_means_and_deviations_are_those_of_all_pictures_at_once():
-    images = ImageSet(torch.randint(0, 256, (700, 2, 5, 4), dtype=torch.uint8), torch.zeros(700, dtype=torch.long))
+    images = ImageDataset(torch.randint(0, 256, (700, 2, 5, 4), dtype=torch.uint8), torch.zeros(700, dtype=torch.long))
     values = images.images.double() / 255
-    mean, std = measure(images)
+    mean, std = channel_stats(images)
     assert mean == pytest.approx(values.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
     assert std == pytest.approx(values.std(dim=(0, 2, 3)).tolist(), abs=1e-4)
-    assert measure(replace(images, images=torch.full_like(images.images, 7)))[1] == (0.001, 0.001)
+    assert channel_stats(replace(images, images=torch.full_like(images.images, 7)))[1] == (0.001, 0.001)
 
 
 def test_where_none_are_published_means_and_deviations_are_the_training_splits():
-    data = load_data("digits")
-    assert (data.mean, data.std) == measure(data.train)
-    assert (data.mean, data.std) != measure(data.test)
+    data = load_dataset("digits")
+    assert (data.mean, data.std) == channel_stats(data.train)
+    assert (data.mean, data.std) != channel_stats(data.test)
 
 
 def test_pictures_are_resized_without_aliasing():
-    images = ImageSet(torch.randint(0, 256, (3, 2, 32, 32), dtype=torch.uint8), torch.arange(3))
+    images = ImageDataset(torch.randint(0, 256, (3, 2, 32, 32), dtype=torch.uint8), torch.arange(3))
     assert torch.equal(resize(images, (8, 16)).images, TF.resize(images.images, [8, 16], antialias=True))
 
 
 def test_a_subset_is_fair_or_refused():
-    train = load_data("digits").train
+    train = load_dataset("digits").train
     assert subset(train, 100, "digits").labels.bincount().min() >= 9
     assert len(subset(train, 0, "digits")) == len(train)
     assert [len(subset(train, count, "digits")) for count in (13, 64, 999)] == [13, 64, 999]
@@ -82,7 +82,7 @@ def test_a_subset_is_fair_or_refused():
 
 
 def test_the_split_is_stratified_fixed_and_without_overlap():
-    data, again = load_data("digits"), load_data("digits")
+    data, again = load_dataset("digits"), load_dataset("digits")
     parts = [data.train, data.validation, data.test]
     assert all(
         torch.equal(a.images, b.images) for a, b in zip(parts, [again.train, again.validation, again.test], strict=True)
@@ -90,8 +90,8 @@ def test_the_split_is_stratified_fixed_and_without_overlap():
     for part in parts:
         shares = part.labels.bincount() / len(part)
         assert (shares - 0.1).abs().max() < 0.012
-    indices = ImageSet(torch.arange(100).reshape(100, 1, 1, 1).to(torch.uint8), torch.arange(100) % 10)
-    kept, aside = split(indices, 0.1, "x")
+    indices = ImageDataset(torch.arange(100).reshape(100, 1, 1, 1).to(torch.uint8), torch.arange(100) % 10)
+    kept, aside = stratified_split(indices, 0.1, "x")
     assert sorted([*kept.images.flatten().tolist(), *aside.images.flatten().tolist()]) == list(range(100))
 
 
@@ -104,7 +104,7 @@ def test_the_split_is_stratified_fixed_and_without_overlap():
     ],
 )
 def test_real_data(name, sizes, classes, shape, real_data):
-    data = load_data(name)
+    data = load_dataset(name)
     assert [len(part) for part in (data.train, data.validation, data.test)] == sizes
     assert list(data.classes[: len(classes)]) == list(classes)
     assert data.train.images.shape[1:] == shape
@@ -119,19 +119,19 @@ def test_real_data(name, sizes, classes, shape, real_data):
 def test_the_sources_have_the_published_means_and_deviations():
     cifar = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     for name, published in (("cifar10", cifar), ("cifar100", cifar), ("mnist", ((0.1307,), (0.3081,)))):
-        assert (SOURCES[name].mean, SOURCES[name].std) == published
+        assert (DATASETS[name].mean, DATASETS[name].std) == published
 
 
 def test_missing_files_say_what_to_do(tmp_path, monkeypatch, no_internet):
     monkeypatch.setenv("TITN_DATA", str(tmp_path))
-    for name in set(SOURCES) - {"digits"}:
+    for name in set(DATASETS) - {"digits"}:
         with pytest.raises(TITNError, match=r"can't be downloaded .*TITN_DATA"):
-            load_data(name)
+            load_dataset(name)
 
 
 @pytest.fixture
 def small_cifar(tmp_path, monkeypatch):
-    """CIFAR-10's files as torchvision expects them, with few pictures."""
+    """CIFAR-10's files as torchvision expects them, with few images."""
     home = tmp_path / "cifar-10-batches-py"
     home.mkdir()
     rng = np.random.default_rng(0)
@@ -154,19 +154,19 @@ def small_cifar(tmp_path, monkeypatch):
 
 
 def test_cifars_pictures_stand_upright(small_cifar):
-    """A file of CIFAR's keeps a picture channel by channel, row by row."""
-    there, data = pickle.loads((small_cifar / "test_batch").read_bytes()), load_data("cifar10")
+    """A file of CIFAR's keeps an image channel by channel, row by row."""
+    there, data = pickle.loads((small_cifar / "test_batch").read_bytes()), load_dataset("cifar10")
     assert torch.equal(data.test.images, torch.from_numpy(there["data"]).reshape(20, 3, 32, 32))
     assert data.test.labels.tolist() == there["labels"]
     assert data.classes == tuple("abcdefghij")
 
 
 def test_a_truncated_cifar_file_is_named(small_cifar, no_internet):
-    assert len(load_data("cifar10").test) == 20
+    assert len(load_dataset("cifar10").test) == 20
     file = small_cifar / "data_batch_3"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(TITNError, match="data_batch_3 is damaged or cut short: delete it"):
-        load_data("cifar10")
+        load_dataset("cifar10")
 
 
 def test_a_truncated_mnist_file_is_named(tmp_path, monkeypatch, no_internet):
@@ -180,17 +180,17 @@ def test_a_truncated_mnist_file_is_named(tmp_path, monkeypatch, no_internet):
             with open(raw / name, "wb") as file:
                 file.truncate(size - (name == short))
         with pytest.raises(TITNError, match=f"{short} is damaged"):
-            load_data("mnist")
+            load_dataset("mnist")
 
 
 def test_an_unknown_name():
     with pytest.raises(TITNError, match="did you mean 'cifar10'"):
-        load_data("cifar-10")
+        load_dataset("cifar-10")
     with pytest.raises(TITNError, match="there is no folder"):
-        load_data("no/such/folder")
+        load_dataset("no/such/folder")
 
 
-# --- a reader's own pictures
+# --- a reader's own images
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def pictures(tmp_path):
 
 
 def test_a_folder_of_pictures(pictures):
-    data = load_data(str(pictures))
+    data = load_dataset(str(pictures))
     assert data.classes == ("blue", "red")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [17, 2, 5]
     red = data.train.images[data.train.labels == 1].float()
@@ -220,39 +220,39 @@ def test_a_folder_with_its_own_split_keeps_it(tmp_path):
             for i in range(20):
                 Image.new("L", (8, 8), grey).save(tmp_path / part / kind / f"{i}.PNG")
         (tmp_path / part / ".hidden").mkdir()
-    data = load_data(str(tmp_path))
+    data = load_dataset(str(tmp_path))
     assert data.classes == ("a", "b")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [36, 4, 40]
     assert [part.images.unique().tolist() for part in (data.train, data.validation, data.test)] == [[10], [10], [200]]
     (tmp_path / "test" / "green").mkdir()
-    with pytest.raises(TITNError, match="green holds no picture"):
-        load_data(str(tmp_path))
+    with pytest.raises(TITNError, match="green holds no image"):
+        load_dataset(str(tmp_path))
 
 
 def test_an_empty_class_folder_and_a_corrupt_picture_are_named(pictures):
     (pictures / "green").mkdir()
-    with pytest.raises(TITNError, match=r"the class folder .*green holds no picture"):
-        load_data(str(pictures))
+    with pytest.raises(TITNError, match=r"the class folder .*green holds no image"):
+        load_dataset(str(pictures))
     whole = (pictures / "red" / "3.png").read_bytes()
     for content in (b"", b"GIF89a nonsense", whole[: len(whole) // 2]):
         (pictures / "green" / "x.png").write_bytes(content)
-        with pytest.raises(TITNError, match=r"x\.png is not a picture or is damaged"):
-            load_data(str(pictures))
+        with pytest.raises(TITNError, match=r"x\.png is not an image or is damaged"):
+            load_dataset(str(pictures))
 
 
 def test_a_folder_that_is_too_small(pictures):
     for kind in ("red", "blue"):
         for i in range(1, 12):
             (pictures / kind / f"{i}.png").unlink()
-    with pytest.raises(TITNError, match="too few pictures to split"):
-        load_data(str(pictures))
-    with pytest.raises(TITNError, match="needs a subfolder of pictures for each class"):
-        load_data(str(pictures / "red"))
+    with pytest.raises(TITNError, match="too few images to split"):
+        load_dataset(str(pictures))
+    with pytest.raises(TITNError, match="needs a subfolder of images for each class"):
+        load_dataset(str(pictures / "red"))
 
 
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
     Image.fromarray(np.full((8, 8), 0x8000, np.uint16)).save(tmp_path / "deep.png")
-    assert read_picture(tmp_path / "deep.png", 1, (8, 8)).unique().tolist() == [127]
+    assert load_image(tmp_path / "deep.png", 1, (8, 8)).unique().tolist() == [127]
 
 
 def test_a_picture_is_turned_upright(tmp_path):
@@ -260,24 +260,24 @@ def test_a_picture_is_turned_upright(tmp_path):
     picture.paste(255, (0, 0, 8, 4))  # the upper half is white …
     exif[0x0112] = 6  # … and the camera was turned: it belongs on the right
     picture.save(tmp_path / "turned.png", exif=exif)
-    read = read_picture(tmp_path / "turned.png", 1, (8, 8))[0]
+    read = load_image(tmp_path / "turned.png", 1, (8, 8))[0]
     assert read[:, 4:].min() == 255
     assert read[:, :4].max() == 0
 
 
 def test_one_number_is_both_sides_and_none_is_refused():
-    assert load_data("digits", 24).image_size == (24, 24)
+    assert load_dataset("digits", 24).image_size == (24, 24)
     grey = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10))
-    assert torch.equal(read_picture(grey, 1, 5), read_picture(grey, 1, (5, 5)))
+    assert torch.equal(load_image(grey, 1, 5), load_image(grey, 1, (5, 5)))
     with pytest.raises(TITNError, match="image_size is a height and a width"):
-        read_picture(grey, 1, (0, 5))
-    assert plan_run("cifar10", image_size=16).image_size == (16, 16)
+        load_image(grey, 1, (0, 5))
+    assert make_run("cifar10", image_size=16).image_size == (16, 16)
 
 
 def test_a_size_is_height_and_width():
     wide = np.zeros((10, 30), np.uint8)
     wide[:, 15:] = 255  # the right half is white
-    read = read_picture(Image.fromarray(wide), 1, (10, 30))[0]
+    read = load_image(Image.fromarray(wide), 1, (10, 30))[0]
     assert read[:, 16:].min() == 255
     assert read[:, :14].max() == 0
 
@@ -286,9 +286,9 @@ def test_reading_one_picture(tmp_path):
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 255  # the middle is white
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert read_picture(tmp_path / "wide.png", 3, (10, 10)).float().mean() == 255
-    assert read_picture(tmp_path / "wide.png", 1, (8, 16)).shape == (1, 8, 16)
-    with pytest.raises(TITNError, match="there is no picture"):
-        read_picture(tmp_path / "none.png", 3, (8, 8))
+    assert load_image(tmp_path / "wide.png", 3, (10, 10)).float().mean() == 255
+    assert load_image(tmp_path / "wide.png", 1, (8, 16)).shape == (1, 8, 16)
+    with pytest.raises(TITNError, match="there is no image"):
+        load_image(tmp_path / "none.png", 3, (8, 8))
     with pytest.raises(TITNError, match="1 or 3 channels, not 2"):
-        read_picture(tmp_path / "wide.png", 2, (8, 8))
+        load_image(tmp_path / "wide.png", 2, (8, 8))

@@ -1,4 +1,4 @@
-"""Augmentation: each operation against torchvision on every picture, with the same draws."""
+"""Augmentation: each operation against torchvision on every image, with the same draws."""
 
 import subprocess
 import sys
@@ -14,15 +14,15 @@ from titn_lib import kernels as fused
 from titn_lib.data import autoaugment, image_ops, mixing, transforms
 from titn_lib.data.image_ops import crop
 from titn_lib.data.mixing import cutmix_box
-from titn_lib.data.transforms import PIPELINES, augment, normalise, random_crop, random_flip
+from titn_lib.data.transforms import PIPELINES, augment, normalize, random_crop, random_horizontal_flip
 
 BATCH = 64
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(params=[3, 1], ids=["colour", "grey"])
+@pytest.fixture(params=[3, 1], ids=["color", "gray"])
 def images(request):
-    """Noise, ramps, and pictures of one value: equalising and stretching treat them differently."""
+    """Noise, ramps, and images of one value: equalizing and stretching treat them differently."""
     pictures = torch.randint(0, 256, (BATCH, request.param, 32, 32), dtype=torch.uint8)
     pictures[:8] = torch.arange(32, dtype=torch.uint8) * 3 + 40
     pictures[8:12] = torch.arange(12, 16, dtype=torch.uint8).view(4, 1, 1, 1) * 9
@@ -31,7 +31,7 @@ def images(request):
 
 
 def assert_each_equals(results, images, expected):
-    """Every picture's result is what `expected(picture, index)` makes of it, to the last bit."""
+    """Every image's result is what `expected(image, index)` makes of it, to the last bit."""
     assert results.dtype == torch.uint8
     for i, (image, result) in enumerate(zip(images, results, strict=True)):
         assert torch.equal(result, expected(image, i)), i
@@ -80,7 +80,7 @@ def test_turns_shifts_and_shears_are_torchvisions(images):
 
 
 def test_random_turns_and_shifts_are_torchvisions():
-    """On oblong pictures, whose sides are not to be taken for each other."""
+    """On oblong images, whose sides are not to be taken for each other."""
     images = torch.randint(0, 256, (BATCH, 3, 24, 40), dtype=torch.uint8)
     angle = np.random.default_rng(7).uniform(-30, 30, BATCH)
     turned = transforms.random_rotation(images, np.random.default_rng(7))
@@ -100,14 +100,14 @@ def test_random_turns_and_shifts_are_torchvisions():
 def test_autoaugments_operations_are_torchvisions(images, operation, kernels, monkeypatch):
     """Name and strength mean what they mean in torchvision's AutoAugment, both signs, all ten strengths."""
     if not kernels:
-        monkeypatch.setattr(fused, "suits_bytes", lambda images: False)
+        monkeypatch.setattr(fused, "can_use_image_ops", lambda images: False)
     names = {"translate_x": "TranslateX", "translate_y": "TranslateY", "shear_x": "ShearX", "shear_y": "ShearY"}
     theirs = names.get(operation, {"autocontrast": "AutoContrast"}.get(operation, operation.capitalize()))
     transform = v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
     spread, signed = transform._AUGMENTATION_SPACE[theirs]
     spread = spread(10, 32, 32)
     level, sign = np.arange(BATCH) % 10, np.where(signed & (np.arange(BATCH) % 3 == 0), -1.0, 1.0)
-    values = autoaugment.strengths(operation, (32, 32))[level] * sign
+    values = autoaugment.magnitudes(operation, (32, 32))[level] * sign
     results = autoaugment.apply(images, np.full(BATCH, autoaugment.OPERATIONS.index(operation)), values)
     magnitude = [0.0 if spread is None else float(spread[k]) * s for k, s in zip(level, sign, strict=True)]
     assert_each_equals(
@@ -120,8 +120,8 @@ def test_autoaugments_operations_are_torchvisions(images, operation, kernels, mo
 
 
 def test_autoaugment_shifts_by_a_share_of_the_side_it_moves_along():
-    assert autoaugment.strengths("translate_x", (16, 40))[9] == pytest.approx(150 / 331 * 40)
-    assert autoaugment.strengths("translate_y", (16, 40))[9] == pytest.approx(150 / 331 * 16)
+    assert autoaugment.magnitudes("translate_x", (16, 40))[9] == pytest.approx(150 / 331 * 40)
+    assert autoaugment.magnitudes("translate_y", (16, 40))[9] == pytest.approx(150 / 331 * 16)
 
 
 def test_the_policy_is_torchvisions():
@@ -132,7 +132,7 @@ def test_the_policy_is_torchvisions():
 
 
 def test_autoaugment_follows_its_chances():
-    """How often a picture comes out unchanged, against torchvision's, over many draws."""
+    """How often an image comes out unchanged, against torchvision's, over many draws."""
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     ours = autoaugment.auto_augment(image.expand(6000, -1, -1, -1), np.random.default_rng(0))
     torch.manual_seed(0)
@@ -155,7 +155,7 @@ def test_apply_gives_each_picture_its_own(images):
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 32), (32, 24)])
 def test_crop_equals_torchvisions(images, height, width, kernels, monkeypatch):
     if not kernels:
-        monkeypatch.setattr(fused, "suits_bytes", lambda images: False)
+        monkeypatch.setattr(fused, "can_use_image_ops", lambda images: False)
     images, margin = images[:, :, :height, :width].contiguous(), (height // 8, width // 8)
     cropped = random_crop(fill=128)(images, np.random.default_rng(5))
     rng = np.random.default_rng(5)
@@ -171,7 +171,7 @@ def test_crop_equals_torchvisions(images, height, width, kernels, monkeypatch):
 
 def test_flip_mirrors_about_half(images):
     draws = np.random.default_rng(1).random(BATCH) < 0.5
-    flipped = random_flip(images, np.random.default_rng(1))
+    flipped = random_horizontal_flip(images, np.random.default_rng(1))
     assert_each_equals(flipped, images, lambda image, i: TF.horizontal_flip(image) if draws[i] else image)
     assert BATCH / 4 < draws.sum() < 3 * BATCH / 4
 
@@ -206,27 +206,27 @@ def test_jitter_has_both_orders(images):
             return TF.adjust_contrast(TF.adjust_brightness(image, bright[i]), contrasted[i])
         return TF.adjust_brightness(TF.adjust_contrast(image, contrasted[i]), bright[i])
 
-    assert_each_equals(transforms.random_jitter(images, np.random.default_rng(2)), images, expected)
+    assert_each_equals(transforms.color_jitter(images, np.random.default_rng(2)), images, expected)
 
 
 def test_mixup_mixes_pictures_and_labels_alike():
     values = torch.arange(0, 250, 10, dtype=torch.uint8)
     images, labels = values.view(-1, 1, 1, 1).expand(-1, 3, 8, 8), values.long()
     mixed, both = mixing.mixup(images, labels, np.random.default_rng(3))
-    expected = both.weight * both.first + (1 - both.weight) * both.second
-    assert 0.05 < both.weight < 0.95
+    expected = both.lam * both.a + (1 - both.lam) * both.b
+    assert 0.05 < both.lam < 0.95
     torch.testing.assert_close(mixed[:, 0, 0, 0].double(), expected.double(), atol=0.51, rtol=0)
-    normalised, _ = mixing.mixup(images / 255 - 0.5, labels, np.random.default_rng(3))
-    torch.testing.assert_close(normalised[:, 0, 0, 0].double(), expected.double() / 255 - 0.5, atol=1e-6, rtol=0)
+    normalized, _ = mixing.mixup(images / 255 - 0.5, labels, np.random.default_rng(3))
+    torch.testing.assert_close(normalized[:, 0, 0, 0].double(), expected.double() / 255 - 0.5, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("mix", [mixing.cutmix, mixing.mixup])
 def test_alpha_shapes_the_shares(mix):
-    """A small one leaves nearly all of a picture or nearly nothing, a large one about half."""
+    """A small one leaves nearly all of an image or nearly nothing, a large one about half."""
     images, labels = torch.zeros(4, 1, 32, 32, dtype=torch.uint8), torch.arange(4)
 
     def spread(alpha):
-        weights = [mix(images, labels, np.random.default_rng(seed), alpha)[1].weight for seed in range(200)]
+        weights = [mix_batch(images, labels, np.random.default_rng(seed), alpha)[1].weight for seed in range(200)]
         return np.abs(np.array(weights) - 0.5).mean()
 
     assert spread(0.1) > spread(1.0) + 0.03
@@ -237,8 +237,8 @@ def test_mix_tosses_a_coin_only_where_both_are_wanted():
     images, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
 
     def pasted(seed, *alphas):
-        mixed, both = mixing.mix(images, labels, np.random.default_rng(seed), *alphas)
-        return bool(((mixed == images) | (mixed == images[both.second])).all())
+        mixed, both = mixing.mix_batch(images, labels, np.random.default_rng(seed), *alphas)
+        return bool(((mixed == images) | (mixed == images[both.b])).all())
 
     assert all(pasted(seed, 1.0, 0.0) for seed in range(8))
     assert not any(pasted(seed, 0.0, 1.0) for seed in range(8))
@@ -262,16 +262,16 @@ def test_pipelines_depend_on_their_draws_alone(name, images):
     ("name", "parts"),
     [
         ("shift", [random_crop(fill=0)]),
-        ("crop_flip", [random_crop(fill=128), random_flip]),
+        ("crop_flip", [random_crop(fill=128), random_horizontal_flip]),
         ("affine", [transforms.random_affine]),
-        ("paper_cifar", [random_crop(fill=128), random_flip, autoaugment.auto_augment]),
+        ("paper_cifar", [random_crop(fill=128), random_horizontal_flip, autoaugment.auto_augment]),
         (
             "paper_cifar_erasing",
-            [random_crop(fill=128), random_flip, autoaugment.auto_augment, transforms.random_erasing],
+            [random_crop(fill=128), random_horizontal_flip, autoaugment.auto_augment, transforms.random_erasing],
         ),
         (
             "paper_mnist",
-            [random_crop(fill=128), transforms.random_rotation, transforms.random_affine, transforms.random_jitter],
+            [random_crop(fill=128), transforms.random_rotation, transforms.random_affine, transforms.color_jitter],
         ),
     ],
 )
@@ -290,7 +290,7 @@ def test_an_unknown_pipeline(images):
 def test_what_would_give_wrong_bytes_is_refused(images):
     code = "import numpy, torch, titn_lib.augment as a; a.augment(torch.ones(2, 3, 8, 8), 'shift', numpy.random)"
     refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # without the type checker
-    assert "TITNError: pictures are varied as bytes" in refused.stderr
+    assert "TITNError: images are varied as bytes" in refused.stderr
     zeros = np.zeros(len(images), dtype=np.int64)
     for place in (zeros - 1, zeros + 9):
         with pytest.raises(TITNError, match="places from 0 to 8"):
@@ -306,7 +306,7 @@ def test_normalise_equals_torchvisions():
     images = torch.randint(0, 256, (4, 3, 9, 7), dtype=torch.uint8)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     expected = TF.normalize(images.float() / 255, list(mean), list(std))
-    torch.testing.assert_close(normalise(images, mean, std), expected)
+    torch.testing.assert_close(normalize(images, mean, std), expected)
 
 
 @pytest.mark.parametrize(

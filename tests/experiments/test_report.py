@@ -12,9 +12,9 @@ import pytest
 from titn_lib import TITNError, load_model
 from titn_lib import plots as figures
 from titn_lib.__main__ import main
-from titn_lib.data.datasets import load_data
+from titn_lib.data.datasets import load_dataset
 from titn_lib.experiments.report import (
-    CANDIDATES,
+    PRETRAINED_CANDIDATES,
     choose_weights,
     comparison,
     fill_in,
@@ -23,13 +23,13 @@ from titn_lib.experiments.report import (
     write_results,
 )
 from titn_lib.experiments.settings import load_experiments
-from titn_lib.experiments.statistics import choose_rows, difference, load_rows, mean_and_spread, pooled_spread
-from titn_lib.models.weights import SHIPPED, list_weights
+from titn_lib.experiments.statistics import difference, load_rows, mean_and_spread, pooled_spread, select_rows
+from titn_lib.models.weights import PRETRAINED_DIR, list_pretrained
 from titn_lib.training import records
 from titn_lib.training.config import Run
 from titn_lib.training.evaluation import evaluate
 from titn_lib.training.recipes import student_recipe
-from titn_lib.training.records import Record, load_record, save_record
+from titn_lib.training.records import RunResult, load_record, save_record
 
 TOP = Path(__file__).parents[2]
 
@@ -60,8 +60,8 @@ def places(tmp_path):
         (results / name).mkdir(parents=True)
         for seed, top in enumerate(tops):
             run = Run("cifar10", "tnt_paper", student_recipe("cifar10", "laptop"), seed)
-            measured = {"loss": 1.0, "top1": float(top), "top5": 90.0, "pictures": 10}
-            record = Record(run, 1234, 5, [], {**measured, "top1": top + 1.0}, measured, 120.0, 9.0, {}, {}, "today")
+            measured = {"loss": 1.0, "top1": float(top), "top5": 90.0, "num_images": 10}
+            record = RunResult(run, 1234, 5, [], {**measured, "top1": top + 1.0}, measured, 120.0, 9.0, {}, {}, "today")
             (results / name / f"seed{seed}.json").write_text(json.dumps(asdict(record)))
     return folder, results
 
@@ -99,7 +99,7 @@ def test_a_row_that_broke_has_a_spread_of_its_own():
 
 
 def test_a_comparison_puts_the_base_first(rows):
-    assert [row.experiment.name for row in choose_rows(rows, ["change"])] == ["base", "change-wide", "change-deep"]
+    assert [row.experiment.name for row in select_rows(rows, ["change"])] == ["base", "change-wide", "change-deep"]
     table = fill_in("<!-- table change -->\n<!-- /table -->", rows).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1:-1]]
     assert cells[0][0:7] == ["", "what", "parameters", "MACs", "epochs", "validation top-1", "test top-1"]
@@ -109,7 +109,7 @@ def test_a_comparison_puts_the_base_first(rows):
     assert cells[3][4:8] == ["14", "57.00 ± 1.41", "56.00 ± 1.41", "+4.00 ± 1.67"]
     assert cells[4] == ["deep", "Deeper.", "", "", "14", "", "pending", "", "", "", "0 of 3"]
     with pytest.raises(TITNError, match="unknown experiment 'chang': did you mean 'change'"):
-        choose_rows(rows, ["chang"])
+        select_rows(rows, ["chang"])
 
 
 def test_measured_speeds_stand_in_the_table(places):
@@ -118,7 +118,7 @@ def test_measured_speeds_stand_in_the_table(places):
     wide = {"training": [200, 80, 100], "inference": [5000, 5000, 10_000]}  # round by round: 0.5, 0.8, 0.1
     both = {"base": rounds, "change-wide": wide}
     speeds = {f"{name} {job}": values for name, jobs in both.items() for job, values in jobs.items()}
-    (results / "neighbours-speed-cpu.json").write_text(json.dumps({"rounds": speeds}))
+    (results / "related-speed-cpu.json").write_text(json.dumps({"rounds": speeds}))
     table = comparison(load_rows(load_experiments(folder), results), ["change"]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert cells[0][2:] == [
@@ -204,14 +204,16 @@ def test_records_stand_side_by_side_with_each_figure_in_its_column(rows):
 def test_shipped_weights_are_those_that_the_records_choose(tmp_path):
     rows = load_rows(load_experiments(TOP / "experiments"), TOP / "results")
     ship_weights(rows, TOP / "results", tmp_path)
-    assert list_weights() == sorted(CANDIDATES)
+    assert list_pretrained() == sorted(PRETRAINED_CANDIDATES)
     for fresh in tmp_path.iterdir():
-        assert fresh.read_bytes() == (SHIPPED / fresh.name).read_bytes(), "call `titn results --write`"
+        assert fresh.read_bytes() == (PRETRAINED_DIR / fresh.name).read_bytes(), "call `titn results --write`"
 
 
 def test_weights_are_chosen_on_the_validation_split(rows, monkeypatch):
     """`wide` is ahead of `base` there: 58 against 55 at best. On the test set, its order is turned around here."""
-    monkeypatch.setattr("titn_lib.experiments.report.CANDIDATES", {"a": ("base", "change-wide", "change-deep")})
+    monkeypatch.setattr(
+        "titn_lib.experiments.report.PRETRAINED_CANDIDATES", {"a": ("base", "change-wide", "change-deep")}
+    )
     for row in rows.values():
         for record in row.records:
             record.test["top1"] = 100 - record.test["top1"]
@@ -219,15 +221,15 @@ def test_weights_are_chosen_on_the_validation_split(rows, monkeypatch):
     assert (experiment.name, record.run.seed, record.validation["top1"]) == ("change-wide", 1, 58)
 
 
-@pytest.mark.parametrize("name", sorted(CANDIDATES))
+@pytest.mark.parametrize("name", sorted(PRETRAINED_CANDIDATES))
 def test_shipped_weights_have_the_accuracy_of_their_record(name, request):
-    record = load_record(SHIPPED / f"{name}.json")
+    record = load_record(PRETRAINED_DIR / f"{name}.json")
     if record.run.data != "digits":
         request.getfixturevalue("real_data")
     model = load_model(name)
     assert (model.preprocessing.data, model.config.name) == (record.run.data, re.split("[-.]", name)[0])
     assert getattr(model.config, "local_perception", False) == ("-local." in name)
-    assert (SHIPPED / f"{name}.safetensors").stat().st_size < 16 * 2**20
-    measured = evaluate(model, load_data(record.run.data).validation, model.preprocessing)  # half as many as to test
-    assert measured["pictures"] == record.validation["pictures"]
+    assert (PRETRAINED_DIR / f"{name}.safetensors").stat().st_size < 16 * 2**20
+    measured = evaluate(model, load_dataset(record.run.data).validation, model.preprocessing)  # half as many as to test
+    assert measured["num_images"] == record.validation["num_images"]
     assert measured["top1"] == pytest.approx(record.validation["top1"], abs=0.05)  # the file has float16: two in 5,000

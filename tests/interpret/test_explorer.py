@@ -16,10 +16,9 @@ from PIL import Image
 from torch import nn
 
 from titn_lib import TITNError, create_model, save_model
-from titn_lib import interpret as explain
 from titn_lib.__main__ import main
-from titn_lib.data.images import read_picture
-from titn_lib.data.transforms import Preprocessing, normalise
+from titn_lib.data.images import load_image
+from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.interpret import explorer
 
 TOP = Path(__file__).parents[2]
@@ -50,7 +49,7 @@ def pictures(model, count=2):
 
 
 def as_floats(images):
-    return normalise(images, ABOUT.mean, ABOUT.std)
+    return normalize(images, ABOUT.mean, ABOUT.std)
 
 
 @pytest.fixture(params=STUDENTS)
@@ -72,7 +71,7 @@ def test_packed_rows_by_hand():
 def test_attention_equals_the_models(student):
     images = pictures(student)
     data = explorer.look([student], images)
-    wanted = explain.attention(student, as_floats(images))
+    wanted = interpret.attention(student, as_floats(images))
     for picture in range(2):
         kept = explorer.maps(data, picture)
         assert [len(kept.inner), len(kept.outer)] == [len(wanted.inner), 3]
@@ -85,13 +84,15 @@ def test_attention_equals_the_models(student):
 def test_rollout_through_each_block(student):
     images = pictures(student, 1)
     view = explorer.look([student], images)["pictures"][0]["models"][0]
-    wanted = explain.attention(student, as_floats(images))
+    wanted = interpret.attention(student, as_floats(images))
     for block in range(3):
         ours = explorer.unpack(view["rolled_outer"])[block, 0]
-        torch.testing.assert_close(ours, explain.rollout(wanted.outer[: block + 1])[0], atol=1 / 510 + 1e-6, rtol=0)
+        torch.testing.assert_close(ours, interpret.rollout(wanted.outer[: block + 1])[0], atol=1 / 510 + 1e-6, rtol=0)
         if wanted.inner:
             ours = explorer.unpack(view["rolled_inner"])[block, :, 0]
-            torch.testing.assert_close(ours, explain.rollout(wanted.inner[: block + 1])[0], atol=1 / 510 + 1e-6, rtol=0)
+            torch.testing.assert_close(
+                ours, interpret.rollout(wanted.inner[: block + 1])[0], atol=1 / 510 + 1e-6, rtol=0
+            )
 
 
 def test_relevance_and_answers(student):
@@ -101,13 +102,13 @@ def test_relevance_and_answers(student):
     heads = ("class", "distillation")[: 1 + student.config.distillation_token]
     assert (len(kept), side) == (2 * len(heads), getattr(student.config, "pixel_size", 4))
     for place, head in enumerate(heads):
-        logits = explain.answer(student, head)(as_floats(images)).detach()
+        logits = interpret.head_logits_fn(student, head)(as_floats(images)).detach()
         best = view["answers"][place]
         assert view["relevance"]["classes"][place] == best[0][0] == int(logits.argmax())
         assert [share for _, share in best] == pytest.approx(sorted(logits[0].softmax(0).tolist())[:0:-1], abs=1e-5)
         for weighted in (0, 1):
             classes = logits.argmax(dim=-1) if weighted else None
-            whole = explain.relevance(student, as_floats(images), head, classes).picture[0]
+            whole = interpret.relevance(student, as_floats(images), head, classes).image[0]
             by_cell = whole.reshape(8 // side, side, 12 // side, side).sum(dim=(1, 3)).flatten()
             torch.testing.assert_close(kept[2 * place + weighted], by_cell, atol=1 / 510 + 1e-6, rtol=0)
 
@@ -123,7 +124,7 @@ def test_pictures_labels_and_teacher():
     assert [(picture["title"], picture["label"]) for picture in data["pictures"]] == [("one", 4), ("two", 1)]
     shown = np.frombuffer(data["pictures"][1]["image"], np.uint8).reshape(32, 32, 3)
     np.testing.assert_array_equal(shown, images[1].permute(1, 2, 0))
-    says = teacher(normalise(images[:1], (0.4,) * 3, (0.3,) * 3))[0].softmax(0).topk(5)
+    says = teacher(normalize(images[:1], (0.4,) * 3, (0.3,) * 3))[0].softmax(0).topk(5)
     assert [label for label, _ in data["pictures"][0]["teacher"]] == says.indices.tolist()
     assert (data["teacher"], len(data["palette"])) == ("vgg7_bn", 768)
 
@@ -135,7 +136,7 @@ def test_the_palette_is_that_of_the_figures():
 
 def test_a_model_with_much_attention_comes_with_the_mean(monkeypatch):
     model, images = make("titn_paper"), torch.zeros(1, 1, 8, 12, dtype=torch.uint8)
-    wanted = explain.attention(model, as_floats(images))
+    wanted = interpret.attention(model, as_floats(images))
     monkeypatch.setattr(explorer, "ALL_HEADS", 100)
     kept = explorer.maps(explorer.look([model], images))
     torch.testing.assert_close(kept.outer[1], wanted.outer[1].mean(dim=1, keepdim=True), atol=1 / 510 + 1e-6, rtol=0)
@@ -186,7 +187,7 @@ def test_refusals():
     other.preprocessing = Preprocessing("x", tuple("uvwxyz"), (0.4,), (0.3,))
     refused("have different classes: compare models of the same data", models=[model, other])
     other.preprocessing = None
-    refused("tnt_paper doesn't say how its pictures were normalised", models=[other])
+    refused("tnt_paper doesn't say how its pictures were normalized", models=[other])
     refused(r"call model\.eval\(\) first", models=[make("titn_paper").train()])
     two = make("titn_nano", in_channels=2)
     two.preprocessing = Preprocessing("x", ABOUT.classes, (0.4,) * 2, (0.3,) * 2)
@@ -213,7 +214,7 @@ def test_the_page_holds_all_it_needs(tmp_path):
     assert "<title>Attention of &lt;one&gt; and two</title>" in text
     packed = data["pictures"][1]["models"][1]["outer"]
     packed = {name: base64.b64decode(value) if name != "shape" else value for name, value in packed.items()}
-    wanted = explain.attention(make_like(model), as_floats(images)).outer
+    wanted = interpret.attention(make_like(model), as_floats(images)).outer
     torch.testing.assert_close(explorer.unpack(packed)[2], wanted[2][1], atol=1 / 510 + 1e-6, rtol=0)
     with pytest.raises(TITNError, match="cannot write"):
         explorer.write_page(tmp_path / "page.html" / "x", model, images)
@@ -239,7 +240,7 @@ def test_the_command(tmp_path, capsys):
     data = json.loads(re.search(r'id="data">(.*?)</script>', out.read_text(), re.S)[1])
     assert (data["pictures"][0]["title"], data["teacher"], len(data["models"])) == ("cat.png", "vgg7_bn", 2)
     shown = np.frombuffer(base64.b64decode(data["pictures"][0]["image"]), np.uint8).reshape(32, 32, 3)
-    np.testing.assert_array_equal(shown, read_picture(tmp_path / "cat.png", 3, (32, 32)).permute(1, 2, 0))
+    np.testing.assert_array_equal(shown, load_image(tmp_path / "cat.png", 3, (32, 32)).permute(1, 2, 0))
     assert main(["explore", str(tmp_path / "none.png"), "--weights", weights, "--out", str(out)]) == 1
     assert "there is no picture" in capsys.readouterr().err
     assert main(["explore", "x.png", "--weights", str(tmp_path / "t.safetensors")]) == 1
@@ -274,7 +275,7 @@ def test_the_widget_carries_the_same_data_and_takes_pictures(tmp_path, monkeypat
     monkeypatch.setattr(widget, "send", lambda content: sent.append(content))
     widget._receive(None, {"picture": "../own.png"}, [memoryview((tmp_path / "own.png").read_bytes())])
     assert [picture["title"] for picture in widget.data["pictures"]] == ["picture 1", "picture 2", "own.png"]
-    own = read_picture(tmp_path / "own.png", 1, (8, 12))
+    own = load_image(tmp_path / "own.png", 1, (8, 12))
     assert widget.data["pictures"][2]["models"] == explorer.look([model, other], own[None])["pictures"][0]["models"]
     widget._receive(None, {"picture": "notes.txt"}, [b"no picture"])
     assert sent == [{"problem": "notes.txt is not a picture or is damaged: remove it or save it again"}]

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from titn_lib import create_model
-from titn_lib import interpret as explain
-from titn_lib.data.transforms import Preprocessing, normalise
+from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.interpret import explorer
 from titn_lib.plots import palette
 
@@ -41,8 +40,8 @@ def scene():
     """A student, its pictures, its attention and what the explorer shows of them."""
     torch.manual_seed(0)
     model, images = make(), torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    floats = normalise(images, ABOUT.mean, ABOUT.std)
-    return model, images, floats, explain.attention(model, floats), explorer.look([model], images, labels=[2, 0])
+    floats = normalize(images, ABOUT.mean, ABOUT.std)
+    return model, images, floats, interpret.attention(model, floats), explorer.look([model], images, labels=[2, 0])
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +197,7 @@ def test_rollout_and_relevance(show, scene):
     page.get_by_role("button", name="rollout").click()
     for block in (1, 2):
         slide(page, "block", block)
-        row = explain.rollout(attention.outer[: block + 1])[0, 0]
+        row = interpret.rollout(attention.outer[: block + 1])[0, 0]
         agree(page, row[1:17], row.max())
     page.get_by_role("button", name="relevance").click()
     for head, button in (("class", "class head"), ("distillation", "distillation head")):
@@ -206,8 +205,8 @@ def test_rollout_and_relevance(show, scene):
         for weighted, name in ((False, "for any answer"), (True, "for its answer")):
             page.get_by_role("button", name=name).click()
             settle(page)
-            classes = explain.answer(model, head)(floats[:1]).argmax(dim=-1) if weighted else None
-            cells = explain.cells(explain.relevance(model, floats[:1], head, classes).picture, 2)[0]
+            classes = interpret.head_logits_fn(model, head)(floats[:1]).argmax(dim=-1) if weighted else None
+            cells = interpret.cells(interpret.relevance(model, floats[:1], head, classes).image, 2)[0]
             agree(page, cells, cells.max())
             assert f"The {head} head says" in says(page)
 
@@ -332,7 +331,7 @@ def test_another_picture_and_its_answers(show, scene):
     settle(page)
     row = attention.outer[2][1].mean(dim=0)[0]
     agree(page, row[1:17], row.max())
-    shares = explain.answer(model, "distillation")(floats)[1].softmax(dim=-1)
+    shares = interpret.head_logits_fn(model, "distillation")(floats)[1].softmax(dim=-1)
     lines = page.locator(".answers > div").nth(1).locator("li").all_inner_texts()
     assert lines[0].startswith(ABOUT.classes[int(shares.argmax())])
     assert next(line for line in lines if "✓" in line).startswith("cat")
@@ -346,7 +345,7 @@ def test_two_models_side_by_side(show, scene):
     cover(page)
     assert page.locator(".stage h3").all_inner_texts() == ["distilled", "alone"]
     hover(page, 6)
-    for stage, maps, depth in ((0, attention, 3), (1, explain.attention(other, floats), 2)):
+    for stage, maps, depth in ((0, attention, 3), (1, interpret.attention(other, floats), 2)):
         row = maps.outer[-1][0].mean(dim=0)[7]
         agree(page, row[1:17], row.max(), stage=stage)
         assert says(page, stage).startswith(f"Block {depth}, mean of heads: patch 7 looks most at")

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from titn_lib import TITNError, create_model, kernels
 from titn_lib.kernels import build
-from titn_lib.models.layers import Attention, Layer
+from titn_lib.models.layers import Attention, TransformerLayer
 from titn_lib.models.titn import Block, TITNConfig
 
 pytestmark = pytest.mark.skipif(not kernels.find_compiler(), reason="there is no C++ compiler")
@@ -26,7 +26,7 @@ class InnerStep(Block):
     """Of a block only the part that `kernels.layer` does."""
 
     def forward(self, inner, return_attention=False):
-        return self.look_inside(inner, return_attention)
+        return self.forward_inner(inner, return_attention)
 
 
 def inner_step(length, width, heads, ratio, norm="pixel", bias=True):
@@ -57,7 +57,9 @@ def test_inner_step_equals_the_written_out_one_in_float64(batch, norm, length, w
     step = inner_step(length, width, heads, ratio, norm)
     weights = {name: torch.randn_like(weight) * 0.4 for name, weight in step.state_dict().items()}
     tokens = torch.randn(*batch, length, width)
-    assert kernels.suits_layer(tokens, heads, len(step.inner.mlp[0].weight), step.projection.norm.weight.numel())
+    assert kernels.can_use_fused_layer(
+        tokens, heads, len(step.inner.mlp[0].weight), step.projection.norm.weight.numel()
+    )
     fast = gradients(step, tokens, weights, return_attention=False)
     exact = gradients(step.double(), tokens.double(), {name: weight.double() for name, weight in weights.items()}, True)
     for ours, expected in zip(fast, exact, strict=True):
@@ -81,7 +83,7 @@ def test_inner_step_rounds_its_news_under_autocast():
 def test_attention_equals_the_written_out_one(batch, length, width, heads, dtype):
     attention = Attention(width, heads).to(dtype)
     weights, tokens = attention.state_dict(), torch.randn(*batch, length, width).to(dtype)
-    assert kernels.suits_attention(attention.qkv(tokens), heads, attention.scale)
+    assert kernels.can_use_fused_attention(attention.qkv(tokens), heads, attention.scale)
     fast = gradients(attention, tokens, weights, return_attention=False)
     exact = gradients(
         attention.double(), tokens.double(), {name: weight.double() for name, weight in weights.items()}, True
@@ -167,8 +169,8 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 9, torch._dynam
 @pytest.mark.parametrize("size", [(33, 12, 4, 48), (16, 40, 4, 48), (32, 32, 32, 128)], ids=str)
 def test_what_is_too_large_takes_the_other_way(size):
     length, width, heads, hidden = size
-    assert not kernels.suits_layer(torch.zeros(2, length, width), heads, hidden, width)
-    assert not kernels.suits_layer(torch.zeros(2, 16, 12, dtype=torch.float64), 4, 48, 12)
+    assert not kernels.can_use_fused_layer(torch.zeros(2, length, width), heads, hidden, width)
+    assert not kernels.can_use_fused_layer(torch.zeros(2, 16, 12, dtype=torch.float64), 4, 48, 12)
     inner, news, _ = inner_step(length, width, heads, hidden / width)(torch.randn(1, 1, length, width))
     assert inner.shape == news.shape == (1, 1, length, width)
 
@@ -220,4 +222,4 @@ def test_importing_the_library_does_not_import_the_compiler():
 def test_nothing_in_nothing_out(batch, length):
     """A wrong slice must not hang."""
     tokens = torch.randn(batch, length, 12)
-    assert Layer(12, heads=3)(tokens)[0].shape == tokens.shape
+    assert TransformerLayer(12, heads=3)(tokens)[0].shape == tokens.shape

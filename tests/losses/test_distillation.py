@@ -8,18 +8,18 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from titn_lib import TITNError, create_model
-from titn_lib.data.mixing import MixedLabels, cutmix, cutmix_box
+from titn_lib.data.mixing import MixedTargets, cutmix, cutmix_box
 from titn_lib.losses.distillation import (
-    TeacherAnswer,
-    ask_teacher,
+    TeacherOutput,
     dkd_loss,
     freeze,
     hard_loss,
     mixed_cross_entropy,
     soft_loss,
+    teacher_forward,
 )
-from titn_lib.losses.features import FeatureLoss, ManifoldLoss, likeness_gap
-from titn_lib.losses.objective import METHODS, Objective
+from titn_lib.losses.features import FeatureLoss, ManifoldLoss, similarity_mse
+from titn_lib.losses.registry import Objective
 from titn_lib.models.layers import TokenLogits
 from titn_lib.training.config import Recipe
 
@@ -31,22 +31,22 @@ class Fixed(torch.nn.Module):
         super().__init__()
         self.values = both
 
-    def both(self, _):
+    def forward_all(self, _):
         return self.values
 
 
 def test_the_published_loss_by_hand_with_cutmix():
-    """Two pictures, three classes, a quarter of each replaced by the other."""
+    """Two images, three classes, a quarter of each replaced by the other."""
     rows, columns, weight = cutmix_box(8, 8, weight=0.75, row=0.5, column=0.5)
     assert (rows, columns, weight) == (slice(2, 6), slice(2, 6), 0.75)
-    labels = MixedLabels(torch.tensor([0, 2]), torch.tensor([2, 0]), weight)
+    labels = MixedTargets(torch.tensor([0, 2]), torch.tensor([2, 0]), weight)
     student = create_model("titn_nano", num_classes=3, depth=1)
     student.heads = Fixed(
         TokenLogits(torch.log(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])),
                     torch.log(torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])))
     )  # fmt: skip
     teacher = freeze(create_model("vgg7_bn", num_classes=3))
-    answer = TeacherAnswer(torch.tensor([[1.0, 9.0, 2.0], [0.0, 1.0, 5.0]]), [])  # says 1, then 2
+    answer = TeacherOutput(torch.tensor([[1.0, 9.0, 2.0], [0.0, 1.0, 5.0]]), [])  # says 1, then 2
 
     class_part = -(0.75 * math.log(0.5) + 0.25 * math.log(0.2) + 0.75 * math.log(0.8) + 0.25 * math.log(0.1)) / 2
     token_part = -(math.log(0.3) + math.log(0.6)) / 2
@@ -98,17 +98,17 @@ def test_dkd_loss():
 
 def test_dkd_takes_the_class_with_the_greater_share():
     student, teacher = create_model("titn_nano", num_classes=3, depth=3), freeze(create_model("vgg7_bn", num_classes=3))
-    logits, answer = torch.randn(2, 3), TeacherAnswer(torch.randn(2, 3), [])
+    logits, answer = torch.randn(2, 3), TeacherOutput(torch.randn(2, 3), [])
     first, second = torch.tensor([0, 2]), torch.tensor([1, 1])
     objective = Objective(student, "dkd", teacher)
     for weight, greater in ((0.7, first), (0.3, second)):
-        loss = objective.last_head_loss(logits, MixedLabels(first, second, weight), answer)
+        loss = objective.distillation_head_loss(logits, MixedTargets(first, second, weight), answer)
         assert torch.equal(loss, dkd_loss(logits, answer.logits, greater))
 
 
 BOTH = TokenLogits(torch.tensor([[1.0, -1.0, 0.5], [0.2, 0.1, 2.0]]), torch.tensor([[0.3, 2.0, -1.0], [1.5, 0.0, 0.4]]))
 SAID = torch.tensor([[1.0, 3.0, 2.0], [0.0, 1.0, 2.5]])
-LABELS = MixedLabels(torch.tensor([0, 2]), torch.tensor([1, 0]), 0.75)
+LABELS = MixedTargets(torch.tensor([0, 2]), torch.tensor([1, 0]), 0.75)
 
 
 def make_objective(method, **settings):
@@ -126,7 +126,7 @@ def test_objectives_use_every_setting(method):
         return 0.75 * first + 0.25 * second
 
     objective = make_objective(method, temperature=2.0, label_smoothing=0.2)
-    loss, logits = objective(torch.zeros(2, 3, 32, 32), LABELS, TeacherAnswer(SAID, []))
+    loss, logits = objective(torch.zeros(2, 3, 32, 32), LABELS, TeacherOutput(SAID, []))
     last = {
         "none": smooth(BOTH[1]),
         "hard": cross_entropy(BOTH[1], SAID.argmax(-1)),
@@ -140,7 +140,7 @@ def test_objectives_use_every_setting(method):
 @pytest.mark.parametrize(("method", "weight"), [("feature", 7.0), ("hard+feature", 7.0), ("manifold", 1.0)])
 def test_a_patch_loss_is_added_with_its_weight(method, weight, monkeypatch):
     objective, images = make_objective(method, feature_weight=7.0), torch.zeros(2, 3, 32, 32)
-    answer = TeacherAnswer(SAID, [torch.zeros(2, 4, 8, 8)] * 4)
+    answer = TeacherOutput(SAID, [torch.zeros(2, 4, 8, 8)] * 4)
     monkeypatch.setattr(objective.patch_loss, "forward", lambda *_: torch.tensor(10.0))
     with_it, _ = objective(images, LABELS, answer)
     objective.patch_loss = None
@@ -159,18 +159,18 @@ def test_settings_that_nobody_gives():
 
 def test_half_precision_rounds_no_loss():
     rows = torch.randn(2, 30, 16).bfloat16()
-    assert torch.equal(likeness_gap(rows[0], rows[1]), likeness_gap(rows[0].float(), rows[1].float()))
+    assert torch.equal(similarity_mse(rows[0], rows[1]), similarity_mse(rows[0].float(), rows[1].float()))
     objective = Objective(create_model("titn_nano", depth=1))
     with torch.autocast("cpu", torch.bfloat16):
-        loss, logits = objective(torch.randn(2, 3, 32, 32), MixedLabels(LABELS.first, LABELS.first))
+        loss, logits = objective(torch.randn(2, 3, 32, 32), MixedTargets(LABELS.first, LABELS.first))
     assert loss.dtype == logits.dtype == torch.float32
 
 
 def test_mixed_labels():
     logits, first, second = torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), torch.tensor([4, 4, 0, 0])
     expected = 0.3 * cross_entropy(logits, first) + 0.7 * cross_entropy(logits, second)
-    torch.testing.assert_close(mixed_cross_entropy(logits, MixedLabels(first, second, 0.3)), expected)
-    assert torch.equal(mixed_cross_entropy(logits, MixedLabels(first, second)), cross_entropy(logits, first))
+    torch.testing.assert_close(mixed_cross_entropy(logits, MixedTargets(first, second, 0.3)), expected)
+    assert torch.equal(mixed_cross_entropy(logits, MixedTargets(first, second)), cross_entropy(logits, first))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -182,7 +182,7 @@ def test_gradients_reach_the_student_and_never_the_teacher(method, name):
     objective = Objective(create_model(name, depth=3), method, teacher)
     images = torch.randn(4, 3, 32, 32)
     labels = torch.tensor([1, 2, 3, 4])
-    loss, logits = objective(images, MixedLabels(labels, labels), ask_teacher(teacher, images))
+    loss, logits = objective(images, MixedTargets(labels, labels), teacher_forward(teacher, images))
     loss.backward()
     assert logits.shape == (4, 10)
     assert all(
@@ -198,7 +198,7 @@ def test_a_teacher_in_training_mode_is_refused():
     next(layer for layer in part.modules() if isinstance(layer, torch.nn.BatchNorm2d)).train()
     for teacher in (whole, part):
         with pytest.raises(TITNError, match="the teacher is in training mode"):
-            ask_teacher(teacher, torch.zeros(2, 3, 32, 32))
+            teacher_forward(teacher, torch.zeros(2, 3, 32, 32))
 
 
 def test_a_patch_loss_leaves_every_part_of_the_teacher_in_its_mode():
@@ -212,7 +212,7 @@ def test_a_patch_loss_leaves_every_part_of_the_teacher_in_its_mode():
 
 def test_the_answer_is_the_teachers_own():
     teacher, images = freeze(create_model("vgg7_bn")), torch.randn(2, 3, 32, 32)
-    answer = ask_teacher(teacher, images)
+    answer = teacher_forward(teacher, images)
     assert torch.equal(answer.logits, teacher(images))
     assert not answer.logits.requires_grad
 
@@ -231,12 +231,12 @@ def test_a_third_two_thirds_and_all_of_the_way_meet_the_last_three_stages(depth,
 
 def test_feature_loss_pulls_features_together():
     """First the projections alone learn what an untrained student's tokens can tell. Then they are frozen, and the
-    student moves its own tokens closer to the teacher's maps, on pictures it has not seen."""
+    student moves its own tokens closer to the teacher's maps, on images it has not seen."""
     teacher = freeze(create_model("vgg7_bn", image_size=(16, 16)))
     student = create_model("titn_nano", depth=2, image_size=(16, 16))
     images, unseen = (torch.randn(count, 3, 16, 16).cumsum(-1).cumsum(-2) / 8 for count in (64, 32))
     loss = FeatureLoss(student, teacher)
-    maps = ask_teacher(teacher, images).maps
+    maps = teacher_forward(teacher, images).maps
 
     def learn(parameters, blocks):
         optimizer = torch.optim.AdamW(parameters, lr=2e-3)
@@ -248,13 +248,13 @@ def test_feature_loss_pulls_features_together():
 
     def measure():
         with torch.no_grad():
-            return loss(student.encode(unseen).blocks, ask_teacher(teacher, unseen).maps).item()
+            return loss(student.forward_features(unseen).hidden_states, teacher_forward(teacher, unseen).maps).item()
 
-    assert measure() > 1.5  # two standardised vectors that know nothing of each other differ by about 2
-    tokens = [block.detach() for block in student.encode(images).blocks]
+    assert measure() > 1.5  # two standardized vectors that know nothing of each other differ by about 2
+    tokens = [block.detach() for block in student.forward_features(images).hidden_states]
     learn(loss.parameters(), lambda: tokens)
     before = measure()
-    learn(student.parameters(), lambda: student.encode(images).blocks)
+    learn(student.parameters(), lambda: student.forward_features(images).hidden_states)
     assert measure() < 0.85 * before
 
 
@@ -262,7 +262,7 @@ def test_feature_loss_is_zero_for_a_perfect_student():
     teacher = freeze(create_model("vgg7_bn"))
     student = create_model("titn_nano", depth=3, outer_width=256)
     loss = FeatureLoss(student, teacher)
-    maps = ask_teacher(teacher, torch.randn(2, 3, 32, 32)).maps
+    maps = teacher_forward(teacher, torch.randn(2, 3, 32, 32)).maps
     for projection in loss.projections:
         torch.nn.init.zeros_(projection.bias)
         torch.nn.init.eye_(projection.weight)
@@ -280,7 +280,7 @@ def test_manifold_loss_by_hand():
     torch.manual_seed(0)
     teacher, student = freeze(create_model("vgg7_bn")), create_model("vit_paper", depth=3)
     loss = ManifoldLoss(student, teacher)
-    maps = ask_teacher(teacher, torch.randn(5, 3, 32, 32)).maps
+    maps = teacher_forward(teacher, torch.randn(5, 3, 32, 32)).maps
     blocks = [torch.randn(5, 17, 192) for _ in range(3)]
 
     def gap(student_rows, teacher_rows):
@@ -306,10 +306,10 @@ def test_manifold_loss_by_hand():
 
 
 def test_manifold_loss_is_zero_for_one_that_is_like_itself():
-    """Turned, stretched and in another width, a teacher's map has the same likenesses."""
+    """Turned, stretched and in another width, a teacher's map has the same similarities."""
     teacher = freeze(create_model("vgg7_bn"))
     loss = ManifoldLoss(create_model("titn_nano", depth=3, outer_width=256), teacher)
-    maps = ask_teacher(teacher, torch.randn(4, 3, 32, 32)).maps
+    maps = teacher_forward(teacher, torch.randn(4, 3, 32, 32)).maps
     blocks = []
     for _, stage in loss.pairs:
         pooled = torch.nn.functional.adaptive_avg_pool2d(maps[stage], (8, 8)).flatten(2).transpose(1, 2)
@@ -331,7 +331,7 @@ def test_a_forgotten_answer_is_noticed(method):
     teacher, labels = freeze(create_model("vgg7_bn")), torch.tensor([1])
     objective = Objective(create_model("titn_nano", depth=3), method, teacher)
     with pytest.raises(TITNError, match="needs the teacher's answer"):
-        objective(torch.zeros(1, 3, 32, 32), MixedLabels(labels, labels))
+        objective(torch.zeros(1, 3, 32, 32), MixedTargets(labels, labels))
 
 
 def test_a_teacher_is_no_student():
@@ -343,14 +343,14 @@ def test_a_teacher_is_no_student():
 def test_cutmix_keeps_pixels_and_labels_together():
     import numpy as np
 
-    images = torch.arange(8)[:, None, None, None].expand(8, 1, 32, 32).float()  # picture k is all k
+    images = torch.arange(8)[:, None, None, None].expand(8, 1, 32, 32).float()  # image k is all k
     labels = torch.arange(8)
     clipped = 0
     for seed in range(40):
         mixed, both = cutmix(images, labels, np.random.default_rng(seed))
-        for picture, first, second in zip(mixed, both.first, both.second, strict=True):
+        for picture, first, second in zip(mixed, both.a, both.b, strict=True):
             share = (picture == first).float().mean().item() if first != second else 1.0
-            assert share == pytest.approx(both.weight if first != second else 1.0, abs=1e-6)
+            assert share == pytest.approx(both.lam if first != second else 1.0, abs=1e-6)
         drawn = np.random.default_rng(seed).beta(1, 1)
-        clipped += abs(drawn - both.weight) > 0.1
+        clipped += abs(drawn - both.lam) > 0.1
     assert clipped > 5  # boxes at the border: the drawn share would have been wrong

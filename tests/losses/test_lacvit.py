@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from titn_lib import TITNError, create_model
-from titn_lib.data.mixing import MixedLabels
+from titn_lib.data.mixing import MixedTargets
 from titn_lib.losses import contrastive as lacvit
 from titn_lib.losses.distillation import mixed_cross_entropy
 from titn_lib.training.config import Recipe, Run
@@ -18,8 +18,8 @@ from titn_lib.training.run import train
 from titn_lib.training.trainer import WEIGHTS
 
 QUICK = Recipe(epochs=12, batch_size=64, lr=2e-3, clip_norm=1.0, augmentation="shift", train_images=512, test_images=64)
-FIRST = Run("digits", "titn_nano", QUICK, model_settings={"depth": 1}, objective="contrastive")
-SECOND = replace(FIRST, objective="heads", start=FIRST)
+FIRST = Run("digits", "titn_nano", QUICK, model_settings={"depth": 1}, loss="contrastive")
+SECOND = replace(FIRST, loss="linear_probe", start=FIRST)
 
 
 def rows(*shape):
@@ -103,13 +103,15 @@ def test_half_precision_does_not_round_the_scores():
 @pytest.mark.parametrize("settings", [{}, {"pooling": "class"}, {"distillation_token": False}])
 def test_reads_what_the_class_head_reads(settings):
     model = create_model("titn_nano", depth=1, **settings)
-    tokens = model.encode(torch.randn(3, 3, 32, 32)).blocks[-1]
-    torch.testing.assert_close(model.heads.class_head(model.heads.pool(tokens)), model.heads.both(tokens).class_logits)
+    tokens = model.forward_features(torch.randn(3, 3, 32, 32)).hidden_states[-1]
+    torch.testing.assert_close(
+        model.heads.class_head(model.heads.pool(tokens)), model.heads.forward_all(tokens).class_logits
+    )
 
 
 def images_and_labels(views):
     labels = torch.arange(8) % 4
-    return torch.randn(8 * views, 3, 32, 32), MixedLabels(labels.repeat(views), labels.repeat(views))
+    return torch.randn(8 * views, 3, 32, 32), MixedTargets(labels.repeat(views), labels.repeat(views))
 
 
 def moved(objective, weight_decay, views):
@@ -124,7 +126,7 @@ def moved(objective, weight_decay, views):
     return {name for name, value in objective.state_dict().items() if not torch.equal(value, before[name])}, logits
 
 
-@pytest.mark.parametrize("model", ["titn_nano", "titn_mini", "mvit_nano"])
+@pytest.mark.parametrize("model", ["titn_nano", "titn_mini", "mvt_nano"])
 def test_the_first_run_moves_all_but_the_heads(model):
     objective = lacvit.Contrastive(create_model(model, depth=1))
     names, logits = moved(objective, 0.5, views=2)
@@ -137,31 +139,31 @@ def test_the_loss_of_the_first_run_is_that_of_both_views():
     objective = lacvit.Contrastive(create_model("titn_nano", depth=1))
     images, labels = images_and_labels(views=2)
     loss, logits = objective(images, labels)
-    tokens = objective.network.encode(images).blocks[-1]
+    tokens = objective.network.forward_features(images).hidden_states[-1]
     first, _, last = objective.projection
     hidden = (objective.network.heads.pool(tokens) @ first.weight.T + first.bias).clamp(min=0)
     z = (hidden @ last.weight.T + last.bias).detach().double()
     z = z / z.square().sum(dim=-1, keepdim=True).sqrt()
     assert z.shape == (16, 128)
-    assert loss.item() == pytest.approx(by_loops(z, labels.first, 0.1), abs=1e-4)
+    assert loss.item() == pytest.approx(by_loops(z, labels.a, 0.1), abs=1e-4)
     torch.testing.assert_close(logits, objective.network.eval()(images))
 
 
 # --- the second run: the heads alone
 
 
-@pytest.mark.parametrize("model", ["titn_nano", "titn_mini", "mvit_nano"])  # titn_mini measures batches
+@pytest.mark.parametrize("model", ["titn_nano", "titn_mini", "mvt_nano"])  # titn_mini measures batches
 def test_the_second_run_moves_nothing_but_the_heads(model):
-    objective = lacvit.HeadsOnly(create_model(model, depth=1))
+    objective = lacvit.LinearProbe(create_model(model, depth=1))
     names, _ = moved(objective, 0.5, views=1)
     assert names == {name for name in objective.state_dict() if name.startswith("network.heads.")}
     assert {name.split(".")[3] for name in names} == {"0", "1"}  # LayerNorm and Linear
 
 
 def test_the_loss_of_the_second_run_is_that_of_its_heads():
-    objective = lacvit.HeadsOnly(create_model("titn_nano", depth=1), "none", None, 4.0, 2.5, 0.1)
+    objective = lacvit.LinearProbe(create_model("titn_nano", depth=1), "none", None, 4.0, 2.5, 0.1)
     images, labels = images_and_labels(views=1)
-    mixed = MixedLabels(labels.first, labels.first.flip(0), 0.7)
+    mixed = MixedTargets(labels.a, labels.a.flip(0), 0.7)
     loss, logits = objective(images, mixed)
     both = objective.network.train()(images)
     torch.testing.assert_close(loss, sum(mixed_cross_entropy(part, mixed, 0.1) for part in both) / 2)
@@ -170,7 +172,7 @@ def test_the_loss_of_the_second_run_is_that_of_its_heads():
 
 def test_two_runs_one_after_the_other(tmp_path):
     """From the first to the second the encoder stays bit by bit, and far more than the guessed tenth is right."""
-    record = train(SECOND, tmp_path, device="cpu", quiet=True)
+    record = train(SECOND, tmp_path, device="cpu", progress=False)
     before, after = (load_file(folder / WEIGHTS) for folder in (tmp_path / "start", tmp_path))
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert changed == {name for name in after if name.startswith("heads.")}
@@ -182,7 +184,7 @@ def test_several_processes_do_not_wait_for_gradients_that_never_come(tmp_path):
     group = f"file://{tmp_path / 'group'}"
     torch.distributed.init_process_group("gloo", init_method=group, rank=0, world_size=1)
     try:
-        for stage in (lacvit.Contrastive, lacvit.HeadsOnly):
+        for stage in (lacvit.Contrastive, lacvit.LinearProbe):
             objective = stage(create_model("titn_nano", depth=1))
             together = torch.nn.parallel.DistributedDataParallel(objective)
             for _ in range(2):
@@ -193,8 +195,8 @@ def test_several_processes_do_not_wait_for_gradients_that_never_come(tmp_path):
 
 def test_what_does_not_fit(tmp_path):
     with pytest.raises(TITNError, match="vgg7_bn has no tokens for contrastive training: choose a TITN, TNT or ViT"):
-        train(replace(FIRST, model="vgg7_bn", model_settings={}), tmp_path, device="cpu", quiet=True)
-    for stage in (lacvit.Contrastive, lacvit.HeadsOnly):
+        train(replace(FIRST, model="vgg7_bn", model_settings={}), tmp_path, device="cpu", progress=False)
+    for stage in (lacvit.Contrastive, lacvit.LinearProbe):
         with pytest.raises(TITNError, match="asks no teacher: choose distillation 'none', not 'hard'"):
             stage(create_model("titn_nano"), "hard", create_model("vgg7_bn"))
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model, list_models, load_model, save_model
 from titn_lib.data.transforms import Preprocessing
-from titn_lib.models.base import interpolate_table
+from titn_lib.models.base import resample_pos_embed
 from titn_lib.models.registry import FAMILIES, MODELS
 from titn_lib.models.titn import TITN, TITNConfig
 from titn_lib.models.weights import read_weights
@@ -70,7 +70,7 @@ def test_half_precision_files_are_half_as_large(tmp_path):
 
 
 def test_half_precision_files_keep_whole_numbers(tmp_path):
-    """Batch normalisation counts its batches: float16 knows no 4,001."""
+    """Batch normalization counts its batches: float16 knows no 4,001."""
     model = create_model("vgg7_bn")
     counters = [name for name in model.state_dict() if name.endswith("num_batches_tracked")]
     model.load_state_dict({**model.state_dict(), **{name: torch.tensor(4001) for name in counters}})
@@ -81,9 +81,9 @@ def test_half_precision_files_keep_whole_numbers(tmp_path):
 
 
 def test_positions_follow_another_size():
-    """The grid is resampled as a picture is; class and distillation rows stay as they were."""
+    """The grid is resampled as an image is; class and distillation rows stay as they were."""
     grid, first, last = torch.randn(3, 5, 2), torch.randn(1, 2), torch.randn(1, 2)
-    table = interpolate_table(torch.cat([first, grid.reshape(15, 2), last]), (3, 5), (6, 4))
+    table = resample_pos_embed(torch.cat([first, grid.reshape(15, 2), last]), (3, 5), (6, 4))
     expected = F.interpolate(grid.permute(2, 0, 1)[None], size=(6, 4), mode="bicubic", align_corners=False)
     torch.testing.assert_close(table[1:-1].reshape(6, 4, 2), expected[0].permute(1, 2, 0))
     assert torch.equal(table[[0, -1]], torch.cat([first, last]))

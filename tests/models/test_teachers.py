@@ -15,7 +15,7 @@ SIDES = {"vgg16_bn": [32, 16, 8, 4, 2], "vgg19_bn": [32, 16, 8, 4, 2]}
 def test_stages_halve_the_picture(name, in_channels):
     teacher = create_model(name, num_classes=7, in_channels=in_channels).eval()
     images = torch.randn(2, in_channels, 32, 32)
-    maps = teacher.encode(images)
+    maps = teacher.forward_features(images)
     assert [m.shape[-1] for m in maps] == SIDES.get(name, [32, 16, 8, 4])
     logits = teacher(images)
     assert logits.shape == (2, 7)
@@ -24,7 +24,7 @@ def test_stages_halve_the_picture(name, in_channels):
 
 
 def test_pictures_that_are_too_small():
-    with pytest.raises(TITNError, match="vgg16_bn halves its pictures 4 times and can't take 8×8"):
+    with pytest.raises(TITNError, match="vgg16_bn halves its images 4 times and can't take 8×8"):
         create_model("vgg16_bn", image_size=(8, 8))
     with pytest.raises(TITNError, match="can't take 32×8"):
         create_model("vgg16_bn", image_size=(32, 8))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model
-from titn_lib.models.layers import Layer, StochasticDepth
+from titn_lib.models.layers import DropPath, TransformerLayer
 
 
 @pytest.mark.parametrize(
@@ -240,11 +240,11 @@ def from_timm(theirs, grid_pixels):
                "proj.": "outer_tokens.projection.linear.", "norm2_proj.": "outer_tokens.projection.last_norm.",
                "norm.": "heads.class_head.0.", "head.": "heads.class_head.1."}  # fmt: skip
     legacy = any(name.endswith("0.proj.bias") for name in theirs)
-    place = {"norm_in.": "inner.attention_norm.", "attn_in.": "inner.attention.", "norm_mlp_in.": "inner.mlp_norm.",
+    place = {"norm_in.": "inner.attention_norm.", "attn_in.": "inner.attn.", "norm_mlp_in.": "inner.mlp_norm.",
              "mlp_in.fc1.": "inner.mlp.0.", "mlp_in.fc2.": "inner.mlp.2.",
              "norm1_proj.": "projection.norm.", "proj.": "projection.linear.",
              "norm2_proj.": "projection.last_norm.",
-             "norm_out.": "outer.attention_norm.", "attn_out.": "outer.attention.",
+             "norm_out.": "outer.attention_norm.", "attn_out.": "outer.attn.",
              "norm_mlp.": "outer.mlp_norm.", "mlp.fc1.": "outer.mlp.0.", "mlp.fc2.": "outer.mlp.2."}  # fmt: skip
     ours = {}
     for name, value in theirs.items():
@@ -334,7 +334,7 @@ def test_logits_and_attention(name):
 
 
 def test_only_the_inner_stream_brings_the_picture():
-    """The published outer tokens start from tables: with the projections at zero, all pictures look alike."""
+    """The published outer tokens start from tables: with the projections at zero, all images look alike."""
     model = create_model("titn_paper", depth=2).eval()
     images = torch.randn(2, 3, 32, 32)
     assert (model(images)[0] - model(images)[1]).abs().max() > 1e-3
@@ -348,7 +348,7 @@ def test_first_weights_have_the_documented_spread(name):
     def tables(model):
         return [p for name, p in model.named_parameters() if name.endswith(("positions", "special"))]
 
-    truncated, normal = (create_model(name, initialisation=how, depth=2) for how in ("truncated", "normal"))
+    truncated, normal = (create_model(name, init=how, depth=2) for how in ("trunc_normal", "normal"))
     linears = [module for module in truncated.modules() if isinstance(module, torch.nn.Linear)]
     for values in [*tables(truncated), *(module.weight for module in linears)]:
         assert values.std().item() == pytest.approx(0.02, rel=0.25)
@@ -373,10 +373,10 @@ def test_stem_tokens_lie_where_their_points_are():
 
 def test_stochastic_depth_leaves_out_whole_pictures_and_keeps_the_mean():
     torch.manual_seed(0)
-    pixels = StochasticDepth(0.5)(torch.ones(50, 50, 4, 2))
-    assert all(len(picture.unique()) == 1 for picture in pixels), "a picture's patches share its luck"
+    pixels = DropPath(0.5)(torch.ones(50, 50, 4, 2))
+    assert all(len(picture.unique()) == 1 for picture in pixels), "an image's patches share its luck"
     assert set(pixels.flatten().tolist()) == {0, 2}
-    drop, ones = StochasticDepth(0.25), torch.ones(4000, 3, 5)
+    drop, ones = DropPath(0.25), torch.ones(4000, 3, 5)
     dropped = drop(ones)
     kept = dropped[:, 0, 0] > 0
     assert torch.equal(dropped, kept[:, None, None] * torch.tensor(1 / 0.75).expand_as(ones))
@@ -386,7 +386,7 @@ def test_stochastic_depth_leaves_out_whole_pictures_and_keeps_the_mean():
 
 def test_stochastic_depth_grows_and_touches_the_outer_stream_only():
     model = create_model("titn_nano", depth=3, drop_path=0.2)
-    drops = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    drops = [module for module in model.modules() if isinstance(module, DropPath)]
     assert [block.outer.drop for block in model.blocks[1:]] == drops
     assert [drop.keep.item() for drop in drops] == pytest.approx([0.9, 0.8])
 
@@ -396,15 +396,18 @@ def test_stochastic_depth_grows_and_touches_the_outer_stream_only():
     assert torch.equal(model.eval()(images), plain.eval()(images))
     torch.manual_seed(0)
     with torch.no_grad():
-        blocks, plain_blocks = model.train().encode(images).blocks, plain.train().encode(images).blocks
+        blocks, plain_blocks = (
+            model.train().forward_features(images).hidden_states,
+            plain.train().forward_features(images).hidden_states,
+        )
     assert torch.equal(blocks[0], plain_blocks[0])
     changed = (blocks[1] != plain_blocks[1]).any(dim=(1, 2)).float().mean()
     assert changed == 1  # what is kept is strengthened, what is left out is not there
 
 
 def test_stochastic_depth_leaves_out_attention_and_mlp_each_by_its_own_coin():
-    layer = Layer(8, 2, drop=0.5)
-    for part, update in ((layer.attention.output, 1.0), (layer.mlp[2], 10.0)):
+    layer = TransformerLayer(8, 2, drop=0.5)
+    for part, update in ((layer.attn.proj, 1.0), (layer.mlp[2], 10.0)):
         torch.nn.init.zeros_(part.weight)
         torch.nn.init.constant_(part.bias, update)
     updated, _ = layer(torch.zeros(400, 1, 8))
@@ -430,7 +433,7 @@ def test_local_perception_hears_eight_neighbours(name):
     local, heard = model.blocks[0].local, []
     local.register_forward_hook(lambda _, given, out: heard.append((given[0], out)))
     images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
-    (after,) = model.encode(images).blocks
+    (after,) = model.forward_features(images).hidden_states
     ((before, told),) = heard
     kernel, bias = local.convolution.weight, local.convolution.bias
     for y, x in [(0, 0), (0, 1), (1, 2)]:
@@ -444,10 +447,10 @@ def test_local_perception_hears_eight_neighbours(name):
 
     plain = create_model(name, image_size=(16, 24), patch_size=8, depth=1).double().eval()
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if ".local." not in name})
-    assert not torch.allclose(after, plain.encode(images).blocks[0])
+    assert not torch.allclose(after, plain.forward_features(images).hidden_states[0])
     for parameter in local.parameters():
         torch.nn.init.zeros_(parameter)
-    assert torch.equal(model.encode(images).blocks[0], plain.encode(images).blocks[0])
+    assert torch.equal(model.forward_features(images).hidden_states[0], plain.forward_features(images).hidden_states[0])
 
 
 @pytest.mark.parametrize(
@@ -475,7 +478,7 @@ def test_impossible_settings(settings, says):
 
 
 def test_importing_draws_nothing():
-    code = "import torch; torch.manual_seed(1); import titn_lib.neighbours; drawn = torch.rand(1)"
+    code = "import torch; torch.manual_seed(1); import titn_lib.neighbors; drawn = torch.rand(1)"
     code += "; torch.manual_seed(1); assert torch.equal(torch.rand(1), drawn)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -490,7 +493,7 @@ def resize_mlp(hidden):
 
 
 def halve_heads(inner):
-    inner.attention.qkv, inner.attention.output = torch.nn.Linear(16, 24), torch.nn.Linear(8, 16)
+    inner.attn.qkv, inner.attn.proj = torch.nn.Linear(16, 24), torch.nn.Linear(8, 16)
 
 
 class LoRA(torch.nn.Module):
@@ -534,8 +537,8 @@ def exchange(name, make):
         lambda inner: vars(inner.attention).update(scale=5.0),
         lambda inner: vars(inner.mlp).update(forward=torch.zeros_like),
         lambda inner: inner.mlp_norm.register_parameter("weight", None),
-        lambda layer: prune.random_unstructured(layer.attention.qkv, "weight", 0.5),
-        lambda layer: layer.attention.register_forward_hook(lambda _, __, out: (2 * out[0], out[1])),
+        lambda layer: prune.random_unstructured(layer.attn.qkv, "weight", 0.5),
+        lambda layer: layer.attn.register_forward_hook(lambda _, __, out: (2 * out[0], out[1])),
         lambda layer: layer.mlp.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],)),
     ],
 )
@@ -557,7 +560,7 @@ def test_a_hook_on_all_modules_sees_the_inner_layer():
     model, seen = create_model("titn_nano", depth=1).eval(), []
     with torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module)):
         model(torch.randn(1, 3, 32, 32))
-    assert model.blocks[0].inner.attention.qkv in seen
+    assert model.blocks[0].inner.attn.qkv in seen
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
@@ -570,7 +573,7 @@ def test_weights_of_another_kind_than_the_tokens_are_refused_as_pytorch_does(dty
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch.func's own
 def test_what_follows_operations_by_its_own_rules_sees_them_all():
-    """Forward-mode and per-picture derivatives know nothing of the kernels."""
+    """Forward-mode and per-image derivatives know nothing of the kernels."""
     model = create_model("titn_nano", depth=2).eval()
     images, direction = torch.randn(2, 2, 3, 32, 32)
 
@@ -623,7 +626,7 @@ def test_a_second_derivative_is_refused_and_not_wrong():
     ("embedding", "pixel_size"), [("linear", 8), ("conv", 4), ("conv_across", 4), ("stem", 2), ("stem", 4), ("stem", 8)]
 )
 def test_every_point_of_a_picture_is_read(embedding, pixel_size):
-    settings = {"pixel_embedding": embedding, "pixel_size": pixel_size, "outer_tokens": "image", "depth": 1}
+    settings = {"pixel_embedding": embedding, "pixel_size": pixel_size, "patch_tokens": "image", "depth": 1}
     model = create_model("titn_paper", image_size=(32, 48), patch_size=16, **settings)
     images = torch.randn(2, 3, 32, 48, requires_grad=True)
     model.eval()(images).sum().backward()
@@ -648,12 +651,12 @@ from titn_lib import TITNError, create_model
 from titn_lib.training.config import Recipe
 for make in (
     lambda: create_model("titn_nano", pixel_embedding="conv_accross"),
-    lambda: create_model("titn_nano", outer_tokens="images"),
+    lambda: create_model("titn_nano", patch_tokens="images"),
     lambda: create_model("revit_nano", projection_norm="patches"),
     lambda: create_model("revit_nano", residuals="iner"),
     lambda: create_model("fusion_nano", fusion="gates"),
     lambda: create_model("vit_paper", pooling="means"),
-    lambda: create_model("mvit_nano", initialisation="truncate"),
+    lambda: create_model("mvt_nano", init="truncate"),
     lambda: Recipe(optimizer="adam"),
     lambda: Recipe(precision="bf16-mix"),
 ):
@@ -670,7 +673,7 @@ for make in (
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32)])
 @pytest.mark.parametrize("name", ["titn_nano", "vit_paper", "vgg7_bn"])
 def test_pictures_that_do_not_fit(name, shape):
-    with pytest.raises(TITNError, match=f"{name} takes batches of 3×32×32 pictures"):
+    with pytest.raises(TITNError, match=f"{name} takes batches of 3×32×32 images"):
         create_model(name)(torch.zeros(shape))
 
 

@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 
 import titn_lib
 from titn_lib import TITNError, create_model, load_model, save_model
-from titn_lib.data.datasets import load_data, mislabel, subset
-from titn_lib.data.images import ImageSet
-from titn_lib.data.mixing import mix
-from titn_lib.data.transforms import Preprocessing, normalise
+from titn_lib.data.datasets import add_label_noise, load_dataset, subset
+from titn_lib.data.images import ImageDataset
+from titn_lib.data.mixing import mix_batch
+from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.errors import Busy, Interrupted
 from titn_lib.losses.objective import Objective
-from titn_lib.losses.objectives import OBJECTIVES
+from titn_lib.losses.registry import OBJECTIVES
 from titn_lib.models.inference import predict
 from titn_lib.training import run as run_module
 from titn_lib.training import trainer
@@ -35,15 +35,15 @@ from titn_lib.training.config import Recipe, Run
 from titn_lib.training.distributed import start_fabric
 from titn_lib.training.evaluation import evaluate
 from titn_lib.training.optim import learning_rate, make_optimizer
-from titn_lib.training.recipes import BUDGETS, plan_run, published_recipe, published_teacher_recipe, teacher_recipe
+from titn_lib.training.recipes import BUDGETS, make_run, published_recipe, published_teacher_recipe, teacher_recipe
 from titn_lib.training.records import load_record, versions
-from titn_lib.training.run import compare, train
+from titn_lib.training.run import train
 from titn_lib.training.trainer import CHECKPOINT, WEIGHTS
 
 QUICK = Recipe(epochs=2, batch_size=32, lr=1e-3, precision="32-true", train_images=256, test_images=64)
 STUDENT = Run("digits", "titn_nano", QUICK, model_settings={"depth": 1})
 TEACHER = Run("digits", "vgg7_bn", replace(QUICK, optimizer="sgd", lr=0.05))
-DISTILLED = replace(STUDENT, distillation="hard", teacher=TEACHER)
+DISTILLED = replace(STUDENT, loss="hard", teacher=TEACHER)
 STEPS = 8  # an epoch
 
 
@@ -51,15 +51,15 @@ STEPS = 8  # an epoch
 def finished(tmp_path_factory):
     """Teacher, student alone and distilled student, trained for a few seconds."""
     out = tmp_path_factory.mktemp("finished")
-    return out, compare(DISTILLED, out, device="cpu", quiet=True)
+    return out, compare(DISTILLED, out, device="cpu", progress=False)
 
 
 @pytest.fixture
 def lessons(monkeypatch):
-    """At each step, the objective and the pictures and labels that it is given."""
+    """At each step, the objective and the images and labels that it is given."""
     given, forward = [], Objective.forward
 
-    def note(self, images, labels, answer=None):
+    def note(self, images, labels, teacher_output=None):
         given.append((self, images, labels))
         return forward(self, images, labels, answer)
 
@@ -80,36 +80,36 @@ def test_three_runs_side_by_side(finished):
     assert records["alone"].run.teacher is None
     assert records["distilled"].run.teacher == records["teacher"].run
     for name, record in records.items():
-        assert [point["epoch"] for point in record.curve] == [1, 2]
-        assert record.test["pictures"] == 64
+        assert [point["epoch"] for point in record.history] == [1, 2]
+        assert record.test["num_images"] == 64
         assert record == load_record(out / name)
         assert not (out / name / CHECKPOINT).exists()
         model = load_model(out / name / WEIGHTS)
-        again = evaluate(model, subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+        again = evaluate(model, subset(load_dataset("digits").test, 64, "digits"), model.preprocessing)
         assert again["top1"] == record.test["top1"]
     assert records["teacher"].test["top1"] > 30
 
 
 def test_what_is_finished_is_loaded_and_not_redone(finished, monkeypatch):
     out, records = finished
-    monkeypatch.setattr(run_module, "load_data", None)
-    assert compare(DISTILLED, out, quiet=True) == records
+    monkeypatch.setattr(run_module, "load_dataset", None)
+    assert compare(DISTILLED, out, progress=False) == records
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path, finished):
     """Whether it has finished or was cut off."""
     with pytest.raises(Interrupted):
-        train(STUDENT, tmp_path / "cut", device="cpu", quiet=True, minutes=0)
+        train(STUDENT, tmp_path / "cut", device="cpu", progress=False, max_minutes=0)
     other = replace(STUDENT, seed=1, recipe=replace(QUICK, lr=0.5))
     for folder in (finished[0] / "alone", tmp_path / "cut"):
         with pytest.raises(TITNError, match=rf"{folder.name} holds another run \(seed, lr differ\)"):
-            train(other, folder, device="cpu", quiet=True)
+            train(other, folder, device="cpu", progress=False)
 
 
 def test_the_same_run_gives_the_same_weights_and_another_seed_others(tmp_path, finished):
     out, _ = finished
-    train(STUDENT, tmp_path / "again", device="cpu", quiet=True)
-    train(replace(STUDENT, seed=1), tmp_path / "other", device="cpu", quiet=True)
+    train(STUDENT, tmp_path / "again", device="cpu", progress=False)
+    train(replace(STUDENT, seed=1), tmp_path / "other", device="cpu", progress=False)
     first, again, other = (load_file(f / WEIGHTS) for f in (out / "alone", tmp_path / "again", tmp_path / "other"))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["heads.class_head.1.weight"], other["heads.class_head.1.weight"])
@@ -118,29 +118,29 @@ def test_the_same_run_gives_the_same_weights_and_another_seed_others(tmp_path, f
 def test_nothing_is_chosen_on_the_test_set(tmp_path, monkeypatch, finished):
     """With every test label wrong, weights, curve and validation stay the same."""
     _, records = finished
-    honest = load_data("digits")
-    wrong = replace(honest, test=ImageSet(honest.test.images, (honest.test.labels + 1) % 10))
-    monkeypatch.setattr(run_module, "load_data", lambda *_: wrong)
-    record = train(STUDENT, tmp_path, device="cpu", quiet=True)
+    honest = load_dataset("digits")
+    wrong = replace(honest, test=ImageDataset(honest.test.images, (honest.test.labels + 1) % 10))
+    monkeypatch.setattr(run_module, "load_dataset", lambda *_: wrong)
+    record = train(STUDENT, tmp_path, device="cpu", progress=False)
     assert record.test != records["alone"].test
-    assert (record.curve, record.validation) == (records["alone"].curve, records["alone"].validation)
+    assert (record.history, record.validation) == (records["alone"].history, records["alone"].validation)
 
 
 def test_a_large_validation_split_is_glimpsed_after_each_epoch_and_measured_whole_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "GLIMPSE", 20)
+    monkeypatch.setattr(trainer, "EPOCH_VAL_IMAGES", 20)
     asked = []
     monkeypatch.setattr(
         training, "evaluate", lambda *args, **more: asked.append(len(args[1])) or evaluate(*args, **more)
     )
-    record = train(STUDENT, tmp_path, device="cpu", quiet=True)
+    record = train(STUDENT, tmp_path, device="cpu", progress=False)
     assert asked == [20, 20, 64, 64]
-    assert record.validation["pictures"] == 64
-    assert all(round(point["validation_top1"], 3) % 5 == 0 for point in record.curve)
+    assert record.validation["num_images"] == 64
+    assert all(round(point["validation_top1"], 3) % 5 == 0 for point in record.history)
 
 
 def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, monkeypatch, finished):
     asked, learned = [], []
-    ask, step = trainer.ask_teacher, trainer.Training.train_step
+    ask, step = trainer.teacher_forward, trainer.Trainer.train_step
 
     def spy(teacher, images):
         assert not teacher.training
@@ -162,11 +162,11 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, mon
         assert not trained & {id(p) for p in self.teacher.parameters()}
         assert all(torch.equal(value, self.before[name]) for name, value in self.teacher.state_dict().items())
 
-    monkeypatch.setattr(trainer, "ask_teacher", spy)
+    monkeypatch.setattr(trainer, "teacher_forward", spy)
     monkeypatch.setattr(Objective, "forward", note)
-    monkeypatch.setattr(trainer.Training, "train_step", watched)
+    monkeypatch.setattr(trainer.Trainer, "train_step", watched)
     run = replace(DISTILLED, recipe=replace(QUICK, epochs=1, augmentation="crop_flip", cutmix=1.0))
-    train(run, tmp_path, teacher_folder=finished[0] / "teacher", device="cpu", quiet=True)
+    train(run, tmp_path, teacher_dir=finished[0] / "teacher", device="cpu", progress=False)
     assert len(asked) == len(learned) == 8
     for (seen, said), (shown, heard) in zip(asked, learned, strict=True):
         assert torch.equal(seen, shown)
@@ -180,9 +180,9 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, mon
 
 def test_batches_are_normalised_pictures_in_an_order_of_seed_and_epoch(tmp_path, lessons):
     for seed in (0, 1):
-        train(replace(STUDENT, seed=seed), tmp_path / str(seed), device="cpu", quiet=True)
-    data = load_data("digits")
-    expected = normalise(subset(data.train, 256, "digits").images, data.mean, data.std)
+        train(replace(STUDENT, seed=seed), tmp_path / str(seed), device="cpu", progress=False)
+    data = load_dataset("digits")
+    expected = normalize(subset(data.train, 256, "digits").images, data.mean, data.std)
     there = sorted(image.numpy().tobytes() for image in expected)
     starts = range(0, 4 * STEPS, STEPS)
     epochs = [torch.cat([images for _, images, _ in lessons[start : start + STEPS]]) for start in starts]
@@ -197,23 +197,23 @@ def test_every_step_of_every_epoch_and_seed_varies_pictures_anew(tmp_path, monke
     draws = []
     monkeypatch.setattr(trainer, "augment", lambda images, name, rng: draws.append(rng.random()) or images)
     for seed in (0, 1):
-        train(replace(STUDENT, seed=seed), tmp_path / str(seed), device="cpu", quiet=True)
+        train(replace(STUDENT, seed=seed), tmp_path / str(seed), device="cpu", progress=False)
     assert len(set(draws)) == 2 * 2 * STEPS
 
 
 @pytest.mark.parametrize(("alphas", "asked"), [({"cutmix": 0.8}, (0.8, 0.0)), ({"mixup": 0.3}, (0.0, 0.3))])
 def test_mixing_is_the_one_that_was_asked_for(tmp_path, monkeypatch, alphas, asked):
     seen = []
-    monkeypatch.setattr(trainer, "mix", lambda *given: seen.append(given[3:]) or mix(*given))
-    train(replace(STUDENT, recipe=replace(QUICK, epochs=1, **alphas)), tmp_path, device="cpu", quiet=True)
+    monkeypatch.setattr(trainer, "mix_batch", lambda *given: seen.append(given[3:]) or mix_batch(*given))
+    train(replace(STUDENT, recipe=replace(QUICK, epochs=1, **alphas)), tmp_path, device="cpu", progress=False)
     assert set(seen) == {asked}
 
 
 def test_the_recipes_settings_reach_the_objective(tmp_path, lessons):
     recipe = replace(QUICK, epochs=1, temperature=3.0, feature_weight=0.7, label_smoothing=0.2)
     run = replace(STUDENT, model_settings={"depth": 3}, recipe=recipe)
-    run = replace(run, distillation="soft+feature", teacher="vgg7_bn.digits")
-    train(run, tmp_path, device="cpu", quiet=True)
+    run = replace(run, loss="soft+feature", teacher="vgg7_bn.digits")
+    train(run, tmp_path, device="cpu", progress=False)
     objective, *_ = lessons[0]
     assert (objective.temperature, objective.patch_weight, objective.label_smoothing) == (3.0, 0.7, 0.2)
 
@@ -236,17 +236,17 @@ def test_each_step_has_the_schedules_rate_and_no_longer_gradient_than_allowed(tm
 
     monkeypatch.setattr(trainer, "make_optimizer", make)
     recipe = replace(QUICK, warmup_epochs=0.5, clip_norm=0.01)
-    record = train(replace(STUDENT, recipe=recipe), tmp_path, device="cpu", quiet=True)
+    record = train(replace(STUDENT, recipe=recipe), tmp_path, device="cpu", progress=False)
     planned = [learning_rate(recipe, step, STEPS) for step in range(2 * STEPS)]
     assert rates == [{rate} for rate in planned]
-    assert [point["lr"] for point in record.curve] == [planned[STEPS - 1], planned[-1]]
+    assert [point["lr"] for point in record.history] == [planned[STEPS - 1], planned[-1]]
     assert max(lengths) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_moving_average_is_measured_and_kept(tmp_path, monkeypatch):
-    """By hand beside the run: weights and batch normalisation's means, a step at a time."""
+    """By hand beside the run: weights and batch normalization's means, a step at a time."""
     decay, average, measured = 0.7, {}, []
-    step, measure = trainer.Training.train_step, trainer.evaluate
+    step, measure = trainer.Trainer.train_step, trainer.evaluate
 
     def watched(self, order):
         step(self, order)
@@ -258,11 +258,11 @@ def test_the_moving_average_is_measured_and_kept(tmp_path, monkeypatch):
         measured.append({name: value.clone() for name, value in network.state_dict().items()})
         return measure(network, *rest, **more)
 
-    monkeypatch.setattr(trainer.Training, "train_step", watched)
+    monkeypatch.setattr(trainer.Trainer, "train_step", watched)
     monkeypatch.setattr(trainer, "evaluate", listen)
     recipe = replace(QUICK, epochs=1, ema_decay=decay)
     run = replace(STUDENT, model_settings={"depth": 1, "pixel_embedding": "stem"}, recipe=recipe)
-    train(run, tmp_path, device="cpu", quiet=True)
+    train(run, tmp_path, device="cpu", progress=False)
     for state in (load_file(tmp_path / WEIGHTS), *measured):
         for name, value in average.items():
             torch.testing.assert_close(state[name], value, atol=1e-5, rtol=1e-4, msg=name)
@@ -270,9 +270,9 @@ def test_the_moving_average_is_measured_and_kept(tmp_path, monkeypatch):
 
 def test_what_is_recorded_can_be_measured_again_whatever_the_precision(tmp_path):
     run = replace(STUDENT, recipe=replace(QUICK, precision="bf16-mixed"))
-    record = train(run, tmp_path, device="cpu", quiet=True)
+    record = train(run, tmp_path, device="cpu", progress=False)
     model = load_model(tmp_path / WEIGHTS)
-    again = evaluate(model, subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+    again = evaluate(model, subset(load_dataset("digits").test, 64, "digits"), model.preprocessing)
     assert again["loss"] == pytest.approx(record.test["loss"], rel=1e-5)
 
 
@@ -282,7 +282,7 @@ def test_what_is_recorded_can_be_measured_again_whatever_the_precision(tmp_path)
 def test_a_run_starts_from_anothers_weights(tmp_path, finished):
     """With a learning rate of nothing it ends where it started: at the weights of the run before."""
     still = replace(QUICK, epochs=1, lr=0.0, min_lr=0.0)
-    train(replace(STUDENT, recipe=still, start=STUDENT), tmp_path, start_folder=finished[0] / "alone", quiet=True)
+    train(replace(STUDENT, recipe=still, start=STUDENT), tmp_path, init_from_dir=finished[0] / "alone", progress=False)
     there, here = load_file(finished[0] / "alone" / WEIGHTS), load_file(tmp_path / WEIGHTS)
     assert all(torch.equal(there[name], here[name]) for name in there)
     assert not (tmp_path / "start").exists()
@@ -292,59 +292,59 @@ def test_a_run_starts_from_anothers_weights(tmp_path, finished):
 def test_first_weights_that_do_not_fit(tmp_path, finished):
     start = str(finished[0] / "alone" / WEIGHTS)
     wider = replace(STUDENT, model_settings={"depth": 1, "outer_width": 64}, start=start)
-    with pytest.raises(TITNError, match=r"the first weights, of titn_nano, don't fit titn_nano \(.* differs\)"):
-        train(wider, tmp_path, device="cpu", quiet=True)
+    with pytest.raises(TITNError, match=r"the initial weights, of titn_nano, don't fit titn_nano \(.* differs\)"):
+        train(wider, tmp_path, device="cpu", progress=False)
 
 
 class TwoViews(Objective):
     VIEWS = 2
     seen: ClassVar[list] = []
 
-    def forward(self, images, labels, answer=None):
-        self.seen.append((images.detach(), labels.first, self.progress))
+    def forward(self, images, labels, teacher_output=None):
+        self.seen.append((images.detach(), labels.a, self.progress))
         return super().forward(images, labels, answer)
 
 
 def test_an_objective_may_ask_for_two_views(tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "twice", TwoViews)
-    run = replace(STUDENT, objective="twice", recipe=replace(QUICK, epochs=1, augmentation="shift"))
-    train(run, tmp_path, device="cpu", quiet=True)
+    run = replace(STUDENT, loss="twice", recipe=replace(QUICK, epochs=1, augmentation="shift"))
+    train(run, tmp_path, device="cpu", progress=False)
     assert [progress for *_, progress in TwoViews.seen] == [step / 8 for step in range(8)]
     for images, labels, _ in TwoViews.seen:
         assert len(images) == len(labels) == 64
         assert torch.equal(labels[:32], labels[32:])
         assert not torch.equal(images[:32], images[32:])
-    with pytest.raises(TITNError, match="'twice' can't learn from mixed pictures"):
-        train(replace(run, recipe=replace(run.recipe, cutmix=1.0)), tmp_path / "mixed", device="cpu", quiet=True)
+    with pytest.raises(TITNError, match="'twice' can't learn from mixed images"):
+        train(replace(run, recipe=replace(run.recipe, cutmix=1.0)), tmp_path / "mixed", device="cpu", progress=False)
 
 
 def test_training_accuracy_of_mixed_pictures_counts_the_class_with_the_greater_share(tmp_path, monkeypatch):
     weights = []
     forward = Objective.forward
 
-    def always_right(self, images, labels, answer=None):
+    def always_right(self, images, labels, teacher_output=None):
         loss, logits = forward(self, images, labels, answer)
-        weights.append(labels.weight)
-        right = labels.first if labels.weight > 0.5 else labels.second
+        weights.append(labels.lam)
+        right = labels.a if labels.lam > 0.5 else labels.b
         return loss, torch.nn.functional.one_hot(right, logits.shape[1]).float()
 
     monkeypatch.setattr(Objective, "forward", always_right)
     run = replace(STUDENT, recipe=replace(QUICK, epochs=1, cutmix=1.0))
-    record = train(run, tmp_path, device="cpu", quiet=True)
+    record = train(run, tmp_path, device="cpu", progress=False)
     assert min(weights) < 0.5 < max(weights)
-    assert record.curve[0]["train_top1"] == 100
+    assert record.history[0]["train_top1"] == 100
 
 
 def test_labels_are_wrong_as_often_as_asked_and_nowhere_else(tmp_path, lessons):
-    clean = subset(load_data("digits").train, 256, "digits")
-    noisy = mislabel(clean, 0.4, 10, seed=0)
+    clean = subset(load_dataset("digits").train, 256, "digits")
+    noisy = add_label_noise(clean, 0.4, 10, seed=0)
     assert int((noisy.labels != clean.labels).sum()) == round(0.4 * 256)
-    assert not torch.equal(mislabel(clean, 0.4, 10, seed=1).labels, noisy.labels)
+    assert not torch.equal(add_label_noise(clean, 0.4, 10, seed=1).labels, noisy.labels)
     recipe = replace(QUICK, epochs=1, label_noise=0.4)
-    record = train(replace(STUDENT, recipe=recipe), tmp_path, device="cpu", quiet=True)
-    assert torch.equal(torch.cat([labels.first for *_, labels in lessons]).bincount(), noisy.labels.bincount())
+    record = train(replace(STUDENT, recipe=recipe), tmp_path, device="cpu", progress=False)
+    assert torch.equal(torch.cat([labels.a for *_, labels in lessons]).bincount(), noisy.labels.bincount())
     model = load_model(tmp_path / WEIGHTS)
-    honest = evaluate(model, subset(load_data("digits").test, 64, "digits"), model.preprocessing)
+    honest = evaluate(model, subset(load_dataset("digits").test, 64, "digits"), model.preprocessing)
     assert honest["top1"] == record.test["top1"]
 
 
@@ -352,7 +352,7 @@ def test_labels_are_wrong_as_often_as_asked_and_nowhere_else(tmp_path, lessons):
 
 EVERYTHING = replace(
     DISTILLED,
-    distillation="hard+feature",
+    loss="hard+feature",
     recipe=replace(
         QUICK, epochs=8, ema_decay=0.9, cutmix=1.0, clip_norm=1.0, warmup_epochs=0.5, augmentation="crop_flip"
     ),
@@ -363,12 +363,12 @@ sys.path.insert(0, {tests!r})
 from titn_lib.training import run as run_module, trainer
 trainer.CHECKPOINT_SECONDS = 0.1
 from test_training import EVERYTHING
-resume = trainer.Training.resume
+resume = trainer.Trainer.resume
 def note(self):
     resume(self)
     print(self.place.epoch * self.steps + self.place.step, flush=True)
-trainer.Training.resume = note
-run_module.train(EVERYTHING, {out!r}, teacher_folder={teacher!r}, device="cpu", quiet=True)
+trainer.Trainer.resume = note
+run_module.train(EVERYTHING, {out!r}, teacher_dir={teacher!r}, device="cpu", progress=False)
 """
 
 
@@ -380,7 +380,7 @@ def start(out, teacher):
 def test_killed_at_three_random_moments_and_resumed_bit_for_bit(tmp_path, finished):
     """SIGKILL leaves no time to tidy up; EMA, feature projections, CutMix and warm-up are all on their way."""
     teacher = finished[0] / "teacher"
-    train(EVERYTHING, tmp_path / "whole", teacher_folder=teacher, device="cpu", quiet=True)
+    train(EVERYTHING, tmp_path / "whole", teacher_dir=teacher, device="cpu", progress=False)
     out, chance = tmp_path / "killed", random.Random()
     kills, seen, began = 0, 0.0, []
     deadline = time.monotonic() + 240
@@ -401,26 +401,26 @@ def test_killed_at_three_random_moments_and_resumed_bit_for_bit(tmp_path, finish
     assert all(earlier < later for earlier, later in pairwise(began)), "every sitting goes on where the last one was"
     whole, resumed = (load_file(folder / WEIGHTS) for folder in (tmp_path / "whole", out))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert load_record(tmp_path / "whole").curve == load_record(out).curve
+    assert load_record(tmp_path / "whole").history == load_record(out).history
 
 
 def test_a_time_limit_leaves_a_checkpoint(tmp_path):
     with pytest.raises(Interrupted, match="stopped by the time limit in epoch 1 of 2; the same command goes on from"):
-        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+        train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
     assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [CHECKPOINT]
-    train(STUDENT, tmp_path, device="cpu", quiet=True)
+    train(STUDENT, tmp_path, device="cpu", progress=False)
     assert sorted(file.name for file in tmp_path.iterdir() if file.name != ".lock") == [WEIGHTS, "record.json"]
 
 
-@pytest.mark.parametrize("run", [STUDENT, TEACHER], ids=["adamw", "sgd, batch normalisation"])
+@pytest.mark.parametrize("run", [STUDENT, TEACHER], ids=["adamw", "sgd, batch normalization"])
 def test_stopped_after_every_single_step(tmp_path, run):
     run = replace(run, recipe=replace(run.recipe, train_images=96, cutmix=1.0, augmentation="shift"))
-    train(run, tmp_path / "whole", device="cpu", quiet=True)
+    train(run, tmp_path / "whole", device="cpu", progress=False)
     sittings = 0
     while sittings < 10:
         sittings += 1
         try:
-            train(run, tmp_path / "stopped", device="cpu", quiet=True, minutes=0)
+            train(run, tmp_path / "stopped", device="cpu", progress=False, max_minutes=0)
             break
         except Interrupted:
             continue
@@ -439,36 +439,36 @@ def test_ctrl_c_while_the_end_is_measured_does_not_get_lost(tmp_path, monkeypatc
     monkeypatch.setattr(trainer, "evaluate", interrupted)
     once = replace(STUDENT, recipe=replace(QUICK, epochs=1))
     with pytest.raises((Interrupted, KeyboardInterrupt)):
-        train(once, tmp_path, device="cpu", quiet=True)
+        train(once, tmp_path, device="cpu", progress=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_between_two_steps(tmp_path, monkeypatch, number):
-    step, before = trainer.Training.train_step, signal.getsignal(number)  # ignored, in a job started with nohup … &
+    step, before = trainer.Trainer.train_step, signal.getsignal(number)  # ignored, in a job started with nohup … &
 
     def interrupted(self, order):
         step(self, order)
         if self.place.step == 2:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(trainer.Training, "train_step", interrupted)
+    monkeypatch.setattr(trainer.Trainer, "train_step", interrupted)
     with pytest.raises(Interrupted, match=f"stopped by {number.name}"):
-        train(STUDENT, tmp_path, device="cpu", quiet=True)
+        train(STUDENT, tmp_path, device="cpu", progress=False)
     assert (tmp_path / CHECKPOINT).exists()
     assert signal.getsignal(number) is before
 
 
 def test_a_second_ctrl_c_interrupts_at_once(tmp_path, monkeypatch):
-    step = trainer.Training.train_step
+    step = trainer.Trainer.train_step
 
     def interrupted(self, order):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
         step(self, order)
 
-    monkeypatch.setattr(trainer.Training, "train_step", interrupted)
+    monkeypatch.setattr(trainer.Trainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
-        train(STUDENT, tmp_path, device="cpu", quiet=True)
+        train(STUDENT, tmp_path, device="cpu", progress=False)
     assert caught.type is KeyboardInterrupt  # not Interrupted, which comes between two steps
 
 
@@ -483,33 +483,33 @@ def test_no_record_without_weights(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(trainer, name, cut_off)
             with pytest.raises(KeyboardInterrupt):
-                train(short, tmp_path, device="cpu", quiet=True)
+                train(short, tmp_path, device="cpu", progress=False)
         assert not (tmp_path / "record.json").exists()
-    train(short, tmp_path, device="cpu", quiet=True)
+    train(short, tmp_path, device="cpu", progress=False)
     assert (tmp_path / WEIGHTS).exists()
 
 
 def test_a_time_limit_is_for_all_that_the_run_needs(tmp_path, monkeypatch, ticking):
-    asked, finish = [], trainer.Training.finish
+    asked, finish = [], trainer.Trainer.fit
 
     def note(self, minutes, quiet):
         asked.append(minutes)
         return finish(self, minutes, quiet)
 
-    monkeypatch.setattr(trainer.Training, "finish", note)
+    monkeypatch.setattr(trainer.Trainer, "finish", note)
     short = replace(QUICK, epochs=1, train_images=64)
     run = replace(DISTILLED, recipe=short, teacher=replace(TEACHER, recipe=short))
-    compare(run, tmp_path, device="cpu", quiet=True, minutes=1000)
+    compare(run, tmp_path, device="cpu", progress=False, max_minutes=1000)
     teacher, distilled, alone = asked
     assert 1000 > teacher > distilled > alone
 
 
 def test_seconds_add_up_over_sittings(tmp_path, ticking):
-    whole = train(STUDENT, tmp_path / "whole", device="cpu", quiet=True)
+    whole = train(STUDENT, tmp_path / "whole", device="cpu", progress=False)
     with pytest.raises(Interrupted):
-        train(STUDENT, tmp_path / "cut", device="cpu", quiet=True, minutes=0.5)
-    assert torch.load(tmp_path / "cut" / CHECKPOINT)["place"]["seconds"] > 10
-    done = train(STUDENT, tmp_path / "cut", device="cpu", quiet=True)
+        train(STUDENT, tmp_path / "cut", device="cpu", progress=False, max_minutes=0.5)
+    assert torch.load(tmp_path / "cut" / CHECKPOINT)["progress"]["seconds"] > 10
+    done = train(STUDENT, tmp_path / "cut", device="cpu", progress=False)
     assert done.seconds == pytest.approx(whole.seconds, abs=6)
     assert done.images_per_second == whole.images_per_second == 32  # a second a step: the measuring does not count
 
@@ -522,7 +522,7 @@ def test_two_processes_follow_one(tmp_path):
         "recipe = Recipe(epochs=2, batch_size=32, optimizer='sgd', lr=0.05, precision='32-true',\n"
         "                augmentation='shift', cutmix=1.0, train_images=320, test_images=50)\n"
         "run = Run('digits', 'titn_nano', recipe, model_settings={'depth': 1})\n"
-        "train(run, sys.argv[1], device='cpu', quiet=True)\n"
+        "train(run, sys.argv[1], device='cpu', progress=False)\n"
     )
     # Over the loopback, whatever the machine's name resolves to; a lost connection starts them anew.
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
@@ -557,24 +557,26 @@ def test_a_record_names_the_code_that_made_it(monkeypatch, tmp_path):
 
     git("init")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "--message", "first")
-    monkeypatch.setattr("titn_lib.training.records.checkout", lambda: tmp_path)
+    monkeypatch.setattr("titn_lib.training.records.repo_root", lambda: tmp_path)
     assert versions()["titn-lib"].endswith("+" + git("rev-parse", "--short", "HEAD"))
-    monkeypatch.setattr("titn_lib.training.records.checkout", lambda: None)  # installed: the version says it all
+    monkeypatch.setattr("titn_lib.training.records.repo_root", lambda: None)  # installed: the version says it all
     assert versions()["titn-lib"] == titn_lib.__version__  # also where it was copied and not installed
 
 
 def test_two_processes_do_not_make_one_run(tmp_path):
     """The other one holds the folder until its standard input ends."""
-    code = f"import sys; from titn_lib.io import claim\nwith claim(__import__('pathlib').Path({str(tmp_path)!r})):"
+    code = (
+        f"import sys; from titn_lib.io import lock_dir\nwith lock_dir(__import__('pathlib').Path({str(tmp_path)!r})):"
+    )
     code += " print('in', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"in\n"
         with pytest.raises(Busy, match="another process is at work in"):
-            train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+            train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
         assert not (tmp_path / CHECKPOINT).exists()
         other.communicate()
     with pytest.raises(Interrupted):
-        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+        train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
 
 
 def test_a_disk_without_locks(tmp_path, monkeypatch):
@@ -583,7 +585,7 @@ def test_a_disk_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr("filelock.FileLock.acquire", none)
     with pytest.raises(Interrupted):
-        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+        train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
 
 
 # --- what doesn't fit
@@ -592,65 +594,65 @@ def test_a_disk_without_locks(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"batch_size": 300}, "a batch of 300 is more than the 256 training pictures of digits"),
+        ({"batch_size": 300}, "a batch of 300 is more than the 256 training images of digits"),
         ({"lr": 1e30, "optimizer": "sgd"}, "training diverged in epoch 1"),
     ],
 )
 def test_recipes_that_do_not_work(tmp_path, change, says):
     with pytest.raises(TITNError, match=says):
-        train(replace(STUDENT, recipe=replace(QUICK, **change)), tmp_path, device="cpu", quiet=True)
+        train(replace(STUDENT, recipe=replace(QUICK, **change)), tmp_path, device="cpu", progress=False)
 
 
 def test_a_batch_that_does_not_fit_in_memory(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.Training, "train_step", full)
-    with pytest.raises(TITNError, match=r"a batch of 32 pictures doesn't fit in memory .*--batch-size"):
-        train(STUDENT, tmp_path, device="cpu", quiet=True)
+    monkeypatch.setattr(trainer.Trainer, "train_step", full)
+    with pytest.raises(TITNError, match=r"a batch of 32 images doesn't fit in memory .*--batch-size"):
+        train(STUDENT, tmp_path, device="cpu", progress=False)
 
 
 def test_teachers_that_do_not_fit(tmp_path, finished):
-    student = replace(STUDENT, distillation="hard", teacher=str(finished[0] / "alone" / WEIGHTS))
+    student = replace(STUDENT, loss="hard", teacher=str(finished[0] / "alone" / WEIGHTS))
     with pytest.raises(TITNError, match="titn_nano is a student, not a teacher"):
-        train(student, tmp_path, device="cpu", quiet=True)
+        train(student, tmp_path, device="cpu", progress=False)
     save_model(create_model("vgg7_bn", num_classes=3), tmp_path / "t.safetensors")
     with pytest.raises(TITNError, match="the teacher was made for num_classes=3, and digits needs num_classes=10"):
-        train(replace(student, teacher=str(tmp_path / "t.safetensors")), tmp_path, device="cpu", quiet=True)
+        train(replace(student, teacher=str(tmp_path / "t.safetensors")), tmp_path, device="cpu", progress=False)
 
 
 def test_a_teacher_of_other_classes_or_another_normalisation_is_refused(tmp_path):
     teacher, path = load_model("vgg7_bn.digits"), tmp_path / "t.safetensors"
     for change in ({"std": (0.9,)}, {"classes": tuple("abcdefghij")}):
         save_model(teacher, path, replace(teacher.preprocessing, **change))
-        with pytest.raises(TITNError, match="the teacher learned digits, with other classes or another normalisation"):
-            train(replace(STUDENT, distillation="hard", teacher=str(path)), tmp_path, device="cpu", quiet=True)
+        with pytest.raises(TITNError, match="the teacher learned digits, with other classes or another normalization"):
+            train(replace(STUDENT, loss="hard", teacher=str(path)), tmp_path, device="cpu", progress=False)
 
 
 def test_a_damaged_checkpoint(tmp_path):
     with pytest.raises(Interrupted):
-        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+        train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
     whole = (tmp_path / CHECKPOINT).read_bytes()
     for content in (b"", b"nonsense", whole[: len(whole) // 2]):
         (tmp_path / CHECKPOINT).write_bytes(content)
         with pytest.raises(TITNError, match=r"checkpoint .*checkpoint\.pt is damaged: delete it"):
-            train(STUDENT, tmp_path, device="cpu", quiet=True)
+            train(STUDENT, tmp_path, device="cpu", progress=False)
     (tmp_path / CHECKPOINT).write_bytes(whole)
     state = torch.load(tmp_path / CHECKPOINT)
     state["objective"].popitem()
     torch.save(state, tmp_path / CHECKPOINT)
     with pytest.raises(TITNError, match=r"checkpoint .*checkpoint\.pt doesn't fit this run"):
-        train(STUDENT, tmp_path, device="cpu", quiet=True)
+        train(STUDENT, tmp_path, device="cpu", progress=False)
 
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
-        train(STUDENT, tmp_path, device="cpu", quiet=True, minutes=0)
+        train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
     before = (tmp_path / CHECKPOINT).read_bytes()
     (tmp_path / f"{CHECKPOINT}.{os.getpid()}.part").symlink_to("/dev/full")
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     with pytest.raises(TITNError, match=r"cannot write .*checkpoint.pt: the disk is full"):
-        train(STUDENT, tmp_path, device="cpu", quiet=True)
+        train(STUDENT, tmp_path, device="cpu", progress=False)
     assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [CHECKPOINT]
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
@@ -702,14 +704,14 @@ def test_adamw_decays_matrices_and_no_table():
     model = create_model("titn_nano", depth=1)
     decayed, others = make_optimizer(model, Recipe(weight_decay=0.05)).param_groups
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
-    matrices.add(id(model.outer_tokens.projection.norm.weight))  # over all pixels of a patch
+    matrices.add(id(model.patch_embedding.projection.norm.weight))  # over all pixels of a patch
     assert {id(p) for p in decayed["params"]} == matrices
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
 
 
 def test_evaluate_counts_by_hand():
     class Echo(torch.nn.Module):
-        """Ranks class k first for a picture of grey level k, then k + 1, k + 2 …"""
+        """Ranks class k first for an image of gray level k, then k + 1, k + 2 …"""
 
         def __init__(self):
             super().__init__()
@@ -722,8 +724,8 @@ def test_evaluate_counts_by_hand():
     images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 2, 2)
     labels = (torch.arange(10) + torch.tensor([0, 0, 0, 1, 1, 4, 4, 5, 6, 9])) % 10  # the rank of the right answer
     network, about = Echo(), Preprocessing("x", tuple("0123456789"), (0.0,), (1.0,))
-    result = evaluate(network, ImageSet(images, labels), about)
-    assert (result["top1"], result["top5"], result["pictures"]) == (pytest.approx(30), pytest.approx(70), 10)
+    result = evaluate(network, ImageDataset(images, labels), about)
+    assert (result["top1"], result["top5"], result["num_images"]) == (pytest.approx(30), pytest.approx(70), 10)
     expected = torch.nn.functional.cross_entropy(predict(network, images, about), labels).item()
     assert result["loss"] == pytest.approx(expected)
 
@@ -733,16 +735,16 @@ def test_predict_says_what_it_takes_and_leaves_no_trace():
     about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     for wrong, says in [
-        (images / 255, "takes pictures as bytes"),
+        (images / 255, "takes images as bytes"),
         (images[0], "a batch with images"),
-        (images[:, :1], "takes pictures × 3 channels"),
+        (images[:, :1], "takes images × 3 channels"),
         (images[:, :, :8], "titn_mini takes batches of 3×32×32"),
     ]:
         with pytest.raises(TITNError, match=says):
             predict(network, wrong, about)
     with pytest.raises(TITNError, match="pass a Preprocessing"):
         predict(network, images, network.preprocessing)
-    network.train().pixel_embedding.eval()  # frozen batch normalisation
+    network.train().pixel_embedding.eval()  # frozen batch normalization
     with pytest.raises(TITNError):
         predict(network, images[:, :, :8], about)
     assert [network.training, network.pixel_embedding.training] == [True, False]
@@ -760,7 +762,7 @@ def test_predict_leaves_a_compiled_network_compiled():
     images, about = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), Preprocessing("x", ("a", "b"), (0.5,) * 3, (0.25,) * 3)
     predict(linear, images, about)
     assert calls == [1]
-    evaluate(linear, ImageSet(images, torch.tensor([0])), about)
+    evaluate(linear, ImageDataset(images, torch.tensor([0])), about)
     assert calls == [1], "an evaluation doesn't compile for its own sizes"
 
 
@@ -777,25 +779,25 @@ def test_a_student_that_does_not_fit_is_noticed_before_its_teacher_is_trained(tm
         ({"image_size": (18, 18)}, "can't be cut into patches of 4"),
         ({"model": "cmt_nano"}, "cmt_nano has no tokens to learn by 'hard' distillation"),
     ]:
-        run = plan_run("digits", **{"budget": "smoke", **changes})
+        run = make_run("digits", **{"budget": "smoke", **changes})
         with pytest.raises(TITNError, match=says):
-            compare(run, tmp_path, device="cpu", quiet=True)
+            compare(run, tmp_path, device="cpu", progress=False)
         assert not (tmp_path / "teacher").exists()
 
 
 def test_a_recipe_from_the_budget():
-    run = plan_run(data="cifar100", model="titn_paper", budget="gpu")
+    run = make_run(data="cifar100", model="titn_paper", preset="gpu")
     assert (run.recipe.epochs, run.recipe.batch_size, run.recipe.lr, run.recipe.cutmix) == (600, 1024, 0.1, 1.0)
     assert run.teacher.model == "vgg16_bn"
-    assert plan_run(seed=3).seed == plan_run(seed=3).teacher.seed == 3
+    assert make_run(seed=3).seed == make_run(seed=3).teacher.seed == 3
     assert Run.from_dict(__import__("dataclasses").asdict(run)) == run
-    assert plan_run("digits", teacher="vgg7_bn.digits").teacher == "vgg7_bn.digits"
+    assert make_run("digits", teacher="vgg7_bn.digits").teacher == "vgg7_bn.digits"
     with pytest.raises(TITNError, match="unknown budget 'huge'"):
-        plan_run(budget="huge")
+        make_run(budget="huge")
     with pytest.raises(TITNError, match="did you mean 'epochs'"):
-        plan_run(epoch=3)
+        make_run(epoch=3)
     with pytest.raises(TITNError, match="unknown student 'vgg7_bn'"):
-        plan_run(model="vgg7_bn")
+        make_run(model="vgg7_bn")
     for changes, says in [
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"lr": -1.0}, "lr can't be negative"),
@@ -807,7 +809,7 @@ def test_a_recipe_from_the_budget():
         ({"distillation": "none", "teacher": "vgg7_bn"}, "'none' asks no teacher"),
     ]:
         with pytest.raises(TITNError, match=says):
-            plan_run(**changes)
+            make_run(**changes)
     with pytest.raises(TITNError, match=r"image_size is a height and a width, .* not \(0, 8\)"):
         Run("digits", "titn_nano", recipe=Recipe(), image_size=(0, 8))
 
@@ -846,18 +848,18 @@ def test_a_number_that_is_a_text():
 
 
 def test_a_smaller_batch_is_smaller_for_the_teacher_too():
-    run = plan_run(batch_size=8)
+    run = make_run(batch_size=8)
     assert (run.recipe.batch_size, run.teacher.recipe.batch_size) == (8, 8)
-    run = plan_run("mnist")
+    run = make_run("mnist")
     assert (run.model, run.recipe.batch_size, run.teacher.recipe.batch_size) == ("titn_pico", 64, 128)
 
 
 def test_a_preset_for_large_pictures_gets_large_pictures():
-    assert plan_run(data="cifar10", model="titn_paper_224").teacher.image_size == (224, 224)
-    assert plan_run(data="cifar10").image_size is None
+    assert make_run(data="cifar10", model="titn_paper_224").teacher.image_size == (224, 224)
+    assert make_run(data="cifar10").image_size is None
 
 
 def test_a_folder_is_the_same_from_anywhere(tmp_path, monkeypatch):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert plan_run("pictures") == plan_run("pictures/") == plan_run(str(tmp_path / "pictures"))
+    assert make_run("images") == make_run("images/") == make_run(str(tmp_path / "images"))

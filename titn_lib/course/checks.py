@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 ROUNDS = 3  # fresh inputs for each check
-NOT_THE_READERS = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "site-packages", "dist-packages")
+LIBRARY_PATHS = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "site-packages", "dist-packages")
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Verdict:
     """Whether an answer is right, and the sentence for its reader."""
 
     right: bool
-    says: str
+    message: str
 
     def __repr__(self) -> str:
-        return ("✓ " if self.right else "✗ ") + self.says
+        return ("✓ " if self.right else "✗ ") + self.message
 
 
 NOT_YET = Verdict(False, "not written yet: replace the dots with your answer, and run the cell again.")
@@ -43,22 +43,22 @@ def unwritten(*answers: Any) -> bool:
     return any(answer is None or answer is ... for answer in answers)
 
 
-def ask(answer: Callable[..., Any], *arguments: Any) -> Any:
+def call_answer(answer: Callable[..., Any], *arguments: Any) -> Any:
     """What a reader's function returns, or the verdict on one that raised an error, returned nothing or isn't written
     yet."""
     try:
         got = answer(*arguments)
     except Exception as problem:  # whatever the reader's code may do
-        return stopped(problem, *arguments)
+        return from_exception(problem, *arguments)
     if got is None:
         return NOTHING
     return NOT_YET if unwritten(got) else got
 
 
-def stopped(problem: Exception, *arguments: Any) -> Verdict:
+def from_exception(problem: Exception, *arguments: Any) -> Verdict:
     """The verdict on an answer that raised an error: its line, the error, and the shapes it was given."""
     frames = traceback.extract_tb(problem.__traceback__)
-    lines = [frame.line for frame in frames if not any(part in frame.filename for part in NOT_THE_READERS)]
+    lines = [frame.line for frame in frames if not any(part in frame.filename for part in LIBRARY_PATHS)]
     place = f" at `{lines[-1]}`" if lines and lines[-1] else ""
     shapes = ", ".join(str(tuple(value.shape)) for value in arguments if isinstance(value, Tensor))
     given = f" (it was given {shapes})" if shapes else ""
@@ -86,9 +86,11 @@ def compare(
     for _ in range(ROUNDS):
         arguments = inputs()
         expected = truth(*arguments)
-        got = ask(answer, *(value.clone() if isinstance(value, Tensor) else value for value in arguments))
+        got = call_answer(answer, *(value.clone() if isinstance(value, Tensor) else value for value in arguments))
         if expected.numel() == 1 and isinstance(got, int | float) and not isinstance(got, bool):
-            got = ask(lambda like, value: torch.full_like(like, float(value), dtype=torch.float64), expected, got)
+            got = call_answer(
+                lambda like, value: torch.full_like(like, float(value), dtype=torch.float64), expected, got
+            )
         if isinstance(got, Verdict):
             return got
         if not isinstance(got, Tensor):
@@ -96,7 +98,7 @@ def compare(
             return Verdict(False, f"it returns {describe(got)}; {asked} was asked for.")
         if got.shape != expected.shape:
             return Verdict(False, f"the shape is {tuple(got.shape)}; it should be {tuple(expected.shape)}.")
-        if furthest(got, expected) <= tolerance:
+        if max_abs_diff(got, expected) <= tolerance:
             continue
         for name, mistake in (mistakes or {}).items():
             if alike(got, mistake(*arguments), tolerance):
@@ -118,11 +120,11 @@ def distance(got: Tensor, expected: Tensor) -> str:
     """How far an answer is from the truth, in words; of whole numbers, how many are wrong."""
     if not expected.is_floating_point():
         return f"wrong in {int((got != expected).sum())} of {expected.numel()} places"
-    gap = furthest(got, expected)
+    gap = max_abs_diff(got, expected)
     return "not a number (nan)" if math.isnan(gap) else f"off by up to {gap:.2g}"
 
 
-def furthest(a: Tensor, b: Tensor) -> float:
+def max_abs_diff(a: Tensor, b: Tensor) -> float:
     """The largest difference between two tensors of one shape; not a number where one of them isn't."""
     return (a.detach().to(torch.float64) - b.detach().to(torch.float64)).abs().max().item() if a.numel() else 0.0
 
@@ -159,11 +161,11 @@ def as_number(answer: Any) -> float | None:
     return None
 
 
-def together(**verdicts: Verdict) -> Verdict:
+def all_of(**verdicts: Verdict) -> Verdict:
     """Several verdicts as one, by the names of the answers: right if all are, else the first that isn't."""
     for name, verdict in verdicts.items():
         if not verdict.right:
-            return verdict if verdict is NOT_YET else Verdict(False, f"`{name}`: {verdict.says}")
+            return verdict if verdict is NOT_YET else Verdict(False, f"`{name}`: {verdict.message}")
     return verdict
 
 

@@ -8,11 +8,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from titn_lib.course.checks import NOT_YET, Verdict, compare, describe, number, together, unwritten
+from titn_lib.course.checks import NOT_YET, Verdict, all_of, compare, describe, number, unwritten
 
 
 def cut(image: Tensor, size: int, pattern: str = "c (row y) (column x) -> (row column) c y x") -> Tensor:
-    """A picture as patches; another pattern is a way to get it wrong."""
+    """An image as patches; another pattern is a way to get it wrong."""
     return rearrange(image, pattern, y=size, x=size)
 
 
@@ -27,11 +27,11 @@ def check_cut(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
             cut, pattern="c (row y) (column x) -> (column row) c y x"
         ),
         "the numbers are only reshaped: a patch then gets points that are next to each other in memory, not in the "
-        "picture": plain_reshape,
+        "image": plain_reshape,
         "rows and columns change places inside every patch": partial(
             cut, pattern="c (row y) (column x) -> (row column) c x y"
         ),
-        "a patch takes every so-manieth point of the picture and not neighbours": partial(
+        "a patch takes every so-manieth point of the image and not neighbors": partial(
             cut, pattern="c (y row) (x column) -> (row column) c y x"
         ),
     }
@@ -40,9 +40,9 @@ def check_cut(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
 
 
 def check_sizes(patches: Any, pixels: Any, numbers: Any) -> Verdict:
-    """A colour picture of 48×64 points, patches of 16, pixels of 4: how many patches, how many pixels in each, how many
+    """A color image of 48×64 points, patches of 16, pixels of 4: how many patches, how many pixels in each, how many
     numbers in a pixel."""
-    return together(
+    return all_of(
         patch_count=number(
             patches, 12, {7: "patches lie in rows and columns; multiply.", 192: "those are all pixels at once."}
         ),
@@ -50,7 +50,7 @@ def check_sizes(patches: Any, pixels: Any, numbers: Any) -> Verdict:
             pixels, 16, {4: "4 along a side; the patch has two sides.", 192: "that is all patches together."}
         ),
         number_count=number(
-            numbers, 48, {16: "a point has three colours.", 12: "that was a pixel of 2×2."}, "all three are right."
+            numbers, 48, {16: "a point has three colors.", 12: "that was a pixel of 2×2."}, "all three are right."
         ),
     )
 
@@ -61,14 +61,14 @@ def join(
     pixel_size: int,
     pattern: str = "(row column) (y x) (c p q) -> c (row y p) (column x q)",
 ) -> Tensor:
-    """Tokens as a square picture; another pattern is a way to get it wrong."""
+    """Tokens as a square image; another pattern is a way to get it wrong."""
     rows, inside = round(tokens.shape[0] ** 0.5), patch_size // pixel_size
     return rearrange(tokens, pattern, row=rows, y=inside, p=pixel_size, q=pixel_size)
 
 
 def check_join(answer: Callable[[Tensor, int, int], Tensor]) -> Verdict:
     """`answer(tokens, patch_size, pixel_size)`: the way back from "patch pixel number" to "channel height width" for a
-    square picture."""
+    square image."""
     mistakes = {
         "rows and columns change places inside every pixel": partial(
             join, pattern="(row column) (y x) (c q p) -> c (row y p) (column x q)"
@@ -82,7 +82,7 @@ def check_join(answer: Callable[[Tensor, int, int], Tensor]) -> Verdict:
         "rows and columns of patches change places": partial(
             join, pattern="(column row) (y x) (c p q) -> c (row y p) (column x q)"
         ),
-        "the colours are taken to be last inside a token; they are first": partial(
+        "the colors are taken to be last inside a token; they are first": partial(
             join, pattern="(row column) (y x) (p q c) -> c (row y p) (column x q)"
         ),
     }
@@ -96,7 +96,7 @@ def check_join(answer: Callable[[Tensor, int, int], Tensor]) -> Verdict:
 
 
 def check_symmetric(picture: Any) -> Verdict:
-    """A picture whose tokens don't change when p and q change places in the pattern, though it isn't of one colour in
+    """An image whose tokens don't change when p and q change places in the pattern, though it isn't of one color in
     any of its pixels."""
     if unwritten(picture):
         return NOT_YET
@@ -108,5 +108,5 @@ def check_symmetric(picture: Any) -> Verdict:
         return Verdict(False, f"in {wrong} of the 256 pixels the upper right point differs from the lower left one.")
     flat = int((pixels.flatten(2).amax(-1) == pixels.flatten(2).amin(-1)).all(dim=1).sum())
     if flat:
-        return Verdict(False, f"{flat} of the 256 pixels have one colour all over: those never change.")
+        return Verdict(False, f"{flat} of the 256 pixels have one color all over: those never change.")
     return Verdict(True, "right: every pixel is its own mirror image along the diagonal.")

@@ -8,7 +8,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from titn_lib.course.checks import NOTHING_CHANGED, ROUNDS, Verdict, compare, furthest, number, stopped, together
+from titn_lib.course.checks import (
+    NOTHING_CHANGED,
+    ROUNDS,
+    Verdict,
+    all_of,
+    compare,
+    from_exception,
+    max_abs_diff,
+    number,
+)
 from titn_lib.models.layers import Attention
 
 
@@ -129,7 +138,7 @@ def check_all_heads(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, in
         "queries and keys are swapped": partial(all_heads, swap=True),
         "there is one head, whatever `heads` says": one,
         "the heads of a token attend to each other: bring the heads to the front, so that tokens do": among_heads,
-        "a head takes numbers that lie apart and not neighbours": partial(all_heads, cut=scattered, join=interleaved),
+        "a head takes numbers that lie apart and not neighbors": partial(all_heads, cut=scattered, join=interleaved),
         "each head's rows of `qkv_weight` are taken to lie together; all queries' rows come first, then all keys', "
         "then all values'": partial(all_heads, cut=head_first),
         "queries, keys and values are cut into heads by a reshape alone; split each token's numbers first, then bring "
@@ -165,7 +174,7 @@ def check_predictions(row_sum: Any, factor: Any, change: Any, scale: Any) -> Ver
         1 / 8: "the root is missing.",
         6**-0.5: "that is the number of heads.",
     }
-    return together(
+    return all_of(
         row_sum=number(row_sum, 1, {2: "the softmax comes after the scores, and divides by the row's sum."}),
         factor=number(
             factor, 4, {2: "that is what one of the two does alone.", 1: "longer arrows, larger dot products."}
@@ -195,16 +204,16 @@ def check_deaf(answer: Callable[[Attention], Any]) -> Verdict:
                 attention = returned if isinstance(returned, Attention) else attention
                 one, other = (attention(torch.randn(16, 12), return_attention=True)[0] for _ in range(2))
         except Exception as problem:  # whatever the reader's code may do
-            return stopped(problem)
+            return from_exception(problem)
         after = attention.state_dict()
         if attention.scale == 3**-0.5 and all(torch.equal(after[name], before[name]) for name in before):
             return NOTHING_CHANGED
         if one.shape != other.shape or one.shape != (16, 12) or not (one.isfinite().all() and other.isfinite().all()):
             return Verdict(False, "the updates should be 16×12 finite numbers, and are not.")
-        gap = furthest(one, one.mean(dim=0, keepdim=True).expand_as(one))
+        gap = max_abs_diff(one, one.mean(dim=0, keepdim=True).expand_as(one))
         if gap > 1e-5:
             return Verdict(False, f"the 16 pixels still get different updates: they differ by up to {gap:.2g}.")
-        if furthest(one, other) < 1e-5:
+        if max_abs_diff(one, other) < 1e-5:
             return Verdict(
                 False,
                 "all pixels get the same, but it is the same for every patch too: nothing is heard at all. Leave the "

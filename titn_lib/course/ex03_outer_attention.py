@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titn_lib.course.checks import NOTHING_CHANGED, Verdict, compare, furthest, number, stopped, together
+from titn_lib.course.checks import NOTHING_CHANGED, Verdict, all_of, compare, from_exception, max_abs_diff, number
 from titn_lib.models.titn import TITN, TITNConfig
 
 
@@ -144,10 +144,10 @@ def check_heads(answer: Callable[[Tensor, nn.Module, nn.Module], Tensor]) -> Ver
 
 
 def check_sizes(tokens: Any, numbers: Any, parameters: Any) -> Verdict:
-    """Pictures of 48×64, patches of 16, pixels of 4, inner width 20, outer width 384, a distillation token: how many
+    """Images of 48×64, patches of 16, pixels of 4, inner width 20, outer width 384, a distillation token: how many
     outer tokens, how many numbers go into the projection's matrix for a patch, how many parameters it has with its bias
     and its LayerNorm."""
-    return together(
+    return all_of(
         token_count=number(
             tokens,
             14,
@@ -165,7 +165,7 @@ def check_sizes(tokens: Any, numbers: Any, parameters: Any) -> Verdict:
                 20: "that is one pixel; a patch has 16.",
                 384: "that is what comes out.",
                 192: "that is for the sizes of this notebook's table.",
-                768: "those are the numbers of the picture in a patch; the pixel tokens have a width of their own.",
+                768: "those are the numbers of the image in a patch; the pixel tokens have a width of their own.",
             },
         ),
         parameter_count=number(
@@ -185,7 +185,7 @@ def check_sizes(tokens: Any, numbers: Any, parameters: Any) -> Verdict:
 
 def check_blind(answer: Callable[[TITN], Any]) -> Verdict:
     """`answer(model)` changes a published TITN's projections, and nothing else, so that its logits are the same for all
-    pictures."""
+    images."""
     model = TITN(TITNConfig()).eval()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     images = torch.randn(4, 3, 32, 32)
@@ -195,7 +195,7 @@ def check_blind(answer: Callable[[TITN], Any]) -> Verdict:
             model = returned if isinstance(returned, TITN) else model
             logits = model.eval()(images)
     except Exception as problem:  # whatever the reader's code may do
-        return stopped(problem)
+        return from_exception(problem)
     after = model.state_dict()
     if after.keys() != before.keys():
         return Verdict(False, "the model has other parts than before: change numbers and leave the parts in place.")
@@ -207,13 +207,13 @@ def check_blind(answer: Callable[[TITN], Any]) -> Verdict:
         return Verdict(False, f"{others[0]}{more}: changed, and only the projections should.")
     if not isinstance(logits, Tensor) or not logits.isfinite().all():
         return Verdict(False, "the logits are no finite numbers any more.")
-    if (gap := furthest(logits, logits[:1].expand_as(logits))) > 1e-6:
+    if (gap := max_abs_diff(logits, logits[:1].expand_as(logits))) > 1e-6:
         tokens = torch.randn(2, 16, 16, 12)
         with torch.no_grad():
             news = [block.projection(tokens) for block in model.blocks]  # type: ignore[operator]
-        speak = [i for i, heard in enumerate(news, 1) if furthest(heard[0], heard[1]) > 1e-6]
+        speak = [i for i, heard in enumerate(news, 1) if max_abs_diff(heard[0], heard[1]) > 1e-6]
         return Verdict(
             False,
-            f"the logits of four pictures still differ by up to {gap:.2g}: the projections of blocks {speak} speak.",
+            f"the logits of four images still differ by up to {gap:.2g}: the projections of blocks {speak} speak.",
         )
-    return Verdict(True, "right: all pictures get the same logits. All that the model knows now is its tables.")
+    return Verdict(True, "right: all images get the same logits. All that the model knows now is its tables.")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titn_lib.course.checks import Verdict, compare, number, together
-from titn_lib.models.layers import Layer
+from titn_lib.course.checks import Verdict, all_of, compare, number
+from titn_lib.models.layers import TransformerLayer
 
 
 def random_norm(width: int) -> nn.LayerNorm:
@@ -71,7 +71,7 @@ def check_report(answer: Callable[..., Any]) -> Verdict:
 
 def check_counts(block: Any, extra: Any) -> Verdict:
     """Parameters of a block twice as wide as titn_paper's; what distillation adds to titn_paper with 10 classes."""
-    return together(
+    return all_of(
         block_parameters=number(
             block,
             1_929_576,
@@ -109,13 +109,13 @@ def check_counts(block: Any, extra: Any) -> Verdict:
     )
 
 
-def masked(layer: Layer, tokens: Tensor, allowed: Tensor) -> Tensor:
+def masked(layer: TransformerLayer, tokens: Tensor, allowed: Tensor) -> Tensor:
     """The layer, where query i may read key j only if `allowed[i, j]`."""
-    attention, (batch, length, width) = layer.attention, tokens.shape
+    attention, (batch, length, width) = layer.attn, tokens.shape
     split = attention.qkv(layer.attention_norm(tokens)).reshape(batch, length, 3, attention.heads, -1)
     query, key, value = split.permute(2, 0, 3, 1, 4)
     scores = (query * attention.scale @ key.transpose(-2, -1)).masked_fill(~allowed, -torch.inf)
-    update = attention.output((scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, length, width))
+    update = attention.proj((scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, length, width))
     tokens = tokens + update
     return tokens + layer.mlp(layer.mlp_norm(tokens))
 
@@ -123,38 +123,38 @@ def masked(layer: Layer, tokens: Tensor, allowed: Tensor) -> Tensor:
 def check_left_out(answer: Callable[..., Any]) -> Verdict:
     """`answer(outer, layer)`: the layer, but the last token reads only itself and no other token reads it."""
 
-    def left_out(outer: Tensor, layer: Layer) -> Tensor:
+    def left_out(outer: Tensor, layer: TransformerLayer) -> Tensor:
         return torch.cat([layer(outer[:, :-1])[0], layer(outer[:, -1:])[0]], dim=1)
 
-    def plain(outer: Tensor, layer: Layer) -> Tensor:
+    def plain(outer: Tensor, layer: TransformerLayer) -> Tensor:
         return layer(outer)[0]
 
-    def still_reads(outer: Tensor, layer: Layer) -> Tensor:
+    def still_reads(outer: Tensor, layer: TransformerLayer) -> Tensor:
         return torch.cat([layer(outer[:, :-1])[0], layer(outer)[0][:, -1:]], dim=1)
 
-    def still_read(outer: Tensor, layer: Layer) -> Tensor:
+    def still_read(outer: Tensor, layer: TransformerLayer) -> Tensor:
         return torch.cat([layer(outer)[0][:, :-1], layer(outer[:, -1:])[0]], dim=1)
 
-    def only_others(outer: Tensor, layer: Layer) -> Tensor:
+    def only_others(outer: Tensor, layer: TransformerLayer) -> Tensor:
         allowed = torch.ones(outer.shape[1], outer.shape[1], dtype=torch.bool)
         allowed[:-1, -1] = False
         allowed[-1, -1] = False
         return masked(layer, outer, allowed)
 
-    def skipped(outer: Tensor, layer: Layer) -> Tensor:
+    def skipped(outer: Tensor, layer: TransformerLayer) -> Tensor:
         return torch.cat([layer(outer[:, :-1])[0], outer[:, -1:]], dim=1)
 
-    def no_attention(outer: Tensor, layer: Layer) -> Tensor:
+    def no_attention(outer: Tensor, layer: TransformerLayer) -> Tensor:
         last = outer[:, -1:] + layer.mlp(layer.mlp_norm(outer[:, -1:]))
         return torch.cat([layer(outer[:, :-1])[0], last], dim=1)
 
-    def zeroed(outer: Tensor, layer: Layer) -> Tensor:
+    def zeroed(outer: Tensor, layer: TransformerLayer) -> Tensor:
         return layer(torch.cat([outer[:, :-1], 0 * outer[:, -1:]], dim=1))[0]
 
-    def across(outer: Tensor, layer: Layer) -> Tensor:
+    def across(outer: Tensor, layer: TransformerLayer) -> Tensor:
         return torch.cat([layer(outer[:, :-1])[0], layer(outer[None, :, -1])[0][0][:, None]], dim=1)
 
-    def first(outer: Tensor, layer: Layer) -> Tensor:
+    def first(outer: Tensor, layer: TransformerLayer) -> Tensor:
         return torch.cat([layer(outer[:, :1])[0], layer(outer[:, 1:])[0]], dim=1)
 
     mistakes = {
@@ -165,18 +165,18 @@ def check_left_out(answer: Callable[..., Any]) -> Verdict:
         "the distillation token skips the whole layer; its own attention and MLP should stay": skipped,
         "the distillation token skips attention; it may still read itself": no_attention,
         "the distillation token is set to zero and stays in the conversation": zeroed,
-        "the pictures of a batch read each other: outer[:, -1] has no token axis any more": across,
+        "the images of a batch read each other: outer[:, -1] has no token axis any more": across,
         "the class token is left out (row 0); the distillation token is the last row": first,
     }
 
     def inputs() -> tuple:
-        layer = Layer(12, heads=3)
+        layer = TransformerLayer(12, heads=3)
         for parameter in layer.parameters():
             nn.init.normal_(parameter, std=0.5)
         return torch.randn(2, 18, 12), layer.requires_grad_(False)  # 18: an answer may count TITN's own tokens
 
     praise = (
-        "right. In a whole TITN the distillation logits are now the same for all pictures: that token starts from a "
-        "table, gets no news from the projection, and could learn of the picture only by reading."
+        "right. In a whole TITN the distillation logits are now the same for all images: that token starts from a "
+        "table, gets no news from the projection, and could learn of the image only by reading."
     )
     return compare(answer, left_out, inputs, mistakes, praise, tolerance=1e-3)

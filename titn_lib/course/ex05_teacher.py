@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from titn_lib.course.checks import NOT_YET, Verdict, ask, compare, describe, number, together, unwritten
-from titn_lib.data.datasets import DataSplits, load_data
-from titn_lib.data.transforms import normalise
+from titn_lib.course.checks import NOT_YET, Verdict, all_of, call_answer, compare, describe, number, unwritten
+from titn_lib.data.datasets import DataSplits, load_dataset
+from titn_lib.data.transforms import normalize
 from titn_lib.losses.distillation import freeze
 from titn_lib.models.base import Classifier
 from titn_lib.models.registry import create_model
@@ -22,7 +22,7 @@ COMPANY = 15
 
 
 def bins_of(confidence: Tensor, right: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each bin: how many pictures it has, the sums of their confidence and of their right answers."""
+    """For each bin: how many images it has, the sums of their confidence and of their right answers."""
     which = (confidence * bins).long().clamp(max=bins - 1)
     empty = torch.zeros(bins, dtype=torch.float64)
     weights = (torch.ones_like(right), confidence, right)
@@ -37,10 +37,10 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 10) -> 
 
 
 def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
-    """`answer(probabilities, labels, bins)`: "picture class", "picture" → the expected calibration error."""
+    """`answer(probabilities, labels, bins)`: "image class", "image" → the expected calibration error."""
 
     def parts(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-        """The gap of each bin that isn't empty, and its share of the pictures."""
+        """The gap of each bin that isn't empty, and its share of the images."""
         confidence, said = probabilities.max(dim=-1)
         counts, sure, right = bins_of(confidence, (said == labels).double(), bins)
         filled = counts > 0
@@ -95,10 +95,10 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
 
     cancel = "so that what is too sure makes up for what is too modest (one bin for all does the same)"
     mistakes = {
-        "every bin counts the same; it should count by its share of the pictures": unweighted,
+        "every bin counts the same; it should count by its share of the images": unweighted,
         "the gaps are added up and divided by the number of bins; a bin should count by its share of the "
-        "pictures": over_all_bins,
-        "a bin counts by its number of pictures; divide by the number of all pictures": by_count,
+        "images": over_all_bins,
+        "a bin counts by its number of images; divide by the number of all images": by_count,
         "the gaps are squared": squared,
         "the gaps are squared (and the root is taken at the end)": root,
         "every bin counts the same, and the gaps are only added up": summed,
@@ -107,7 +107,7 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
         f"the gaps keep their signs (sure minus right), {cancel}": signed,
         f"the gaps keep their signs (right minus sure), {cancel}": signed_other_way,
         "the confidence is the true class's probability; it should be that of the answer, right or wrong": true_class,
-        "pictures with a confidence of exactly 1 fall out of the last bin": without_certain,
+        "images with a confidence of exactly 1 fall out of the last bin": without_certain,
         "there are ten bins, whatever `bins` says": ten_bins,
     }
     bins = iter([12, 5, 20])
@@ -142,7 +142,7 @@ def one_number(answer: Callable[..., Any]) -> Callable[..., Any]:
 def check_temperature(changed: Any, two_classes: Any, limit: Any) -> Verdict:
     """How many of 360 answers change when all logits are divided by 4; what becomes of a probability of 0.9 among two
     classes at T = 2; what the confidence tends to among ten classes when T grows without end."""
-    return together(
+    return all_of(
         changed=number(changed, 0, {360: "all probabilities change; the largest stays the largest."}),
         two_classes=number(
             two_classes,
@@ -173,7 +173,7 @@ def check_company(company: Any) -> Verdict:
     """Fifteen test digits (their numbers) in whose company a teacher in training mode misreads the first one."""
     if unwritten(company):
         return NOT_YET
-    data = load_data("digits")
+    data = load_dataset("digits")
     try:
         numbers = [int(one) for one in company]
     except (TypeError, ValueError):
@@ -187,7 +187,7 @@ def check_company(company: Any) -> Verdict:
             "different.",
         )
     if min(numbers) < 0 or max(numbers) >= len(data.test):
-        return Verdict(False, f"the test pictures have the numbers 0 to {len(data.test) - 1}.")
+        return Verdict(False, f"the test images have the numbers 0 to {len(data.test) - 1}.")
     if WHICH in numbers:
         return Verdict(False, f"number {WHICH} is in already: choose {COMPANY} others.")
     alone, among = asked_both_ways(data, numbers)
@@ -207,7 +207,7 @@ def check_company(company: Any) -> Verdict:
 def asked_both_ways(data: DataSplits, company: list[int]) -> tuple[Tensor, Tensor]:
     """What the shipped teacher says of the digit when it is frozen, and when it is in training mode in company."""
     teacher = load_model("vgg7_bn.digits")
-    batch = normalise(data.test.images[[WHICH, *company]], data.mean, data.std)
+    batch = normalize(data.test.images[[WHICH, *company]], data.mean, data.std)
     with torch.no_grad():
         return teacher.eval()(batch)[0].softmax(dim=-1), teacher.train()(batch)[0].softmax(dim=-1)
 
@@ -232,13 +232,13 @@ def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
         (
             one_layer,
             False,
-            "it does not see a single batch normalisation left in training mode: `teacher.training` speaks for the "
+            "it does not see a single batch normalization left in training mode: `teacher.training` speaks for the "
             "outermost module only.",
         ),
         (
             dropping,
             False,
-            "it does not see a dropout left in training mode: every layer counts, not batch normalisation alone.",
+            "it does not see a dropout left in training mode: every layer counts, not batch normalization alone.",
         ),
         (fresh().requires_grad_(True), False, "it does not see that the weights take gradients."),
         (thawed, False, "it does not see that one of the weights, the last, takes a gradient."),
@@ -246,7 +246,7 @@ def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
     for teacher, truth, missed in cases:
         before = state_of(teacher.modules()), [weight.requires_grad for weight in teacher.parameters()]
         weights = copy.deepcopy(teacher.state_dict())
-        got = ask(answer, teacher)
+        got = call_answer(answer, teacher)
         if isinstance(got, Verdict):
             return got
         if not isinstance(got, bool) and not (isinstance(got, Tensor) and got.dtype == torch.bool and got.numel() == 1):

@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from titn_lib.course.checks import Verdict, ask, compare, describe, furthest, number, together
-from titn_lib.data.datasets import load_data
-from titn_lib.data.mixing import MixedLabels, cutmix
-from titn_lib.data.transforms import normalise
-from titn_lib.losses.distillation import ask_teacher, freeze, soft_loss
+from titn_lib.course.checks import Verdict, all_of, call_answer, compare, describe, max_abs_diff, number
+from titn_lib.data.datasets import load_dataset
+from titn_lib.data.mixing import MixedTargets, cutmix
+from titn_lib.data.transforms import normalize
+from titn_lib.losses.distillation import freeze, soft_loss, teacher_forward
 from titn_lib.models.teachers import Teacher
 from titn_lib.models.weights import load_model
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) of each picture."""
+    """KL(p ‖ q) of each image."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
 def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
-    """`answer(student_logits, teacher_logits, temperature)`: T²·KL(teacher ‖ student), the mean over pictures."""
+    """`answer(student_logits, teacher_logits, temperature)`: T²·KL(teacher ‖ student), the mean over images."""
 
     def softened(student: Tensor, teacher: Tensor, T: float) -> tuple[Tensor, Tensor]:
         return (student / T).log_softmax(dim=-1), (teacher / T).log_softmax(dim=-1)
@@ -84,9 +84,9 @@ def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdic
         "the loss is multiplied by T and not by T²": only_once,
         "the KL goes the wrong way round: the teacher's probabilities are the ones to weight with": wrong_way,
         "the mean is taken over all entries, so that the loss is as many times too small as there are "
-        'classes (kl_div\'s reduction="mean" does this; "batchmean" is the mean over pictures)': over_entries,
+        'classes (kl_div\'s reduction="mean" does this; "batchmean" is the mean over images)': over_entries,
         "the mean is taken over all entries and T² is left out": over_entries_without_square,
-        "the loss is summed over pictures; the mean was asked for": summed,
+        "the loss is summed over images; the mean was asked for": summed,
         "the teacher is not softened: its logits need the temperature, too": hard_teacher,
         "the student is not softened: its logits need the temperature, too": hard_student,
         "neither is softened": cold,
@@ -98,7 +98,7 @@ def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdic
         "there is no temperature at all": no_temperature,
         "the logits are multiplied by T; they should be divided": hotter,
         "the sign is the wrong way round: a KL is never below 0": negative,
-        "the softmax runs over pictures; it should run over classes": over_pictures,
+        "the softmax runs over images; it should run over classes": over_pictures,
     }
     temperatures = iter([4.0, 2.0, 8.0])
 
@@ -127,7 +127,7 @@ COPY = -float(np.log(0.8))
 def check_losses(louder: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
     """By how much the hard loss changes when the teacher's logits are multiplied by 100; the soft loss and the hard
     loss of a student that says exactly what its teacher says: 0.8, 0.1 and 0.1."""
-    return together(
+    return all_of(
         louder=number(louder, 0, {100: "hard labels ask for the largest logit only, and it stays where it is."}),
         soft_copy=number(
             soft_copy, 0, {COPY: "that is the hard loss; KL compares two distributions, and these are the same."}
@@ -158,7 +158,7 @@ def check_wrong_pupil(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verd
     mistakes: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
         "student and teacher change places: KL is not the same both ways": swapped,
         "T² is left out": lambda student, teacher, T: soft_loss(student, teacher, T) / T**2,
-        "the loss is summed over pictures": lambda student, teacher, T: soft_loss(student, teacher, T) * len(student),
+        "the loss is summed over images": lambda student, teacher, T: soft_loss(student, teacher, T) * len(student),
     }
     verdict = compare(answer, soft_loss, lambda: (2 * torch.randn(6, 10), 2 * torch.randn(6, 10), 4.0), mistakes)
     if not verdict.right:
@@ -174,53 +174,51 @@ def check_wrong_pupil(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verd
 
 
 def check_prepare(answer: Callable[..., Any]) -> Verdict:
-    """`answer(teacher, images, labels, rng)`: mixed pictures, their labels, and the teacher's logits on them."""
+    """`answer(teacher, images, labels, rng)`: mixed images, their labels, and the teacher's logits on them."""
     teacher = freeze(cast(Teacher, load_model("vgg7_bn.digits")))
-    data = load_data("digits")
+    data = load_dataset("digits")
     first = int(torch.randint(len(data.train) - 32, ()))
     labels = data.train.labels[first : first + 32]
-    images = normalise(data.train.images[first : first + 32], data.mean, data.std)
-    seed = next(
-        seed for seed in range(first, first + 1000) if 0.3 < cutmix(images, labels, rng_of(seed))[1].weight < 0.7
-    )
-    got = ask(answer, teacher, images.clone(), labels.clone(), rng_of(seed))
+    images = normalize(data.train.images[first : first + 32], data.mean, data.std)
+    seed = next(seed for seed in range(first, first + 1000) if 0.3 < cutmix(images, labels, rng_of(seed))[1].lam < 0.7)
+    got = call_answer(answer, teacher, images.clone(), labels.clone(), rng_of(seed))
     if isinstance(got, Verdict):
         return got
-    if not isinstance(got, tuple | list) or len(got) != 3 or isinstance(got, MixedLabels):
-        return Verdict(False, f"it returns {describe(got)}; three things were asked for: pictures, labels, logits.")
+    if not isinstance(got, tuple | list) or len(got) != 3 or isinstance(got, MixedTargets):
+        return Verdict(False, f"it returns {describe(got)}; three things were asked for: images, labels, logits.")
     mixed, mixed_labels, logits = got
     if not isinstance(mixed, Tensor) or mixed.shape != images.shape:
-        return Verdict(False, f"the pictures are {describe(getattr(mixed, 'shape', mixed))}; 32×1×16×16 was asked for.")
-    if not isinstance(mixed_labels, MixedLabels):
+        return Verdict(False, f"the images are {describe(getattr(mixed, 'shape', mixed))}; 32×1×16×16 was asked for.")
+    if not isinstance(mixed_labels, MixedTargets):
         return Verdict(
-            False, f"the labels are {describe(mixed_labels)}; MixedLabels, as cutmix returns them, are needed."
+            False, f"the labels are {describe(mixed_labels)}; MixedTargets, as cutmix returns them, are needed."
         )
     if not isinstance(logits, Tensor) or logits.shape != (32, 10):
-        wanted = " (ask_teacher returns logits and maps: take .logits)" if isinstance(logits, tuple) else ""
+        wanted = " (teacher_forward returns logits and maps: take .logits)" if isinstance(logits, tuple) else ""
         return Verdict(
             False, f"the logits are {describe(getattr(logits, 'shape', logits))}; 32×10 was asked for{wanted}."
         )
-    if furthest(mixed, images) == 0:
-        return Verdict(False, "nothing is mixed: the pictures are the ones that you were given.")
+    if max_abs_diff(mixed, images) == 0:
+        return Verdict(False, "nothing is mixed: the images are the ones that you were given.")
     if not torch.isin(mixed, images).all():
         return Verdict(
-            False, "the pictures have numbers that weren't in them: cutmix pastes, and they come normalised already."
+            False, "the images have numbers that weren't in them: cutmix pastes, and they come normalized already."
         )
-    once_more = ask(answer, teacher, images.clone(), labels.clone(), rng_of(seed + 1))
-    if isinstance(once_more, tuple | list) and furthest(once_more[0], mixed) == 0:
+    once_more = call_answer(answer, teacher, images.clone(), labels.clone(), rng_of(seed + 1))
+    if isinstance(once_more, tuple | list) and max_abs_diff(once_more[0], mixed) == 0:
         return Verdict(False, "another rng mixes in the same way: draw from the one that you are given.")
     if logits.requires_grad:
-        return Verdict(False, "the teacher's answer carries a gradient: ask it with ask_teacher, or under no_grad.")
-    of_mixed, of_whole = (ask_teacher(teacher, pictures).logits for pictures in (mixed, images))
-    if furthest(logits, of_mixed) <= 1e-3:
-        return Verdict(True, "right: teacher and student see the very same pictures.")
+        return Verdict(False, "the teacher's answer carries a gradient: ask it with teacher_forward, or under no_grad.")
+    of_mixed, of_whole = (teacher_forward(teacher, pictures).logits for pictures in (mixed, images))
+    if max_abs_diff(logits, of_mixed) <= 1e-3:
+        return Verdict(True, "right: teacher and student see the very same images.")
     changed = (of_mixed.argmax(dim=-1) != logits.argmax(dim=-1)).sum()
-    told = f"on {changed} of 32 pictures it answers otherwise than on what the student sees."
-    if furthest(logits, of_mixed.softmax(dim=-1)) <= 1e-3:
+    told = f"on {changed} of 32 images it answers otherwise than on what the student sees."
+    if max_abs_diff(logits, of_mixed.softmax(dim=-1)) <= 1e-3:
         return Verdict(False, "these are the teacher's probabilities; its logits were asked for.")
-    if furthest(logits, of_whole) <= 1e-3:
-        return Verdict(False, f"the teacher is asked about the pictures before they were mixed: {told}")
-    return Verdict(False, f"the teacher is asked about other pictures than those you return (mixed twice?): {told}")
+    if max_abs_diff(logits, of_whole) <= 1e-3:
+        return Verdict(False, f"the teacher is asked about the images before they were mixed: {told}")
+    return Verdict(False, f"the teacher is asked about other images than those you return (mixed twice?): {told}")
 
 
 def rng_of(seed: int) -> np.random.Generator:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titn_lib.course.checks import Verdict, as_number, ask, compare, describe, number, together
+from titn_lib.course.checks import Verdict, all_of, as_number, call_answer, compare, describe, number
 
 TABLES = 2000  # of useless changes, for check_report
 ENOUGH = 0.6  # of them must look like an improvement
@@ -68,7 +68,7 @@ def check_chances(none: Any, needed: Any) -> Verdict:
     """The chance that none of 17 independent changes without effect passes a bar that one of them passes in 5 of 100
     cases; how many seeds a setting takes (3 so far) for a standard error half as long."""
     chance = 0.95**17
-    return together(
+    return all_of(
         none=number(
             none,
             chance,
@@ -104,7 +104,7 @@ def check_report(answer: Callable[[Tensor, Tensor], Any]) -> Verdict:
     better, total = 0, 0.0
     for _ in range(TABLES):
         change, base = 54 + 0.7 * torch.randn(2, 3, generator=generator, dtype=torch.float64)
-        got = ask(answer, change.clone(), base.clone())
+        got = call_answer(answer, change.clone(), base.clone())
         if isinstance(got, Verdict):
             return got
         value = as_number(got)

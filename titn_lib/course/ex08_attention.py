@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titn_lib import interpret as explain
-from titn_lib.course.checks import Verdict, as_number, ask, compare, describe, number, together, unwritten
+from titn_lib import interpret
+from titn_lib.course.checks import Verdict, all_of, as_number, call_answer, compare, describe, number, unwritten
 from titn_lib.models.registry import create_model
 
 MapFunction = Callable[[nn.Module, Tensor], Tensor]  # model, "batch channel height width" → "batch height width"
@@ -24,7 +24,7 @@ def check_rollout(answer: Callable[[Tensor], Tensor]) -> Verdict:
         return rolled
 
     def rollout(attention: Tensor) -> Tensor:
-        return explain.rollout(list(attention))
+        return interpret.rollout(list(attention))
 
     def plus(attention: Tensor, heads: Tensor) -> Tensor:
         return (heads + torch.eye(attention.shape[-1])) / 2
@@ -107,7 +107,7 @@ def check_uniform(patch: Any, itself: Any) -> Verdict:
         0.5 + even / 2: "that is a single block; there are five.",
         (1 - kept) / 17: "what is not kept is shared by all 18 tokens, itself among them.",
     }
-    return together(
+    return all_of(
         for_a_patch=number(patch, others, {**wrong, kept + others: "that is the token itself."}),
         for_itself=number(
             itself,
@@ -120,7 +120,7 @@ def check_uniform(patch: Any, itself: Any) -> Verdict:
 
 def map_a(model: nn.Module, images: Tensor) -> Tensor:
     """A map for the answer that the class head gives."""
-    return explain.relevance(model, images, classes=explain.answer(model)(images).argmax(dim=-1)).picture
+    return interpret.relevance(model, images, classes=interpret.head_logits_fn(model)(images).argmax(dim=-1)).image
 
 
 def map_b(model: nn.Module, images: Tensor) -> Tensor:
@@ -129,14 +129,14 @@ def map_b(model: nn.Module, images: Tensor) -> Tensor:
     strength = (local[:, :, 1:-1, 2:] - local[:, :, 1:-1, :-2]) ** 2 + (
         local[:, :, 2:, 1:-1] - local[:, :, :-2, 1:-1]
     ) ** 2
-    weight = explain.answer(model)(images).softmax(dim=-1).sum(dim=-1)[:, None, None]
-    return (explain.blur(strength.sqrt(), width=1.0).sum(dim=1) * weight).detach()
+    weight = interpret.head_logits_fn(model)(images).softmax(dim=-1).sum(dim=-1)[:, None, None]
+    return (interpret.blur(strength.sqrt(), width=1.0).sum(dim=1) * weight).detach()
 
 
 def map_c(model: nn.Module, images: Tensor) -> Tensor:
     """A map for the answer that the class head gives."""
-    classes = explain.answer(model)(images).argmax(dim=-1)
-    return explain.blur((explain.input_gradient(model, images, classes) * images).abs(), width=1.0).sum(dim=1)
+    classes = interpret.head_logits_fn(model)(images).argmax(dim=-1)
+    return interpret.blur((interpret.input_gradient(model, images, classes) * images).abs(), width=1.0).sum(dim=1)
 
 
 def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspect: Any) -> Verdict:
@@ -161,33 +161,33 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
         return drawn
 
     def mostly_drawn(model: nn.Module, pictures: Tensor) -> Tensor:
-        """The first picture's map stays, and its numbers are large; the others' don't."""
+        """The first image's map stays, and its numbers are large; the others' don't."""
         first = (pictures == images[0]).flatten(1).all(dim=1)[:, None, None]
         return torch.where(first, 1000 * pictures.sum(dim=1), by_part("")(model, pictures))
 
     values = []
     for one in (still, by_part("heads."), by_part("blocks."), by_part("pixel_embedding."), mostly_drawn):
-        got = ask(moved, one, model, images)
+        got = call_answer(moved, one, model, images)
         if isinstance(got, Verdict):
             return got
         value = as_number(got)
         if value is None:
-            return Verdict(False, f"moved returns {describe(got)}; one number was asked for: the mean over pictures.")
+            return Verdict(False, f"moved returns {describe(got)}; one number was asked for: the mean over images.")
         values.append(value)
     changed = any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
     heads, blocks, start = (abs(value) > 0.99 for value in values[1:4])
     if changed:
-        return Verdict(False, "the model that was passed in has other weights now: randomise makes a copy, use that.")
+        return Verdict(False, "the model that was passed in has other weights now: randomize makes a copy, use that.")
     if not 0.9 < values[0] < 1.01:
-        return Verdict(False, f"for a map that looks only at the picture, moved gives {values[0]:.2f}; it should be 1.")
+        return Verdict(False, f"for a map that looks only at the image, moved gives {values[0]:.2f}; it should be 1.")
     if not any(asked):
         return Verdict(False, "the model that was passed in is never asked: one of the two maps should be its own.")
     if heads and blocks and start:
         return Verdict(False, "both maps come from the same weights.")
     if blocks:
-        return Verdict(False, "the blocks kept their weights: ask randomise for depth + 1.")
+        return Verdict(False, "the blocks kept their weights: ask randomize for depth + 1.")
     if start:
-        return Verdict(False, "the blocks are fresh, the pixel embedding isn't: ask randomise for depth + 1.")
+        return Verdict(False, "the blocks are fresh, the pixel embedding isn't: ask randomize for depth + 1.")
     if max(map(abs, values[1:4])) > 0.5:
         return Verdict(
             False,
@@ -197,8 +197,8 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
     if values[4] > 0.6:
         return Verdict(
             False,
-            f"if one picture of four keeps its map, and the others' are drawn anew, moved gives {values[4]:.2f}; it "
-            "should be about 0.25: the mean over pictures of each one's own correlation.",
+            f"if one image of four keeps its map, and the others' are drawn anew, moved gives {values[4]:.2f}; it "
+            "should be about 0.25: the mean over images of each one's own correlation.",
         )
     if unwritten(suspect):
         return Verdict(False, "moved is right. Now use it: which of a, b and c is it?")

@@ -1,4 +1,4 @@
-"""Exercises of 09_your_pictures."""
+"""Exercises of 09_your_images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,17 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titn_lib.course.checks import NOT_YET, ROUNDS, Verdict, as_number, ask, describe, furthest, number, unwritten
+from titn_lib.course.checks import (
+    NOT_YET,
+    ROUNDS,
+    Verdict,
+    as_number,
+    call_answer,
+    describe,
+    max_abs_diff,
+    number,
+    unwritten,
+)
 from titn_lib.data.datasets import CIFAR_MEAN, CIFAR_STD
-from titn_lib.data.transforms import normalise
+from titn_lib.data.transforms import normalize
 
 # --- 1 · a fair split
 
 
 def check_split(answer: Callable[[Tensor, float, int], tuple[Tensor, Tensor]]) -> Verdict:
-    """`answer(labels, fraction, seed)`: the places of the pictures to keep, and of those to set aside.
+    """`answer(labels, fraction, seed)`: the places of the images to keep, and of those to set aside.
 
-    The same share of each class is set aside; every picture is in one part, and in one only; the seed says which.
+    The same share of each class is set aside; every image is in one part, and in one only; the seed says which.
     """
     for turn in range(ROUNDS):
         counts = torch.randint(100, 300, (3 + turn,)).tolist()
@@ -26,11 +36,11 @@ def check_split(answer: Callable[[Tensor, float, int], tuple[Tensor, Tensor]]) -
         fraction = (0.2, 0.25, 0.1)[turn]
         splits = []
         for seed in (7, 7, 8):
-            parts = read_parts(ask(answer, labels.clone(), fraction, seed), len(labels))
+            parts = read_parts(call_answer(answer, labels.clone(), fraction, seed), len(labels))
             if isinstance(parts, Verdict):
                 return parts
             if max(int(part.max()) if len(part) else 0 for part in parts) < len(counts):
-                return Verdict(False, "these are labels; the places of the pictures in the list were asked for.")
+                return Verdict(False, "these are labels; the places of the images in the list were asked for.")
             splits.append(parts)
         for fault in (
             faults_of_parts(*splits[0], len(labels), fraction),
@@ -44,16 +54,16 @@ def check_split(answer: Callable[[Tensor, float, int], tuple[Tensor, Tensor]]) -
         if first != again:
             return Verdict(
                 False,
-                f"called twice with the same seed it sets {len(first - again)} other pictures aside: draw from a "
+                f"called twice with the same seed it sets {len(first - again)} other images aside: draw from a "
                 "generator that starts from the seed, or two runs can't be compared.",
             )
         if first == other:
-            return Verdict(False, "another seed sets the same pictures aside: the seed isn't used.")
-    return Verdict(True, "right: each class gives its share, no picture is in both parts, and the seed says which.")
+            return Verdict(False, "another seed sets the same images aside: the seed isn't used.")
+    return Verdict(True, "right: each class gives its share, no image is in both parts, and the seed says which.")
 
 
 def read_parts(got: Any, count: int) -> tuple[Tensor, Tensor] | Verdict:
-    """Two lists of places in a list of so many pictures, or what is wrong with them."""
+    """Two lists of places in a list of so many images, or what is wrong with them."""
     if isinstance(got, Verdict):
         return got
     if isinstance(got, tuple | list) and unwritten(*got):
@@ -75,22 +85,22 @@ def read_parts(got: Any, count: int) -> tuple[Tensor, Tensor] | Verdict:
                 "were asked for.",
             )
         if beyond := [place for place in places.tolist() if not 0 <= place < count]:
-            return Verdict(False, f"it names picture {beyond[0]} of {count}: places go from 0 to {count - 1}.")
+            return Verdict(False, f"it names image {beyond[0]} of {count}: places go from 0 to {count - 1}.")
         parts.append(places.long())
     return parts[0], parts[1]
 
 
 def faults_of_parts(kept: Tensor, aside: Tensor, count: int, fraction: float) -> str:
-    """Pictures that are in both parts, twice in one, or in none; parts that changed places."""
+    """Images that are in both parts, twice in one, or in none; parts that changed places."""
     both = len(set(kept.tolist()) & set(aside.tolist()))
     if both:
-        return f"{both} pictures are in both parts: the model would be tested on what it has learned by heart."
+        return f"{both} images are in both parts: the model would be tested on what it has overfitting."
     twice = count_twice(kept) + count_twice(aside)
     if twice:
         return f"{twice} places are named more than once: draw without putting back (a permutation does)."
     missing = count - len(kept) - len(aside)
     if missing:
-        return f"{missing} of {count} pictures are in neither part."
+        return f"{missing} of {count} images are in neither part."
     if abs(len(aside) - (1 - fraction) * count) < 0.05 * count:
         asked = f"{100 * fraction:.0f} % were asked for"
         return f"the parts have changed places: {len(aside)} of {count} are set aside, and {asked}."
@@ -109,7 +119,7 @@ def faults_of_shares(aside: Tensor, labels: Tensor, fraction: float) -> str:
     if bool(((given - fraction * counts).abs() <= 1.5).all()):
         return ""
     if len(given.unique()) == 1 < len(counts.unique()) and int(given[0]):
-        return f"{int(given[0])} pictures of each class are set aside; the same share of each was asked for."
+        return f"{int(given[0])} images of each class are set aside; the same share of each was asked for."
     alike = float((shares - shares.mean()).abs().max()) < 0.02
     if alike and abs(float(shares.mean()) - fraction) > 0.02:
         return f"{100 * shares.mean():.0f} % of each class are set aside, and {100 * fraction:.0f} % were asked for."
@@ -121,14 +131,14 @@ def faults_of_shares(aside: Tensor, labels: Tensor, fraction: float) -> str:
     inside = aside.sort().values
     if len(inside) and int(inside[-1] - inside[0]) == len(inside) - 1:
         end = "first" if int(inside[0]) == 0 else "last"
-        text += f" These are the {end} pictures of the list, and a folder is read class by class."
+        text += f" These are the {end} images of the list, and a folder is read class by class."
     elif bool((shares - fraction).abs().max() < 0.15):
         text += " Drawing from all classes together gives each its share only roughly."
     return text
 
 
 def faults_of_order(aside: Tensor, labels: Tensor) -> str:
-    """Pictures that were chosen by their place within the class and not by chance."""
+    """Images that were chosen by their place within the class and not by chance."""
     ways = set()
     for label in labels.unique():
         rank = torch.isin((labels == label).nonzero().flatten(), aside).nonzero().flatten()
@@ -137,7 +147,7 @@ def faults_of_order(aside: Tensor, labels: Tensor) -> str:
             return ""
         ways.add("every so-manieth" if int(steps) > 1 else "the first" if int(rank[0]) == 0 else "the last")
     return (
-        f"of each class {' or '.join(sorted(ways))} pictures are set aside: files that lie together are often of one "
+        f"of each class {' or '.join(sorted(ways))} images are set aside: files that lie together are often of one "
         "series. Shuffle within each class."
     )
 
@@ -146,22 +156,22 @@ def faults_of_order(aside: Tensor, labels: Tensor) -> str:
 
 
 def check_error(points: Any) -> Verdict:
-    """The standard error of an accuracy of 90 % on 400 test pictures, in percentage points."""
+    """The standard error of an accuracy of 90 % on 400 test images, in percentage points."""
     near = {
         0.015: "that is a share; in percentage points it is a hundred times as much.",
         0.0225: "that is the variance (times 100); the standard error is its square root.",
         0.000225: "that is the variance; the standard error is its square root.",
-        30.0: "that is the spread of a single picture, right or wrong; the mean of 400 is steadier.",
-        0.3: "that is the spread of a single picture, right or wrong; the mean of 400 is steadier.",
+        30.0: "that is the spread of a single image, right or wrong; the mean of 400 is steadier.",
+        0.3: "that is the spread of a single image, right or wrong; the mean of 400 is steadier.",
         0.075: "divided by 400 and not by its square root.",
         2.94: "that is half the width of a 95 % interval: 1.96 standard errors.",
         5.0: "p (1 − p) is missing under the root: 1/√n is more than it can be.",
     }
-    return number(points, 1.5, near, "right: √(0.9 · 0.1 / 400) = 0.015. It takes 1,600 pictures to halve it.")
+    return number(points, 1.5, near, "right: √(0.9 · 0.1 / 400) = 0.015. It takes 1,600 images to halve it.")
 
 
 def check_needed(pictures: Any) -> Verdict:
-    """How many test pictures, each model on its own, until 90 % and 92 % are 1.96 standard errors of the difference
+    """How many test images, each model on its own, until 90 % and 92 % are 1.96 standard errors of the difference
     apart."""
     near = {
         (864, 865): "that is for one model with 90 % and a fixed figure; both are measured, and both variances add.",
@@ -184,7 +194,7 @@ def check_needed(pictures: Any) -> Verdict:
     return number(pictures, 1572, praise=praise, within=0.002)
 
 
-# --- 4 · three ways to normalise
+# --- 4 · three ways to normalize
 
 
 def normalise_a(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -199,7 +209,7 @@ def normalise_b(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
 
 def normalise_c(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     centre, scale = torch.tensor(mean), torch.tensor(std)
-    once = normalise(images, mean, std).movedim(1, -1)
+    once = normalize(images, mean, std).movedim(1, -1)
     return (once - centre).div(scale).movedim(-1, 1)
 
 
@@ -219,24 +229,24 @@ def check_suspects(right: Any, quiet: Any, loud: Any) -> Verdict:
     if len(set(named.values())) < 3:
         return Verdict(False, "each letter has one role: name all three.")
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    true = normalise(images, CIFAR_MEAN, CIFAR_STD)
-    gaps = {letter: furthest(suspect(images, CIFAR_MEAN, CIFAR_STD), true) for letter, suspect in suspects.items()}
+    true = normalize(images, CIFAR_MEAN, CIFAR_STD)
+    gaps = {letter: max_abs_diff(suspect(images, CIFAR_MEAN, CIFAR_STD), true) for letter, suspect in suspects.items()}
     letter = named["right"]
     if ROLES[letter] != "right":
         size = "little" if ROLES[letter] == "quiet" else "a lot"
         return Verdict(
             False,
-            f"{letter} is broken: it differs from `normalise` by up to {gaps[letter]:.2g}. That is {size}, and not "
+            f"{letter} is broken: it differs from `normalize` by up to {gaps[letter]:.2g}. That is {size}, and not "
             "rounding.",
         )
     if ROLES[named["quiet"]] != "quiet":
         return Verdict(
             False,
-            f"B is right, the other two have changed places: {named['quiet']} differs from `normalise` by up to "
+            f"B is right, the other two have changed places: {named['quiet']} differs from `normalize` by up to "
             f"{gaps[named['quiet']]:.2g}, and {named['loud']} by {gaps[named['loud']]:.2g} only.",
         )
     return Verdict(
         True,
-        "right: A takes the standard deviations in the order blue, green, red; C normalises twice. A test on accuracy "
+        "right: A takes the standard deviations in the order blue, green, red; C normalizes twice. A test on accuracy "
         "finds C; only a comparison of numbers finds A.",
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titn_lib.course.checks import NOT_YET, Verdict, as_number, compare, describe, number, together, unwritten
+from titn_lib.course.checks import NOT_YET, Verdict, all_of, as_number, compare, describe, number, unwritten
 from titn_lib.training.config import Recipe
 from titn_lib.training.optim import learning_rate
 
@@ -113,7 +113,7 @@ def gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]
 
 
 def parts(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The parts' gradients, a row for each, and how many pictures each has."""
+    """The parts' gradients, a row for each, and how many images each has."""
     pairs = list(zip(images.split(size), labels.split(size), strict=True))
     rows = [torch.cat([part.flatten() for part in gradient(network, *pair)]) for pair in pairs]
     return torch.stack(rows), torch.tensor([float(len(pair[1])) for pair in pairs])
@@ -124,7 +124,7 @@ def left_behind(answer: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Any:
         network.zero_grad()
-        waiting, most = 0, 0  # pictures whose gradient is still to come, and the most at once
+        waiting, most = 0, 0  # images whose gradient is still to come, and the most at once
 
         def count(module: nn.Module, given: tuple[Tensor], logits: Tensor) -> None:
             nonlocal waiting, most
@@ -150,7 +150,7 @@ def left_behind(answer: Callable[..., Any]) -> Callable[..., Any]:
             )
         if most > size:
             return Verdict(
-                False, f"{most} pictures are in memory at once, and {size} are allowed: backward() frees them."
+                False, f"{most} images are in memory at once, and {size} are allowed: backward() frees them."
             )
         if network.training != mode or any(
             not torch.equal(before[name], weight) for name, weight in network.state_dict().items()
@@ -208,9 +208,9 @@ def check_accumulate(answer: Callable[..., Any]) -> Verdict:
     mistakes = {
         "all parts count alike, though the last is smaller": all_alike,
         "the parts' gradients are added up and not divided": added,
-        "the sum over pictures is not divided by their number": by_size,
+        "the sum over images is not divided by their number": by_size,
         "every part is weighted as if it were full; the last isn't": by_full_parts,
-        "the pictures left over at the end are left out": whole_parts,
+        "the images left over at the end are left out": whole_parts,
         "only the last part is left: the gradients were set to zero in between": last_only,
         "only the last part is left, with its weight: the gradients were set to zero in between": last_share,
     }
@@ -231,14 +231,14 @@ def check_forget(answer: Callable[..., Any], sgd: Any, adamw: Any) -> Verdict:
         "the parts are divided by their number, so nothing is broken": true_gradient,
         "only the last part is left: the gradients were set to zero in between": last_only,
         "the parts are multiplied by their number": squared,
-        "the pictures' losses are added up and not averaged, which goes further than asked": by_size,
+        "the images' losses are added up and not averaged, which goes further than asked": by_size,
     }
     broken = compare(left_behind(answer), added, inputs_of(32, 8), mistakes, tolerance=1e-9)
     if not broken.right:
         return broken
     if unwritten(sgd, adamw):
-        return Verdict(False, f"broken as asked. Now the two factors: {NOT_YET.says}")
-    return together(
+        return Verdict(False, f"broken as asked. Now the two factors: {NOT_YET.message}")
+    return all_of(
         sgd_times=number(
             sgd,
             4,
@@ -258,18 +258,18 @@ def check_forget(answer: Callable[..., Any], sgd: Any, adamw: Any) -> Verdict:
 
 
 def check_costs(steps: Any, total: Any, state: Any) -> Verdict:
-    """Steps in an epoch (45,000 pictures, batch 1,024), steps in 350 epochs, bytes of titn_paper's weights and AdamW
+    """Steps in an epoch (45,000 images, batch 1,024), steps in 350 epochs, bytes of titn_paper's weights and AdamW
     state."""
     weights = 5_821_280
-    return together(
+    return all_of(
         steps_in_an_epoch=number(
             steps,
             43,
             {
                 44: "the last, incomplete batch is left out.",
                 45_000 / 1024: "a step is a whole one; what is left over is left out.",
-                48: "those are 50,000 pictures; a tenth is held out.",
-                49: "those are 50,000 pictures; a tenth is held out, and what is left over is left out.",
+                48: "those are 50,000 images; a tenth is held out.",
+                49: "those are 50,000 images; a tenth is held out, and what is left over is left out.",
                 351: "that is for batches of 128.",
             },
         ),
@@ -281,8 +281,8 @@ def check_costs(steps: Any, total: Any, state: Any) -> Verdict:
                 15_380: "what is left over at an epoch's end does not go into the next one.",
                 350 * 45_000 / 1024: "what is left over at an epoch's end does not go into the next one.",
                 25_800: "that is for the 600 epochs on CIFAR-100.",
-                16_800: "those are 50,000 pictures; a tenth is held out.",
-                15_750_000: "those are pictures.",
+                16_800: "those are 50,000 images; a tenth is held out.",
+                15_750_000: "those are images.",
             },
         ),
         state_bytes=number(

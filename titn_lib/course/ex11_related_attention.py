@@ -1,4 +1,4 @@
-"""Exercises of 11_neighbours_attention."""
+"""Exercises of 11_related_attention."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titn_lib.course.checks import Verdict, ask, compare, describe, number, stopped, together
+from titn_lib.course.checks import Verdict, all_of, call_answer, compare, describe, from_exception, number
 
 DRAWS = 100  # of queries, keys and values, for check_feature_map
 
@@ -61,7 +61,7 @@ def check_counts(even: Any, rank: Any, scores: Any, span: Any) -> Verdict:
     """The number of tokens at which linear attention and softmax attention cost the same, for heads 16 wide; the
     highest rank that its 64×64 table can have, for heads 16 wide; scores of one head in CMT's attention on a map of
     8×8, k = 2; the points that a 7×7 kernel with dilation 3 spans, one way."""
-    return together(
+    return all_of(
         tokens=number(
             even,
             16.5,
@@ -121,7 +121,7 @@ def check_feature_map(phi: Callable[[Tensor], Tensor]) -> Verdict:
         query, key, value = torch.randn(3, 64, 4, generator=generator)
         value[:2] = torch.tensor([[1.0], [-1.0]]) * value[:2].abs()  # nobody heard, nothing told: 0 is in between
         try:
-            wide_query, wide_key = ask(phi, query.clone()), ask(phi, key.clone())
+            wide_query, wide_key = call_answer(phi, query.clone()), call_answer(phi, key.clone())
             if isinstance(wide_query, Verdict):
                 return wide_query
             if not isinstance(wide_query, Tensor):
@@ -132,7 +132,7 @@ def check_feature_map(phi: Callable[[Tensor], Tensor]) -> Verdict:
             weights = wide_query @ wide_key.mT
             told = weights @ value / (weights.sum(dim=-1, keepdim=True) + 1e-6)
         except Exception as problem:  # whatever the reader's code may do
-            return stopped(problem, query)
+            return from_exception(problem, query)
         if not told.isfinite().all():
             return Verdict(
                 False, "that gives infinity, or no number at all: φ is too large, or isn't defined somewhere."

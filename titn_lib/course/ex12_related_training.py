@@ -1,4 +1,4 @@
-"""Exercises of 12_neighbours_training."""
+"""Exercises of 12_related_training."""
 
 import math
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titn_lib.course.checks import ROUNDS, Verdict, ask, compare, describe, furthest, number, together
-from titn_lib.losses.features import likeness_gap
+from titn_lib.course.checks import ROUNDS, Verdict, all_of, call_answer, compare, describe, max_abs_diff, number
+from titn_lib.losses.features import similarity_mse
 from titn_lib.losses.relabeling import relabel
 
 
@@ -16,7 +16,7 @@ def check_relabel(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
     """`answer(logits, labels, delta)`: the likeliest class where its lead is more than delta, else the label."""
 
     def where(surer: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[Tensor, Tensor, float], Tensor]:
-        """Relabelling of the rows that `surer(table, labels, delta)` marks."""
+        """Relabeling of the rows that `surer(table, labels, delta)` marks."""
         return lambda z, y, d: torch.where(surer(z, y, d), z.argmax(dim=-1), y)
 
     def lead(table: Tensor, labels: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def check_relabel(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
         "the labels give way where the network is not sure: the sign is the wrong way round": where(
             lambda z, y, d: lead(z.softmax(dim=-1), y) <= d
         ),
-        "the softmax runs over pictures; it should run over classes": where(
+        "the softmax runs over images; it should run over classes": where(
             lambda z, y, d: lead(z.softmax(dim=0), y) > d
         ),
         "no label is changed": lambda z, y, d: y,
@@ -60,16 +60,16 @@ def check_relabel(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
 
 
 def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) -> Verdict:
-    """Two views of 50 pictures, 5 of each of ten classes. An anchor's positives and negatives; its negatives when the
-    batch is cut into 5 parts of 10 pictures, one of each class; the loss of the whole batch if all z are the same."""
-    return together(
+    """Two views of 50 images, 5 of each of ten classes. An anchor's positives and negatives; its negatives when the
+    batch is cut into 5 parts of 10 images, one of each class; the loss of the whole batch if all z are the same."""
+    return all_of(
         positives=number(
             positives,
             9,
             {
                 10: "an anchor is not its own positive.",
-                8: "the other view of the same picture is a positive, too.",
-                4: "every picture has two views.",
+                8: "the other view of the same image is a positive, too.",
+                4: "every image has two views.",
                 1: "the other view is one of them; the labels add more.",
             },
         ),
@@ -77,10 +77,10 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
             negatives,
             90,
             {
-                45: "every picture has two views.",
+                45: "every image has two views.",
                 99: "of these 99 some are of the anchor's class.",
                 100: "some are of the anchor's class.",
-                49: "every picture has two views, and some are of the anchor's class.",
+                49: "every image has two views, and some are of the anchor's class.",
             },
         ),
         negatives_in_parts=number(
@@ -88,9 +88,9 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
             18,
             {
                 90: "a part is compared with itself only: its gradient knows nothing of the other parts.",
-                9: "every picture has two views.",
+                9: "every image has two views.",
                 19: "one of these 19 is the anchor's other view.",
-                20: "two of these 20 are views of the anchor's own picture.",
+                20: "two of these 20 are views of the anchor's own image.",
             },
         ),
         collapsed_loss=number(
@@ -112,7 +112,7 @@ def check_counts(positives: Any, negatives: Any, in_parts: Any, collapsed: Any) 
 def check_repair(precision: Any, recall: Any, right: Any) -> Verdict:
     """1,000 labels, 400 of them wrong. 360 are changed: 300 wrong ones to the true class, 20 wrong ones to another
     wrong class, 40 right ones. Precision, recall, and how many labels are right now."""
-    return together(
+    return all_of(
         precision=number(
             precision,
             300 / 360,
@@ -152,10 +152,10 @@ def check_repair(precision: Any, recall: Any, right: Any) -> Verdict:
 
 
 def check_stranger(answer: Callable[[Tensor], Tensor]) -> Verdict:
-    """`answer(teacher)`: rows of another width than the teacher's, and yet a likeness gap of 0."""
+    """`answer(teacher)`: rows of another width than the teacher's, and yet a similarity gap of 0."""
     for _ in range(ROUNDS):
         teacher = torch.randn(6, 8)
-        student = ask(answer, teacher.clone())
+        student = call_answer(answer, teacher.clone())
         if isinstance(student, Verdict):
             return student
         if not isinstance(student, Tensor):
@@ -165,13 +165,13 @@ def check_stranger(answer: Callable[[Tensor], Tensor]) -> Verdict:
             return Verdict(False, f"six rows were asked for, one for each of the teacher's, and not {shape}.")
         if not student.isfinite().all():
             return Verdict(False, "not all of its numbers are finite.")
-        gap = likeness_gap(student, teacher).item()
+        gap = similarity_mse(student, teacher).item()
         if not gap < 1e-6:
             return Verdict(
                 False, f"the gap is {gap:.2g}: some pair of rows is more alike, or less, than the teacher's."
             )
         if student.shape == teacher.shape:
-            same = furthest(student, teacher) < 1e-4
+            same = max_abs_diff(student, teacher) < 1e-4
             told = "it is the teacher" if same else "its numbers are others, but as many"
             return Verdict(False, f"the gap is 0, and {told}: give its rows another width than 8.")
     return Verdict(True, "done: not even the width is the teacher's, and the loss can't tell the two apart.")

@@ -1,4 +1,4 @@
-"""Exercises of 13_neighbours_cost."""
+"""Exercises of 13_related_cost."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titn_lib.course.checks import ROUNDS, Verdict, ask, compare, describe, number, together
+from titn_lib.course.checks import ROUNDS, Verdict, all_of, call_answer, compare, describe, number
 
 EXPECTED_BEST_OF_TEN = 1.53875  # standard deviations: the mean of the largest of ten normal numbers
 
@@ -63,9 +63,9 @@ def check_straight_through(answer: Callable[[Tensor], Tensor]) -> Verdict:
 
 def check_counts(everything: Any, half_tokens: Any, half_heads: Any, computed: Any) -> Verdict:
     """Multiply-accumulates of an attention sublayer with 64 tokens of width 32 in 4 heads: with all open, with half of
-    the tokens closed, with half of the heads closed. And the patches that gathering computes for three pictures that
+    the tokens closed, with half of the heads closed. And the patches that gathering computes for three images that
     keep 10, 20 and 60."""
-    return together(
+    return all_of(
         everything=number(
             everything,
             524_288,
@@ -107,7 +107,7 @@ def check_counts(everything: Any, half_tokens: Any, half_heads: Any, computed: A
             180,
             {
                 90: "that is what they keep. A batch is one block of numbers, as long for each as for the longest.",
-                60: "all three pictures are computed.",
+                60: "all three images are computed.",
                 30: "the mean is no help: all are computed with as many as any of them keeps.",
                 192: "64 for each is the price without gathering.",
             },
@@ -117,16 +117,16 @@ def check_counts(everything: Any, half_tokens: Any, half_heads: Any, computed: A
 
 
 def check_claim(error: Any, of_difference: Any, spread: Any) -> Verdict:
-    """In points: the standard error of 90 % on 10,000 pictures; that of the difference of two such networks, each with
-    its own test pictures; the seeds' standard deviation that would make the best of ten lead their mean by 9.26."""
-    return together(
+    """In points: the standard error of 90 % on 10,000 images; that of the difference of two such networks, each with
+    its own test images; the seeds' standard deviation that would make the best of ten lead their mean by 9.26."""
+    return all_of(
         standard_error=number(
             error,
             0.3,
             {
                 0.003: "that is a share of 1; in points it is a hundred times as much.",
                 0.09: "that is the variance, p(1 − p), in shares; take the root of p(1 − p)/n.",
-                30: "that is one picture's; the mean of 10,000 is a hundred times as sure.",
+                30: "that is one image's; the mean of 10,000 is a hundred times as sure.",
                 0.949: "p(1 − p), not p alone.",
                 0.1: "p(1 − p), not (1 − p)² alone.",
                 0.588: "that is 1.96 standard errors; one was asked for.",
@@ -162,17 +162,17 @@ def check_claim(error: Any, of_difference: Any, spread: Any) -> Verdict:
 
 
 def check_idle(answer: Callable[[int, int], Tensor]) -> Verdict:
-    """`answer(pictures, patches)`: gates of 0 and 1, half of them open, with which gathering a batch saves nothing."""
+    """`answer(images, patches)`: gates of 0 and 1, half of them open, with which gathering a batch saves nothing."""
     for _ in range(ROUNDS):
         pictures, patches = 2 * int(torch.randint(2, 9, ())), 4 * int(torch.randint(2, 17, ()))
-        gates = ask(answer, pictures, patches)
+        gates = call_answer(answer, pictures, patches)
         if isinstance(gates, Verdict):
             return gates
         if not isinstance(gates, Tensor):
             return Verdict(False, f"it returns {describe(gates)}; a tensor was asked for.")
         if gates.shape != (pictures, patches):
             shape = tuple(gates.shape)
-            return Verdict(False, f'"picture patch" was asked for, here {(pictures, patches)}, and not {shape}.')
+            return Verdict(False, f'"image patch" was asked for, here {(pictures, patches)}, and not {shape}.')
         gates = gates.double()
         if not ((gates == 0) | (gates == 1)).all():
             return Verdict(False, "a gate is 0 or 1, nothing else.")
@@ -180,6 +180,6 @@ def check_idle(answer: Callable[[int, int], Tensor]) -> Verdict:
             return Verdict(False, f"{gates.mean():.0%} of the gates are open; the budget is a half.")
         most = int(gates.sum(dim=1).max())
         if most < patches:
-            told = f"none of the {pictures} pictures keeps more than {most} of {patches} patches"
+            told = f"none of the {pictures} images keeps more than {most} of {patches} patches"
             return Verdict(False, f"the budget is kept, but {told}: so many are computed, and the rest is saved.")
     return Verdict(True, "done: half of all gates are closed, the loss is content, and the clock has nothing to gain.")

@@ -1,4 +1,4 @@
-"""What the notebooks share: the set-up cell, example pictures, sliders under a picture."""
+"""What the notebooks share: the set-up cell, example images, sliders under an image."""
 
 import inspect
 import io
@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from titn_lib import __version__
-from titn_lib.data.datasets import data_folder, load_data
-from titn_lib.io import checkout
+from titn_lib.data.datasets import data_dir, load_dataset
+from titn_lib.io import repo_root
 
 if TYPE_CHECKING:
     from ipywidgets import VBox
@@ -28,14 +28,14 @@ def setup() -> Path:
     """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, no GPU"
     print(f"titn_lib {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, {device}")
-    return (checkout() or Path.cwd()) / "runs"
+    return (repo_root() or Path.cwd()) / "runs"
 
 
-def example_pictures(count: int = 8) -> UInt8[Tensor, "picture 3 32 32"]:
-    """Photographs of 32×32 points: CIFAR-10's first training pictures where they are on this machine, else pieces of
+def example_images(count: int = 8) -> UInt8[Tensor, "image 3 32 32"]:
+    """Photographs of 32×32 points: CIFAR-10's first training images where they are on this machine, else pieces of
     scikit-learn's two sample photographs. Nothing is downloaded."""
-    if (data_folder() / "cifar-10-batches-py").exists():
-        return load_data("cifar10").train.images[:count]
+    if (data_dir() / "cifar-10-batches-py").exists():
+        return load_dataset("cifar10").train.images[:count]
     from sklearn.datasets import load_sample_images
     from torch.nn import functional as F
 
@@ -49,10 +49,10 @@ def example_pictures(count: int = 8) -> UInt8[Tensor, "picture 3 32 32"]:
 
 
 def sliders(draw: Callable[..., "Figure"], **choices: Sequence[Any]) -> "VBox":
-    """A picture with a slider for each argument of the function that draws it.
+    """An image with a slider for each argument of the function that draws it.
 
     Args:
-        choices: for each argument the values it can take; the picture starts with the function's default, or else
+        choices: for each argument the values it can take; the image starts with the function's default, or else
             with the first.
     """
     import ipywidgets

@@ -1,1 +1,20 @@
-"""Data sets, augmentation and mixing: uint8 images in, uint8 images out."""
+"""Data sets, augmentation and mixing: uint8 images in, uint8 images out; `normalize` makes what networks take."""
+
+from titn_lib.data.datasets import DataSplits, data_dir, load_dataset
+from titn_lib.data.images import ImageDataset, load_image
+from titn_lib.data.mixing import MixedTargets, cutmix, mixup
+from titn_lib.data.transforms import Preprocessing, augment, normalize
+
+__all__ = [
+    "DataSplits",
+    "ImageDataset",
+    "MixedTargets",
+    "Preprocessing",
+    "augment",
+    "cutmix",
+    "data_dir",
+    "load_dataset",
+    "load_image",
+    "mixup",
+    "normalize",
+]

@@ -74,7 +74,7 @@ CIFAR10_POLICY = [
 ]
 
 
-def strengths(operation: str, size: tuple[int, int]) -> np.ndarray:
+def magnitudes(operation: str, size: tuple[int, int]) -> np.ndarray:
     """What the strengths 0–9 mean: degrees of a turn, points of a shift, the factor of a blend beyond 1, …"""
     largest = {
         "shear_x": 0.3, "shear_y": 0.3, "translate_x": 150 / 331 * size[1], "translate_y": 150 / 331 * size[0],
@@ -89,7 +89,7 @@ def strengths(operation: str, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=100)  # a policy has a few dozen; on the device, where a step needn't wait for them
 def origins(move: str, how: float, height: int, width: int, device: torch.device) -> Int64[Tensor, "height width"]:
-    """Where each point of a moved picture comes from: counted from 1, row by row; 0 from outside."""
+    """Where each point of a moved image comes from: counted from 1, row by row; 0 from outside."""
     places = torch.arange(1, height * width + 1).view(1, 1, height, width)
     how_by = {name: how if name == move else 0.0 for name in MOVES}
     shear_x, shear_y = (float(np.degrees(np.arctan(how_by[name]))) for name in ("shear_x", "shear_y"))
@@ -97,23 +97,23 @@ def origins(move: str, how: float, height: int, width: int, device: torch.device
     return affine(places, -how_by["rotate"], shift, 1.0, (shear_x, shear_y), "shear" in move)[0, 0].long().to(device)
 
 
-def move_points(images: Bytes, operation: np.ndarray, how: Draws) -> Bytes:
-    """To each picture its own move."""
+def remap_pixels(images: Bytes, operation: np.ndarray, how: Draws) -> Bytes:
+    """To each image its own move."""
     moves, which = np.unique(operation + 1j * how, return_inverse=True)  # pairs
     place = (*images.shape[-2:], images.device)
     table = torch.stack([origins(OPERATIONS[int(move.real)], move.imag, *place) for move in moves.tolist()])
     rows = beside(which, images)
-    if kernels.suits_bytes(images):
+    if kernels.can_use_image_ops(images):
         return kernels.move(images, table, rows)
     points = F.pad(images.flatten(2), [1, 0])  # the first is black
     return points.gather(2, table[rows].flatten(1)[:, None].expand_as(images.flatten(2))).view_as(images)
 
 
 def apply(images: Bytes, operation: np.ndarray, value: Draws) -> Bytes:
-    """To each picture its own operation (a number of `OPERATIONS`) with its own signed strength."""
+    """To each image its own operation (a number of `OPERATIONS`) with its own signed strength."""
     first_table = len(OPERATIONS) - len(TABLES)
     moved = np.flatnonzero((operation > 0) & (operation <= len(MOVES)))
-    changed = change(images.clone(), moved, lambda part: move_points(part, operation[moved], value[moved]))
+    changed = change(images.clone(), moved, lambda part: remap_pixels(part, operation[moved], value[moved]))
     for name, blending in (("color", saturation), ("sharpness", sharpness)):
         its = np.flatnonzero(operation == OPERATIONS.index(name))
         change(changed, its, partial(blending, factor=1.0 + value[its]))
@@ -139,13 +139,13 @@ def cifar10_policy(size: tuple[int, int]) -> Sequence[tuple[np.ndarray, ...]]:
     for first in (0, 3):
         names, chances, levels = zip(*(line[first : first + 3] for line in CIFAR10_POLICY), strict=True)
         numbers = np.array([OPERATIONS.index(name) for name in names])
-        values = np.array([strengths(n, size)[int(level)] for n, level in zip(names, levels, strict=True)])
+        values = np.array([magnitudes(n, size)[int(level)] for n, level in zip(names, levels, strict=True)])
         parts.append((numbers, np.array(chances, dtype=float), values, np.isin(names, [*MOVES, *BLENDS])))
     return parts
 
 
 def auto_augment(images: Bytes, rng: np.random.Generator) -> Bytes:
-    """One of the 25 policies for each picture."""
+    """One of the 25 policies for each image."""
     batch = len(images)
     policy = rng.integers(len(CIFAR10_POLICY), size=batch)
     for operations, chances, values, signed in cifar10_policy((images.shape[-2], images.shape[-1])):

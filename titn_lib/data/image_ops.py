@@ -1,8 +1,8 @@
 """Augmentation: bytes in, varied bytes out, a whole batch at a time, on whatever device they are.
 
 Every draw comes from the NumPy generator that is passed in, made for one training step. So the same step makes the same
-pictures, on one process or many, in a run that was stopped or one that wasn't. Drawing and doing are apart: with the
-same draws, what is done to a picture is what torchvision does to it.
+images, on one process or many, in a run that was stopped or one that wasn't. Drawing and doing are apart: with the
+same draws, what is done to an image is what torchvision does to it.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from titn_lib import kernels
 from titn_lib.errors import TITNError
 
 Bytes = UInt8[Tensor, "batch channel height width"]
-Draws = Float[np.ndarray, " batch"]  # one number a picture
+Draws = Float[np.ndarray, " batch"]  # one number an image
 
 
 def beside(values: np.ndarray, like: Tensor) -> Tensor:
@@ -26,13 +26,13 @@ def beside(values: np.ndarray, like: Tensor) -> Tensor:
 
 
 def on_device(values: np.ndarray, like: Tensor) -> Tensor:
-    """Draws as a tensor beside the pictures, one a picture, ready to be broadcast over channels and places."""
+    """Draws as a tensor beside the images, one an image, ready to be broadcast over channels and places."""
     values = values.astype(np.float32) if values.dtype == np.float64 else values
     return beside(values, like).view(-1, 1, 1, 1)
 
 
 def change(images: Bytes, members: np.ndarray, how: Callable[[Bytes], Bytes]) -> Bytes:
-    """Do it to some of the pictures, in place."""
+    """Do it to some of the images, in place."""
     if len(members):
         at = beside(members, images)
         part = how(images.index_select(0, at))
@@ -44,10 +44,10 @@ def change(images: Bytes, members: np.ndarray, how: Callable[[Bytes], Bytes]) ->
 
 
 def crop(images: Bytes, top: np.ndarray, left: np.ndarray, margin: tuple[int, int], fill: int) -> Bytes:
-    """Pad by `margin` (down, across) with `fill` (0–255), and cut each picture out again at its own (top, left).
+    """Pad by `margin` (down, across) with `fill` (0–255), and cut each image out again at its own (top, left).
 
     Raises:
-        TITNError: a place is outside the padded picture.
+        TITNError: a place is outside the padded image.
     """
     for place, room in ((top, margin[0]), (left, margin[1])):
         if len(place) and not 0 <= place.min() <= place.max() <= 2 * room:
@@ -56,19 +56,19 @@ def crop(images: Bytes, top: np.ndarray, left: np.ndarray, margin: tuple[int, in
     padded = F.pad(images, [margin[1], margin[1], margin[0], margin[0]], value=fill)
     places = (np.arange(len(images)), top, left)
     which, top_, left_ = (beside(place.astype(np.int64, copy=False), images) for place in places)
-    if kernels.suits_bytes(images):
+    if kernels.can_use_image_ops(images):
         return kernels.cut(padded, top_, left_, height, width)
     cuts = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: batch channel top left height width
     return cuts[which, :, top_, left_]
 
 
 def flip(images: Bytes, which: np.ndarray) -> Bytes:
-    """Mirror the chosen pictures, left to right."""
+    """Mirror the chosen images, left to right."""
     return change(images.clone(), np.flatnonzero(which), lambda part: part.flip(-1))
 
 
 def erase(images: Bytes, top: np.ndarray, left: np.ndarray, height: np.ndarray, width: np.ndarray) -> Bytes:
-    """Black out a rectangle of each picture."""
+    """Black out a rectangle of each image."""
     rows = torch.arange(images.shape[-2], device=images.device).view(1, 1, -1, 1)
     columns = torch.arange(images.shape[-1], device=images.device).view(1, 1, 1, -1)
     top_, left_, height_, width_ = (on_device(v, images) for v in (top, left, height, width))
@@ -84,7 +84,7 @@ def affine(
     shear: tuple[Draws | float, Draws | float] = (0.0, 0.0),
     around_corner: np.ndarray | bool = False,
 ) -> Tensor:
-    """Turn (degrees, clockwise), shift (across, down), scale and shear (degrees) each picture; the nearest point is
+    """Turn (degrees, clockwise), shift (across, down), scale and shear (degrees) each image; the nearest point is
     taken, and what comes in is black.
 
     Args:
@@ -118,7 +118,7 @@ def affine(
 
 
 def blend(images: Tensor, other: Tensor, factor: Draws) -> Bytes:
-    """`factor` of the picture and 1 − `factor` of the other."""
+    """`factor` of the image and 1 − `factor` of the other."""
     mixed = torch.addcmul(images * on_device(factor, images), other, on_device(1.0 - factor, images))
     return mixed.clamp_(0, 255).to(torch.uint8)
 
@@ -135,7 +135,7 @@ def saturation(images: Bytes, factor: Draws) -> Bytes:
 
 
 def sharpness(images: Bytes, factor: Draws) -> Bytes:
-    """Away from (or towards) the mean of nine neighbours, the middle five times; the border stays as it is."""
+    """Away from (or towards) the mean of nine neighbors, the middle five times; the border stays as it is."""
     sharp = images.float()
     columns = sharp[..., :-2, :] + sharp[..., 1:-1, :] + sharp[..., 2:, :]
     inside = sharp[..., 1:-1, 1:-1]
@@ -148,31 +148,31 @@ def sharpness(images: Bytes, factor: Draws) -> Bytes:
 Table = UInt8[Tensor, "batch channel 1 256"]
 
 
-def every_value(images: Bytes) -> Table:
+def identity_lut(images: Bytes) -> Table:
     return torch.arange(256, dtype=torch.uint8, device=images.device).expand(*images.shape[:2], 1, 256)
 
 
 def brightness(images: Bytes, factor: Draws) -> Table:
-    return (every_value(images) * on_device(factor, images)).clamp_(0, 255).to(torch.uint8)
+    return (identity_lut(images) * on_device(factor, images)).clamp_(0, 255).to(torch.uint8)
 
 
 def contrast(images: Bytes, factor: Draws) -> Table:
-    return blend(every_value(images), grey(images).mean(dim=(-3, -2, -1), keepdim=True), factor)
+    return blend(identity_lut(images), grey(images).mean(dim=(-3, -2, -1), keepdim=True), factor)
 
 
 def posterize(images: Bytes, bits: Draws) -> Table:
     """Keep the first so many bits."""
-    return every_value(images) & on_device((256 - 2 ** (8 - bits)).astype(np.uint8), images)
+    return identity_lut(images) & on_device((256 - 2 ** (8 - bits)).astype(np.uint8), images)
 
 
 def solarize(images: Bytes, threshold: Draws) -> Table:
     """Invert what is at or above the threshold (0–255)."""
-    values = every_value(images)
+    values = identity_lut(images)
     return torch.where(values >= on_device(threshold, images), 255 - values, values)
 
 
 def invert(images: Bytes, _: object = None) -> Table:
-    return 255 - every_value(images)
+    return 255 - identity_lut(images)
 
 
 def autocontrast(images: Bytes, _: object = None) -> Table:
@@ -181,7 +181,7 @@ def autocontrast(images: Bytes, _: object = None) -> Table:
     same = lowest == highest
     step = ((highest - lowest) * (1 / 255)).masked_fill(same, 1)[..., None, None]
     start = lowest.masked_fill(same, 0)[..., None, None]
-    return (every_value(images) - start).div_(step).clamp_(0, 255).to(torch.uint8)
+    return (identity_lut(images) - start).div_(step).clamp_(0, 255).to(torch.uint8)
 
 
 def equalize(images: Bytes, _: object = None) -> Table:
@@ -191,19 +191,19 @@ def equalize(images: Bytes, _: object = None) -> Table:
     before = until - counts
     step = before.gather(-1, until.argmax(dim=-1, keepdim=True)) // 255  # of all but the highest value
     spread = ((before + step // 2) // step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
-    return torch.where(step > 0, spread, every_value(images))
+    return torch.where(step > 0, spread, identity_lut(images))
 
 
 def look_up(images: Bytes, table: Table) -> Bytes:
     """What the table makes of every point."""
-    if kernels.suits_bytes(images):
+    if kernels.can_use_image_ops(images):
         return kernels.look_up(images, table)
     return table.flatten(2).gather(2, images.flatten(2).long()).view_as(images)
 
 
 def count(images: Bytes) -> Int32[Tensor, "batch channel 1 256"]:
     """How many points have each of the 256 values."""
-    if kernels.suits_bytes(images):
+    if kernels.can_use_image_ops(images):
         return kernels.count(images)
     points = images.flatten(2).long()
     counts = torch.zeros(*images.shape[:2], 256, dtype=torch.int32, device=images.device)

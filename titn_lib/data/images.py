@@ -11,79 +11,79 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from titn_lib.errors import TITNError
-from titn_lib.validation import height_and_width
+from titn_lib.validation import to_2tuple
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """Pictures and their classes.
+class ImageDataset:
+    """Images and their classes.
 
     Attributes:
         images: bytes, 0–255.
     """
 
-    images: UInt8[Tensor, "picture channel height width"]
-    labels: Int64[Tensor, " picture"]
+    images: UInt8[Tensor, "image channel height width"]
+    labels: Int64[Tensor, " image"]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, which: Tensor | np.ndarray | slice) -> "ImageSet":
-        return ImageSet(self.images[which], self.labels[which])
+    def __getitem__(self, which: Tensor | np.ndarray | slice) -> "ImageDataset":
+        return ImageDataset(self.images[which], self.labels[which])
 
-    def to(self, device: torch.device) -> "ImageSet":
-        return ImageSet(self.images.to(device), self.labels.to(device))
+    def to(self, device: torch.device) -> "ImageDataset":
+        return ImageDataset(self.images.to(device), self.labels.to(device))
 
 
-def read_folder(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
-    """Pictures in a subfolder for each class; where there are train/ and test/, those are the split."""
+def load_image_folder(folder: Path, size: tuple[int, int]) -> tuple[ImageDataset, ImageDataset | None, tuple[str, ...]]:
+    """Images in a subfolder for each class; where there are train/ and test/, those are the split."""
     if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train, classes = read_classes(folder / "train", size)
-        test, test_classes = read_classes(folder / "test", size)
+        train, classes = load_class_folders(folder / "train", size)
+        test, test_classes = load_class_folders(folder / "test", size)
         if classes != test_classes:
             raise TITNError(
                 f"{folder}/train and {folder}/test have different class folders "
                 f"({', '.join(sorted(set(classes) ^ set(test_classes)))}): give both the same"
             )
         return train, test, classes
-    images, classes = read_classes(folder, size)
+    images, classes = load_class_folders(folder, size)
     return images, None, classes
 
 
-def read_classes(folder: Path, size: tuple[int, int]) -> tuple[ImageSet, tuple[str, ...]]:
+def load_class_folders(folder: Path, size: tuple[int, int]) -> tuple[ImageDataset, tuple[str, ...]]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     classes = tuple(sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and sub.name[0] != "."))
     if len(classes) < 2:
-        raise TITNError(f"{folder} needs a subfolder of pictures for each class, two or more, and has {len(classes)}")
+        raise TITNError(f"{folder} needs a subfolder of images for each class, two or more, and has {len(classes)}")
     images, labels = [], []
     for label, name in enumerate(classes):
         files = [file for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in IMG_EXTENSIONS]
         if not files:
-            raise TITNError(f"the class folder {folder / name} holds no picture: add some, or remove the folder")
-        images += [read_picture(file, 3, size) for file in files]
+            raise TITNError(f"the class folder {folder / name} holds no image: add some, or remove the folder")
+        images += [load_image(file, 3, size) for file in files]
         labels += [label] * len(files)
-    return ImageSet(torch.stack(images), torch.tensor(labels)), classes
+    return ImageDataset(torch.stack(images), torch.tensor(labels)), classes
 
 
-def read_picture(
+def load_image(
     path: str | Path | Image.Image, in_channels: int, image_size: tuple[int, int] | int
 ) -> UInt8[Tensor, "channel height width"]:
-    """Any picture file as bytes of the wanted size: turned upright, on white where it is transparent, scaled to cover
+    """Any image file as bytes of the wanted size: turned upright, on white where it is transparent, scaled to cover
     the size, the middle cut out.
 
     Args:
-        path: of the file; or a picture that Pillow has opened.
-        in_channels: 1 for grey, 3 for colour.
+        path: of the file; or an image that Pillow has opened.
+        in_channels: 1 for gray, 3 for color.
         image_size: height and width, or one number for both.
 
     Raises:
-        TITNError: the file is missing, no picture, or damaged; `in_channels` is another number; or a bad image_size.
+        TITNError: the file is missing, no image, or damaged; `in_channels` is another number; or a bad image_size.
     """
-    height, width = height_and_width(image_size)
+    height, width = to_2tuple(image_size)
     modes = {1: "L", 3: "RGB"}
     if in_channels not in modes:
-        raise TITNError(f"picture files have 1 or 3 channels, not {in_channels}: give such a model tensors instead")
+        raise TITNError(f"image files have 1 or 3 channels, not {in_channels}: give such a model tensors instead")
     try:
         with nullcontext(path) if isinstance(path, Image.Image) else Image.open(path) as picture:
             upright: Image.Image = ImageOps.exif_transpose(picture)
@@ -95,9 +95,9 @@ def read_picture(
             upright = upright.convert(modes[in_channels])
             fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
     except FileNotFoundError as problem:
-        raise TITNError(f"there is no picture {path}: check the path") from problem
+        raise TITNError(f"there is no image {path}: check the path") from problem
     except PermissionError as problem:
         raise TITNError(f"no permission to read {path}: change its permissions") from problem
     except Exception as problem:  # Pillow raises many kinds for damaged files
-        raise TITNError(f"{path} is not a picture or is damaged: remove it or save it again") from problem
+        raise TITNError(f"{path} is not an image or is damaged: remove it or save it again") from problem
     return torch.from_numpy(np.array(fitted).reshape(height, width, in_channels)).permute(2, 0, 1).contiguous()

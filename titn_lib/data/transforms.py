@@ -16,12 +16,12 @@ from titn_lib.data.autoaugment import auto_augment
 from titn_lib.data.image_ops import Bytes, affine, brightness, contrast, crop, erase, flip, look_up, on_device
 from titn_lib.errors import TITNError, unknown
 
-Images = Float[Tensor, "batch channel height width"]  # normalised
+Images = Float[Tensor, "batch channel height width"]  # normalized
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a trained network must be told about pictures: how they were normalised, and what its answers are called.
+    """What a trained network must be told about images: how they were normalized, and what its answers are called.
 
     Attributes:
         data: the data set it was trained on.
@@ -38,14 +38,14 @@ class Preprocessing:
 Operation = Callable[[Tensor, np.random.Generator], Tensor]
 
 
-def normalise(images: Bytes, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
-    """(picture / 255 − mean) / std, channel by channel."""
+def normalize(images: Bytes, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
+    """(image / 255 − mean) / std, channel by channel."""
     centre, scale = (torch.tensor(v).to(images.device, non_blocking=True).view(1, -1, 1, 1) for v in (mean, std))
     return torch.addcmul(-centre / scale, images, 1 / (255 * scale))
 
 
 def random_crop(fill: int) -> Operation:
-    """Shift every picture by up to an eighth of its side (4 on 32, as usual); what comes in is `fill` (0–255)."""
+    """Shift every image by up to an eighth of its side (4 on 32, as usual); what comes in is `fill` (0–255)."""
 
     def shift(images: Bytes, rng: np.random.Generator) -> Bytes:
         margin = images.shape[-2] // 8, images.shape[-1] // 8
@@ -55,13 +55,13 @@ def random_crop(fill: int) -> Operation:
     return shift
 
 
-def random_flip(images: Bytes, rng: np.random.Generator) -> Bytes:
-    """Mirror every other picture, left to right."""
+def random_horizontal_flip(images: Bytes, rng: np.random.Generator) -> Bytes:
+    """Mirror every other image, left to right."""
     return flip(images, rng.random(len(images)) < 0.5)
 
 
 def random_erasing(images: Bytes, rng: np.random.Generator) -> Bytes:
-    """In every fourth picture, a rectangle of 2 % to a third of its area (Zhong et al. 2020)."""
+    """In every fourth image, a rectangle of 2 % to a third of its area (Zhong et al. 2020)."""
     height, width = images.shape[-2:]
     area = rng.uniform(0.02, 1 / 3, len(images)) * height * width * (rng.random(len(images)) < 0.25)
     ratio = np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3), len(images)))
@@ -83,7 +83,7 @@ def random_affine(images: Bytes, rng: np.random.Generator) -> Bytes:
     return affine(images, angle=angle, translate=shift, scale=scale)  # type: ignore[arg-type]
 
 
-def random_jitter(images: Bytes, rng: np.random.Generator) -> Bytes:
+def color_jitter(images: Bytes, rng: np.random.Generator) -> Bytes:
     """Brightness and contrast by up to a fifth, in either order."""
     bright, contrasted = (rng.uniform(0.8, 1.2, len(images)) for _ in range(2))
     bright_first = on_device(rng.random(len(images)) < 0.5, images)
@@ -94,12 +94,12 @@ def random_jitter(images: Bytes, rng: np.random.Generator) -> Bytes:
 PIPELINES: dict[str, list[Operation]] = {
     "none": [],
     "shift": [random_crop(fill=0)],
-    "crop_flip": [random_crop(fill=128), random_flip],
+    "crop_flip": [random_crop(fill=128), random_horizontal_flip],
     "affine": [random_affine],
     # As the code published with the paper has them, in its order.
-    "paper_cifar": [random_crop(fill=128), random_flip, auto_augment],
-    "paper_cifar_erasing": [random_crop(fill=128), random_flip, auto_augment, random_erasing],
-    "paper_mnist": [random_crop(fill=128), random_rotation, random_affine, random_jitter],
+    "paper_cifar": [random_crop(fill=128), random_horizontal_flip, auto_augment],
+    "paper_cifar_erasing": [random_crop(fill=128), random_horizontal_flip, auto_augment, random_erasing],
+    "paper_mnist": [random_crop(fill=128), random_rotation, random_affine, color_jitter],
 }
 
 
@@ -109,12 +109,12 @@ def augment(
     """The named pipeline on a batch.
 
     Raises:
-        TITNError: there is no such pipeline, or the pictures are no bytes.
+        TITNError: there is no such pipeline, or the images are no bytes.
     """
     if pipeline not in PIPELINES:
         raise unknown("augmentation", pipeline, PIPELINES)
     if images.dtype != torch.uint8:
-        raise TITNError(f"pictures are varied as bytes (uint8), and these are {images.dtype}: do it before `normalise`")
+        raise TITNError(f"images are varied as bytes (uint8), and these are {images.dtype}: do it before `normalize`")
     for operation in PIPELINES[pipeline]:
         images = operation(images, rng)
     return images

@@ -16,17 +16,17 @@ from pathlib import Path
 from titn_lib.experiments.runner import record_path
 from titn_lib.experiments.settings import Experiment
 from titn_lib.experiments.statistics import (
-    Row,
-    choose_rows,
+    ExperimentSummary,
     difference_from_base,
     groups,
     in_use,
     mean_and_spread,
+    select_rows,
     top1,
     top5,
 )
 from titn_lib.io import write_atomically
-from titn_lib.training.records import Record
+from titn_lib.training.records import RunResult
 
 PUBLISHED = {  # top-1, top-5 on the test set, which also chose the checkpoint: arXiv 2502.16762, abstract
     "cifar10": ("CIFAR-10", 92.03, 99.80),
@@ -41,7 +41,7 @@ SUMMARY = {  # column: experiment
 }
 SMALL = {"cifar10": "titn_nano", "cifar100": "titn_nano", "mnist": "titn_pico"}
 BEST = {"cifar10": "titn_mini-local", "cifar100": "titn_mini", "mnist": "titn_pico-long"}
-CANDIDATES = {  # of the weights that the package brings along: the best on the validation split
+PRETRAINED_CANDIDATES = {  # of the weights that the package brings along: the best on the validation split
     "titn_nano.digits": ("digits-titn_nano-alone-laptop", "digits-titn_nano-hard-laptop"),
     "titn_nano.cifar10": ("cifar10-titn_nano-alone-laptop", "cifar10-titn_nano-hard-laptop"),
     "titn_mini.cifar10": ("cifar10-titn_mini-laptop",),
@@ -56,9 +56,9 @@ CANDIDATES = {  # of the weights that the package brings along: the best on the 
 PLACE = re.compile(r"(<!-- table ([^>]+?) -->\n).*?(<!-- /table -->)", re.S)
 
 
-def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
+def comparison(rows: dict[str, ExperimentSummary], names: Iterable[str]) -> str:
     """Experiments side by side, as a Markdown table; cost in more detail where speed has been measured."""
-    chosen = choose_rows(rows, names)
+    chosen = select_rows(rows, names)
     compared = any(row.experiment.compare for row in chosen)
     timed = any(row.speeds for row in chosen)
     alone = len({row.experiment.file for row in chosen}) == len(chosen)
@@ -83,10 +83,10 @@ def comparison(rows: dict[str, Row], names: Iterable[str]) -> str:
         left_out = set() if compared else {"difference"}
         left_out |= {"test top-5"} if timed else {"images/s training", "images/s inference"}
         lines.append({name: cell for name, cell in line.items() if name not in left_out})
-    return markdown(list(lines[0]), [list(line.values()) for line in lines])
+    return markdown_table(list(lines[0]), [list(line.values()) for line in lines])
 
 
-def summary(rows: dict[str, Row]) -> str:
+def summary(rows: dict[str, ExperimentSummary]) -> str:
     """The paper's figures beside ours: test top-1, in brackets top-5 where it is published."""
     lines = []
     for data, (title, first, five) in PUBLISHED.items():
@@ -96,20 +96,20 @@ def summary(rows: dict[str, Row]) -> str:
             cell = mean_and_spread(row.values(top1)) if row else "–"
             line.append(f"{cell} ({statistics.mean(row.values(top5)):.2f})" if five and row and row.records else cell)
         lines.append(line)
-    return markdown(["data set", "published TITN", *SUMMARY], lines)
+    return markdown_table(["data set", "published TITN", *SUMMARY], lines)
 
 
-def choose_weights(rows: dict[str, Row]) -> dict[str, tuple[Experiment, Record]]:
+def choose_weights(rows: dict[str, ExperimentSummary]) -> dict[str, tuple[Experiment, RunResult]]:
     """For each name among the shipped weights, the run that did best on the validation split."""
     chosen = {}
-    for name, candidates in CANDIDATES.items():
+    for name, candidates in PRETRAINED_CANDIDATES.items():
         runs = [(rows[key].experiment, record) for key in candidates for record in rows[key].records]
         if runs:
             chosen[name] = max(runs, key=lambda run: run[1].validation["top1"])
     return chosen
 
 
-def weights_table(rows: dict[str, Row]) -> str:
+def weights_table(rows: dict[str, ExperimentSummary]) -> str:
     """What the package brings along."""
     lines = [
         [
@@ -123,10 +123,10 @@ def weights_table(rows: dict[str, Row]) -> str:
         for name, (experiment, record) in choose_weights(rows).items()
     ]
     head = ["name", "parameters", "validation top-1", "test top-1", "experiment", "training"]
-    return markdown(head, lines)
+    return markdown_table(head, lines)
 
 
-def ship_weights(rows: dict[str, Row], results: Path, folder: Path) -> None:
+def ship_weights(rows: dict[str, ExperimentSummary], results: Path, folder: Path) -> None:
     """Copy the chosen weights and their records into the package."""
     for name, (experiment, record) in choose_weights(rows).items():
         path = record_path(results, experiment, record.run.seed)
@@ -134,21 +134,21 @@ def ship_weights(rows: dict[str, Row], results: Path, folder: Path) -> None:
         write_atomically(folder / f"{name}.safetensors", path.with_suffix(".safetensors").read_bytes())
 
 
-def markdown(head: list[str], lines: list[list[str]]) -> str:
+def markdown_table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
 
-def make_table(rows: dict[str, Row], names: str) -> str:
+def make_table(rows: dict[str, ExperimentSummary], names: str) -> str:
     makers = {"summary": summary, "weights": weights_table}
     return makers[names](rows) if names in makers else comparison(rows, names.split())
 
 
-def fill_in(page: str, rows: dict[str, Row]) -> str:
+def fill_in(page: str, rows: dict[str, ExperimentSummary]) -> str:
     """The page with its tables as they are now."""
     return PLACE.sub(lambda place: f"{place[1]}{make_table(rows, place[2])}\n{place[3]}", page)
 
 
-def write_results(rows: dict[str, Row], pages: Iterable[Path], folder: Path) -> None:
+def write_results(rows: dict[str, ExperimentSummary], pages: Iterable[Path], folder: Path) -> None:
     """Fill in the pages' tables, and draw a figure for each settings file with variants that has records."""
     from titn_lib.plots import plot_seeds, save_figure
 

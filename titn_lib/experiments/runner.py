@@ -1,7 +1,6 @@
 """Make the runs of experiments: done, under way, pending."""
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from titn_lib.errors import Busy, Interrupted
 from titn_lib.experiments.settings import Experiment
 from titn_lib.io import write_atomically
 from titn_lib.models.weights import load_model, save_model
-from titn_lib.training.config import differences
-from titn_lib.training.distributed import TIME_LIMIT, leads, start_fabric
-from titn_lib.training.records import RECORD, Record, load_record
+from titn_lib.training.config import diff_runs
+from titn_lib.training.distributed import TIME_LIMIT, Deadline, is_main_process, start_fabric
+from titn_lib.training.records import RECORD, RunResult, load_record
 from titn_lib.training.run import train
 from titn_lib.training.trainer import CHECKPOINT, WEIGHTS
 
@@ -21,31 +20,31 @@ SHIPPED_BYTES = 16 * 2**20  # larger weights stay in runs/
 
 
 def record_path(results: Path, experiment: Experiment, seed: int) -> Path:
-    return results / f"{experiment.place(seed)}.json"
+    return results / f"{experiment.run_id(seed)}.json"
 
 
-def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path, **options: Any) -> Record:
+def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path, **options: Any) -> RunResult:
     """Make one run, what it needs first where that is in neither `runs` nor `results`; leave the record in `results`.
 
     The weights go beside the record as float16, unless it is a variant's or they are too large to keep (16 MiB).
 
     Args:
-        options: `device`, `minutes` and `quiet`, as in `training.train`.
+        options: `device`, `max_minutes` and `progress`, as in `training.train`.
     """
-    folder, target = runs / experiment.place(seed), record_path(results, experiment, seed)
-    start = f"{experiment.start}/seed{seed}" if experiment.start else None
+    folder, target = runs / experiment.run_id(seed), record_path(results, experiment, seed)
+    initial = f"{experiment.init_from}/seed{seed}" if experiment.init_from else None
     fabric = start_fabric(experiment.runs[seed].recipe.precision, options.get("device", "auto"))
     with fabric.rank_zero_first():  # one process copies, the others find it done
-        for needed in filter(None, (experiment.teacher, start)):
-            bring_back(needed, runs, results)
+        for needed in filter(None, (experiment.teacher, initial)):
+            restore_from_results(needed, runs, results)
     record = train(
         experiment.runs[seed],
         folder,
-        teacher_folder=runs / experiment.teacher if experiment.teacher else None,
-        start_folder=runs / start if start else None,
+        teacher_dir=runs / experiment.teacher if experiment.teacher else None,
+        init_from_dir=runs / initial if initial else None,
         **options,
     )
-    if not leads():
+    if not is_main_process():
         return record
     model = load_model(folder / WEIGHTS)
     small = 2 * sum(tensor.numel() for tensor in model.state_dict().values()) < SHIPPED_BYTES
@@ -55,9 +54,9 @@ def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path,
     return record
 
 
-def bring_back(place: str, runs: Path, results: Path) -> None:
+def restore_from_results(run_id: str, runs: Path, results: Path) -> None:
     """A run that `results` keeps with its weights (as float16) need not be made again where its folder is gone."""
-    folder, weights = runs / place, results / f"{place}.safetensors"
+    folder, weights = runs / run_id, results / f"{run_id}.safetensors"
     if weights.exists() and not (folder / RECORD).exists() and not (folder / CHECKPOINT).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS, weights.read_bytes())
@@ -65,7 +64,7 @@ def bring_back(place: str, runs: Path, results: Path) -> None:
 
 
 def run_pending(
-    experiments: dict[str, Experiment], runs: Path, results: Path, minutes: float | None, device: str = "auto"
+    experiments: dict[str, Experiment], runs: Path, results: Path, max_minutes: float | None, device: str = "auto"
 ) -> None:
     """Make the pending runs in order, until none is left or the time is up; what was cut off goes on the next time.
     What another process is making is left to it: several at once share the list.
@@ -73,23 +72,22 @@ def run_pending(
     Raises:
         Interrupted: the time is up, or Ctrl-C.
     """
-    started, begun = time.monotonic(), False
+    deadline, begun = Deadline.after(max_minutes), False
     for experiment in experiments.values():
         for seed in experiment.runs:
             if not record_path(results, experiment, seed).exists():
-                left = None if minutes is None else minutes - (time.monotonic() - started) / 60
-                if begun and left is not None and left <= 0:
+                if begun and deadline.passed:
                     raise Interrupted(f"stopped by {TIME_LIMIT} before {experiment.name}; the same command goes on")
                 begun = True
-                if leads():
+                if is_main_process():
                     print(f"{experiment.name}, seed {seed}: {experiment.about}", flush=True)
                 try:
-                    run_experiment(experiment, seed, runs, results, minutes=left, device=device)
+                    run_experiment(experiment, seed, runs, results, max_minutes=deadline.minutes_left, device=device)
                 except Busy as problem:
                     print(f"  left out: {problem}", flush=True)
 
 
-def forget(experiment: Experiment, runs: Path, results: Path) -> None:
+def reset(experiment: Experiment, runs: Path, results: Path) -> None:
     """Make a finished experiment pending again. One that is under way is left to go on."""
     if not all(record_path(results, experiment, seed).exists() for seed in experiment.runs):
         return
@@ -107,8 +105,8 @@ def list_experiments(experiments: dict[str, Experiment], runs: Path, results: Pa
             if path.exists():
                 record = load_record(path)
                 state = f"done, test top-1 {record.test['top1']:.2f} %, {record.seconds / 60:.0f} min"
-                state += ", but by other settings than the file's now" if differences(record.run, run) else ""
+                state += ", but by other settings than the file's now" if diff_runs(record.run, run) else ""
             else:
-                state = "under way" if (runs / experiment.place(seed) / CHECKPOINT).exists() else "pending"
-            lines.append(f"{experiment.name:{width}}  seed {seed}  {experiment.budget:6}  {state}")
+                state = "under way" if (runs / experiment.run_id(seed) / CHECKPOINT).exists() else "pending"
+            lines.append(f"{experiment.name:{width}}  seed {seed}  {experiment.preset:6}  {state}")
     return "\n".join(lines)

@@ -5,12 +5,11 @@ A file is a few lines of TOML; its name gives its order and its name (`20-cifar1
     about = "The published model on CIFAR-10."
     data = "cifar10"
     model = "titn_paper"
-    budget = "gpu"                        # the recipe to start from, and the machine it is meant for
+    preset = "gpu"                        # the recipe to start from, and the machine it is meant for
     seeds = [0, 1, 2]
-    distillation = "hard"
+    loss = "hard"                         # one of losses.list_losses()
     teacher = "cifar10-vgg16_bn"          # another experiment (its first seed)
-    objective = "classification"          # one of neighbours.OBJECTIVES
-    start = "cifar10-titn_nano-gpu"       # another experiment that gives each seed its first weights
+    init_from = "cifar10-titn_nano-gpu"   # another experiment that gives each seed its initial weights
 
     [recipe]                              # settings of the recipe to change
     epochs = 300
@@ -32,11 +31,11 @@ from pathlib import Path
 
 from titn_lib.errors import TITNError, unknown
 from titn_lib.models.registry import TEACHERS
-from titn_lib.training.config import Run, change
-from titn_lib.training.recipes import BUDGETS, student_recipe, teacher_recipe
+from titn_lib.training.config import Run, override
+from titn_lib.training.recipes import RECIPE_PRESETS, student_recipe, teacher_recipe
 
-SETTINGS = ("about", "data", "model", "budget", "seeds", "recipe", "model_settings")
-KNOWN = (*SETTINGS, "distillation", "teacher", "objective", "start", "compare")
+SETTINGS = ("about", "data", "model", "preset", "seeds", "recipe", "model_settings")
+ALLOWED_KEYS = (*SETTINGS, "loss", "teacher", "init_from", "compare")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Experiment:
 
     Attributes:
         teacher: the teacher's folder below runs/, such as "cifar10-vgg16_bn/seed0".
-        start: the name of the experiment that gives the first weights.
+        init_from: the name of the experiment that gives the initial weights.
         compare: the name of the experiment to compare it with.
         file: the settings file's name, without its number.
         variant: the variant's name; empty where the file has none.
@@ -53,15 +52,15 @@ class Experiment:
 
     name: str
     about: str
-    budget: str
+    preset: str
     runs: dict[int, Run]
     teacher: str | None
-    start: str | None
+    init_from: str | None
     compare: str | None
     file: str
     variant: str
 
-    def place(self, seed: int) -> str:
+    def run_id(self, seed: int) -> str:
         """The run's folder below runs/, and its record's name below results/."""
         return f"{self.name}/seed{seed}"
 
@@ -89,7 +88,7 @@ def load_experiments(folder: str | Path = "experiments") -> dict[str, Experiment
             if "" not in variants:
                 all_variants[name] = variants
             for variant, lines in variants.items():
-                experiment = read_experiment(name, variant, overlay(about, lines), found)
+                experiment = parse_experiment(name, variant, deep_merge(about, lines), found)
                 found[experiment.name] = experiment
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise TITNError(f"{file} is not a settings file ({problem}): see experiments/README.md") from problem
@@ -98,7 +97,7 @@ def load_experiments(folder: str | Path = "experiments") -> dict[str, Experiment
     return found
 
 
-def choose_experiments(experiments: dict[str, Experiment], names: Iterable[str]) -> dict[str, Experiment]:
+def select_experiments(experiments: dict[str, Experiment], names: Iterable[str]) -> dict[str, Experiment]:
     """Those of these names, or of the settings files of these names.
 
     Raises:
@@ -113,35 +112,37 @@ def choose_experiments(experiments: dict[str, Experiment], names: Iterable[str])
     return chosen
 
 
-def overlay(lines: dict, others: dict) -> dict:
+def deep_merge(lines: dict, others: dict) -> dict:
     """The lines, with others in their place or beside them, table by table."""
     both = {
-        name: overlay(lines[name], value) for name, value in others.items() if isinstance(value, dict) and name in lines
+        name: deep_merge(lines[name], value)
+        for name, value in others.items()
+        if isinstance(value, dict) and name in lines
     }
     return {**lines, **others, **both}
 
 
-def read_experiment(file: str, variant: str, about: dict, earlier: dict[str, Experiment]) -> Experiment:
+def parse_experiment(file: str, variant: str, about: dict, earlier: dict[str, Experiment]) -> Experiment:
     for key in about:
-        if key not in KNOWN:
-            raise unknown("line", key, KNOWN)
+        if key not in ALLOWED_KEYS:
+            raise unknown("line", key, ALLOWED_KEYS)
     seeds = about.get("seeds", [0])
     if not seeds:
         raise TITNError("there are no seeds: leave the line out, or name one or more")
-    if about["budget"] not in BUDGETS:
-        raise unknown("budget", about["budget"], BUDGETS)
-    recipe = (teacher_recipe if about["model"] in TEACHERS else student_recipe)(about["data"], about["budget"])
+    if about["preset"] not in RECIPE_PRESETS:
+        raise unknown("preset", about["preset"], RECIPE_PRESETS)
+    recipe = (teacher_recipe if about["model"] in TEACHERS else student_recipe)(about["data"], about["preset"])
     teacher = None
     if "teacher" in about:
         if about["teacher"] not in earlier:
             raise unknown("teacher among the experiments before it", about["teacher"], earlier)
         teacher = earlier[about["teacher"]]
     name = f"{file}-{variant}" if variant else file
-    start = about.get("start")
-    if start is not None and start not in earlier:
-        raise unknown("experiment before it to start from", start, earlier)
-    if start is not None and not set(seeds) <= set(earlier[start].runs):
-        raise TITNError(f"{start} has not all the seeds {seeds}: give it the same")
+    init_from = about.get("init_from")
+    if init_from is not None and init_from not in earlier:
+        raise unknown("experiment before it to start from", init_from, earlier)
+    if init_from is not None and not set(seeds) <= set(earlier[init_from].runs):
+        raise TITNError(f"{init_from} has not all the seeds {seeds}: give it the same")
     compare = about.get("compare") if about.get("compare") != name else None  # no one is compared with itself
     if compare is not None and compare not in earlier:
         raise unknown("experiment before it to compare with", compare, earlier)
@@ -149,23 +150,22 @@ def read_experiment(file: str, variant: str, about: dict, earlier: dict[str, Exp
         seed: Run(
             data=about["data"],
             model=about["model"],
-            recipe=change(recipe, about.get("recipe", {})),
+            recipe=override(recipe, about.get("recipe", {})),
             seed=seed,
-            distillation=about.get("distillation", "none"),
+            loss=about.get("loss", "cross_entropy"),
             teacher=next(iter(teacher.runs.values())) if teacher else None,
             model_settings=about.get("model_settings", {}),
-            objective=about.get("objective", "classification"),
-            start=earlier[start].runs[seed] if start else None,
+            init_from=earlier[init_from].runs[seed] if init_from else None,
         )
         for seed in seeds
     }
     return Experiment(
         name=name,
         about=about.get("about", ""),
-        budget=about["budget"],
+        preset=about["preset"],
         runs=runs,
-        teacher=teacher.place(next(iter(teacher.runs))) if teacher else None,
-        start=start,
+        teacher=teacher.run_id(next(iter(teacher.runs))) if teacher else None,
+        init_from=init_from,
         compare=compare,
         file=file,
         variant=variant,

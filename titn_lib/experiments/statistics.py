@@ -8,31 +8,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from titn_lib.experiments.runner import record_path
-from titn_lib.experiments.settings import Experiment, choose_experiments, load_experiments
-from titn_lib.io import recorded
-from titn_lib.training.records import Record, load_record
+from titn_lib.experiments.settings import Experiment, load_experiments, select_experiments
+from titn_lib.io import records_dir
+from titn_lib.training.records import RunResult, load_record
 
 BROKEN = 5.0  # times the others' standard deviation
-SPEEDS = "neighbours-speed-cpu.json"  # benchmarks/neighbours.py measures experiments' networks side by side
+SPEEDS = "related-speed-cpu.json"  # benchmarks/related.py measures experiments' networks side by side
 
 
 @dataclass(frozen=True)
-class Row:
+class ExperimentSummary:
     """An experiment, the records of those of its seeds that have been run, and its images per second, round by round,
     where they have been measured beside others'."""
 
     experiment: Experiment
-    records: list[Record]
+    records: list[RunResult]
     speeds: dict[str, list[float]] = field(default_factory=dict)
 
-    def values(self, measure: Callable[[Record], float]) -> list[float]:
+    def values(self, measure: Callable[[RunResult], float]) -> list[float]:
         return [measure(record) for record in self.records]
 
-    def mean(self, measure: Callable[[Record], float]) -> str:
+    def mean(self, measure: Callable[[RunResult], float]) -> str:
         """With its spread; empty where nothing has been run."""
         return mean_and_spread(self.values(measure)) if self.records else ""
 
-    def speed(self, job: str, base: "Row") -> str:
+    def speed(self, job: str, base: "ExperimentSummary") -> str:
         """ "466 (1.19)": the median, and that of the ratios to another row's in the same round, which move less."""
         if job not in self.speeds or job not in base.speeds:
             return ""
@@ -40,17 +40,17 @@ class Row:
         return f"{statistics.median(self.speeds[job]):,.0f} ({statistics.median(ratios):.2f})"
 
 
-def top1(record: Record) -> float:
+def top1(record: RunResult) -> float:
     """On the test set."""
     return record.test["top1"]
 
 
-def top5(record: Record) -> float:
+def top5(record: RunResult) -> float:
     """The same for the right class among the first five answers."""
     return record.test["top5"]
 
 
-def load_rows(experiments: dict[str, Experiment], results: str | Path) -> dict[str, Row]:
+def load_rows(experiments: dict[str, Experiment], results: str | Path) -> dict[str, ExperimentSummary]:
     """Every experiment with its records."""
     rows, file = {}, Path(results) / SPEEDS
     measured = json.loads(file.read_text(encoding="utf-8"))["rounds"] if file.exists() else {}
@@ -58,25 +58,25 @@ def load_rows(experiments: dict[str, Experiment], results: str | Path) -> dict[s
         paths = [record_path(Path(results), experiment, seed) for seed in experiment.runs]
         records = [load_record(path) for path in paths if path.exists()]
         speeds = {job: measured[f"{name} {job}"] for job in ("training", "inference") if f"{name} {job}" in measured}
-        rows[name] = Row(experiment, records, speeds)
+        rows[name] = ExperimentSummary(experiment, records, speeds)
     return rows
 
 
-def recorded_rows() -> dict[str, Row]:
+def recorded_rows() -> dict[str, ExperimentSummary]:
     """Those of this project: from the checkout, else from the installed package."""
-    return load_rows(load_experiments(recorded() / "experiments"), recorded() / "results")
+    return load_rows(load_experiments(records_dir() / "experiments"), records_dir() / "results")
 
 
-def choose_rows(rows: dict[str, Row], names: Iterable[str]) -> list[Row]:
+def select_rows(rows: dict[str, ExperimentSummary], names: Iterable[str]) -> list[ExperimentSummary]:
     """Those of these experiments, or settings files, in their order, what they are compared with first.
 
     Raises:
         TITNError: there is no such experiment or file.
     """
     experiments = {key: row.experiment for key, row in rows.items()}
-    chosen: dict[str, Row] = {}
+    chosen: dict[str, ExperimentSummary] = {}
     for name in names:
-        found = choose_experiments(experiments, [name])
+        found = select_experiments(experiments, [name])
         bases = [experiment.compare for experiment in found.values() if experiment.compare]
         chosen |= {key: rows[key] for key in (*bases, *found)}
     return list(chosen.values())
@@ -120,7 +120,7 @@ def difference(values: list[float], base: list[float], spread: float) -> str:
     return gap if math.isnan(spread) else f"{gap} ± {(own**2 / len(values) + spread**2 / len(base)) ** 0.5:.2f}"
 
 
-def difference_from_base(row: Row, rows: dict[str, Row]) -> str:
+def difference_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSummary]) -> str:
     """Its error comes from the spread of all that is compared with the same experiment, and of that one's file."""
     if not row.experiment.compare:
         return ""
@@ -130,13 +130,13 @@ def difference_from_base(row: Row, rows: dict[str, Row]) -> str:
     return difference(row.values(top1), rows[base.name].values(top1), spread)
 
 
-def in_use(records: list[Record]) -> str:
-    """What is computed for a test picture, where it is less than all; older records don't say."""
+def in_use(records: list[RunResult]) -> str:
+    """What is computed for a test image, where it is less than all; older records don't say."""
     used = [record.test["macs"] for record in records if "macs" in record.test]
     return f" ({statistics.mean(used) / 1e6:.1f} M in use)" if used else ""
 
 
-def groups(rows: dict[str, Row]) -> dict[str, list[Row]]:
+def groups(rows: dict[str, ExperimentSummary]) -> dict[str, list[ExperimentSummary]]:
     """The settings files with variants, each with its rows."""
     files = dict.fromkeys(row.experiment.file for row in rows.values() if row.experiment.variant)
-    return {file: choose_rows(rows, [file]) for file in files}
+    return {file: select_rows(rows, [file]) for file in files}

@@ -1,11 +1,11 @@
-"""Where a student looks, and tests of whether that is why it answers as it does. Arrays in, arrays out, no pictures.
+"""Where a student looks, and tests of whether that is why it answers as it does. Arrays in, arrays out, no images.
 
-    maps = relevance(model, images).picture                     which points an answer was put together from
+    maps = relevance(model, images).image                     which points an answer was put together from
     order = order_cells(maps, side=2)                           2×2 points at a time, the most relevant first
-    curve = fade(answer(model), images, blank, order, classes)  does the answer go when they go?
+    curve = perturbation_curve(head_logits_fn(model), images, blank, order, classes)  does the answer go when they go?
 
-Everything here takes normalised pictures and a student in evaluation mode. A `head` is "class" or "distillation".
-Maps made of attention don't know of `local_perception`, by which patches hear their neighbours past it, one patch
+Everything here takes normalized images and a student in evaluation mode. A `head` is "class" or "distillation".
+Maps made of attention don't know of `local_perception`, by which patches hear their neighbors past it, one patch
 further in each block. Gradients do.
 """
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError, unknown
 from titn_lib.models.base import AttentionMaps, Encoding, TokenClassifier
-from titn_lib.models.titn import TITN, PixelProjection
+from titn_lib.models.titn import TITN, PixelToPatch
 
 Classes = Int64[Tensor, " batch"]
 
@@ -32,16 +32,16 @@ class Relevance(NamedTuple):
     """What an answer was put together from.
 
     Attributes:
-        picture: the share that came from each point of the picture.
+        image: the share that came from each point of the image.
         sources: the same shares by the way they came in: at the start, in block 1 … depth, and last what came from
-            learned tables and not from the picture. They sum to 1.
+            learned tables and not from the image. They sum to 1.
     """
 
-    picture: Float[Tensor, "batch height width"]
+    image: Float[Tensor, "batch height width"]
     sources: Float[Tensor, "batch source"]
 
 
-def check(model: nn.Module, head: str = "class") -> TokenClassifier:
+def require_attention(model: nn.Module, head: str = "class") -> TokenClassifier:
     """The model, if it has attention, such a head, and is in evaluation mode.
 
     Raises:
@@ -62,36 +62,36 @@ def attention(model: nn.Module, images: Images) -> AttentionMaps:
     """Both streams' attention: for each block, inner "batch patch head query key" (no blocks for a ViT) and outer
     "batch head query key". Rows sum to 1."""
     with torch.no_grad():
-        return check(model).encode(images, return_attention=True).attention
+        return require_attention(model).forward_features(images, return_attention=True).attention
 
 
-def answer(model: nn.Module, head: str = "class") -> Callable[[Images], Float[Tensor, "batch classes"]]:
-    """The function from pictures to the logits of one head (`model(images)` gives the mean of both)."""
-    student = check(model, head)
+def head_logits_fn(model: nn.Module, head: str = "class") -> Callable[[Images], Float[Tensor, "batch classes"]]:
+    """The function from images to the logits of one head (`model(images)` gives the mean of both)."""
+    student = require_attention(model, head)
 
     def logits(images: Tensor) -> Tensor:
-        return student.heads.both(student.encode(images).blocks[-1])[head == "distillation"]
+        return student.heads.forward_all(student.forward_features(images).hidden_states[-1])[head == "distillation"]
 
     return logits
 
 
 def input_gradient(model: nn.Module, images: Images, classes: Classes, head: str = "class") -> Images:
-    """How the logit of each picture's class moves with every value of the picture: ∂z/∂x (Simonyan, Vedaldi and
+    """How the logit of each image's class moves with every value of the image: ∂z/∂x (Simonyan, Vedaldi and
     Zisserman 2014, arXiv 1312.6034)."""
     with torch.enable_grad():
         inputs = images.detach().requires_grad_()
-        chosen = answer(model, head)(inputs).gather(1, classes[:, None]).sum()
+        chosen = head_logits_fn(model, head)(inputs).gather(1, classes[:, None]).sum()
     return torch.autograd.grad(chosen, inputs)[0]
 
 
-def mix(attention: Float[Tensor, "*batch head query key"]) -> Float[Tensor, "*batch query key"]:
+def rollout_step(attention: Float[Tensor, "*batch head query key"]) -> Float[Tensor, "*batch query key"]:
     """One step of rollout: Â = ½ mean over heads of A + ½ I, rows made to sum to 1; the ½ I is the residual path, on
     which a token keeps what it has (Abnar and Zuidema 2020, arXiv 2005.00928)."""
     mixed = (attention.mean(dim=-3) + torch.eye(attention.shape[-1]).to(attention)) / 2
     return mixed / mixed.sum(dim=-1, keepdim=True)
 
 
-def mix_gradients(
+def gradient_rollout_step(
     attention: Float[Tensor, "*batch head query key"], gradient: Float[Tensor, "*batch head query key"]
 ) -> Float[Tensor, "*batch query key"]:
     """One step, weighted by a class: I + mean over heads of (A · ∂z/∂A)⁺ (Chefer, Gur and Wolf 2021, arXiv 2103.15679).
@@ -110,16 +110,16 @@ def rollout(attention: list[Float[Tensor, "*batch head query key"]]) -> Float[Te
 
 def rollouts(attention: list[Float[Tensor, "*batch head query key"]]) -> list[Float[Tensor, "*batch query key"]]:
     """`rollout` through each block."""
-    return list(accumulate(map(mix, attention), lambda before, step: step @ before))
+    return list(accumulate(map(rollout_step, attention), lambda before, step: step @ before))
 
 
-def follow(
+def forward_with_attention(
     model: TokenClassifier, images: Tensor, head: str, classes: Tensor | None
 ) -> tuple[Encoding, Float[Tensor, "batch token"], list[Float[Tensor, "batch token token"]]]:
     """One pass: the encoding, the weights with which a head reads the last outer tokens, the mixing of each block."""
     with torch.set_grad_enabled(classes is not None):
-        encoding = model.encode(images.detach().requires_grad_(), return_attention=True)
-    maps, last = encoding.attention.outer, encoding.blocks[-1]
+        encoding = model.forward_features(images.detach().requires_grad_(), return_attention=True)
+    maps, last = encoding.attention.outer, encoding.hidden_states[-1]
     reads = torch.zeros_like(last[..., 0])
     if head == "distillation":
         reads[:, -1] = 1
@@ -129,11 +129,11 @@ def follow(
         patches = model.config.patches
         reads[:, : 1 + patches] = 1 / (1 + patches)
     if classes is None:
-        return encoding, reads, [mix(one) for one in maps]
+        return encoding, reads, [rollout_step(one) for one in maps]
     with torch.enable_grad():
-        chosen = model.heads.both(last)[head == "distillation"].gather(1, classes[:, None]).sum()
+        chosen = model.heads.forward_all(last)[head == "distillation"].gather(1, classes[:, None]).sum()
     gradients = torch.autograd.grad(chosen, maps)
-    mixed = [mix_gradients(one.detach(), gradient) for one, gradient in zip(maps, gradients, strict=True)]
+    mixed = [gradient_rollout_step(one.detach(), gradient) for one, gradient in zip(maps, gradients, strict=True)]
     return encoding, reads, mixed
 
 
@@ -144,14 +144,14 @@ def outer_rollout(
     distillation token, or, where the class head reads a mean (pooling="mean"), the mean of those tokens' rows.
 
     Args:
-        classes: weigh attention by what it does for these classes' logits (`mix_gradients`). The path without any
+        classes: weigh attention by what it does for these classes' logits (`gradient_rollout_step`). The path without any
             attention, which weighs all that the head reads alike, is then left out.
 
     Returns:
         Shares that sum to 1.
     """
-    student = check(model, head)
-    _, reads, mixed = follow(student, images, head, classes)
+    student = require_attention(model, head)
+    _, reads, mixed = forward_with_attention(student, images, head, classes)
     flow = reads
     for block in reversed(mixed):
         flow = einsum(flow, block, "batch query, batch query key -> batch key")
@@ -160,9 +160,9 @@ def outer_rollout(
 
 
 def relevance(model: nn.Module, images: Images, head: str = "class", classes: Classes | None = None) -> Relevance:
-    """From which points of the picture a head's answer was put together, through both streams. (Our own design.)
+    """From which points of the image a head's answer was put together, through both streams. (Our own design.)
 
-    A picture enters a TITN's outer stream again in every block, through the projection; in the published model only
+    An image enters a TITN's outer stream again in every block, through the projection; in the published model only
     there. So the relevance of pixel m of patch n is a sum over the ways in: the start (0) and blocks 1 … L,
 
         R[n, m] = Σ_l q_l[n] · β_l[n] · Σ_k s_l[n, k] · (Â_l ⋯ Â_1)[n, k, m]
@@ -181,52 +181,56 @@ def relevance(model: nn.Module, images: Images, head: str = "class", classes: Cl
     see values, signs and the MLPs. A pixel token is drawn where it lies, though a convolution saw its surroundings.
 
     Args:
-        classes: weigh the outer stream's attention by these classes (`mix_gradients`), leave out the paths without
+        classes: weigh the outer stream's attention by these classes (`gradient_rollout_step`), leave out the paths without
             attention, and scale to a sum of 1. The inner stream stays as it is: weighing it as well was no better on
-            validation pictures.
+            validation images.
 
     Raises:
         TITNError: a network without attention or without that head, or in training mode.
     """
-    student = check(model, head)
-    encoding, reads, mixed = follow(student, images, head, classes)
+    student = require_attention(model, head)
+    encoding, reads, mixed = forward_with_attention(student, images, head, classes)
     with torch.no_grad():
-        ways = entrances(student, images, encoding)
-        arrived, rest = descend(reads, mixed, ways)
+        ways = injection_shares(student, images, encoding)
+        arrived, rest = propagate_back(reads, mixed, ways)
         if classes is not None:
-            idle, idle_rest = descend(reads, [torch.eye(reads.shape[1]).to(one).expand_as(one) for one in mixed], ways)
+            idle, idle_rest = propagate_back(
+                reads, [torch.eye(reads.shape[1]).to(one).expand_as(one) for one in mixed], ways
+            )
             arrived, rest = arrived - idle, rest - idle_rest
     sources = torch.cat([arrived.sum(dim=(2, 3)), rest[:, None]], dim=1)
     total = sources.sum(dim=1, keepdim=True).clamp(min=1e-30)
     by_pixel = arrived.sum(dim=1) / total[..., None]
-    return Relevance(spread(by_pixel, student.config.grid, student.config.image_size), sources / total)
+    return Relevance(to_pixels(by_pixel, student.config.grid, student.config.image_size), sources / total)
 
 
-def entrances(model: TokenClassifier, images: Tensor, encoding: Encoding) -> Float[Tensor, "way batch patch pixel"]:
+def injection_shares(
+    model: TokenClassifier, images: Tensor, encoding: Encoding
+) -> Float[Tensor, "way batch patch pixel"]:
     """The share of every patch token that comes in at the start and in each block, by the pixel token it began as."""
-    batch, patches, depth = len(images), model.config.patches, len(encoding.blocks)
+    batch, patches, depth = len(images), model.config.patches, len(encoding.hidden_states)
     if not isinstance(model, TITN):
         whole = torch.ones(1, batch, patches, 1).to(images)
         return torch.cat([whole, whole.new_zeros(depth, batch, patches, 1)])
     inner = model.pixel_embedding(images)
-    outer = model.outer_tokens(inner)
-    if model.config.outer_tokens == "image":
-        start = model.outer_tokens.projection
-        positions = model.outer_tokens.positions[1 : 1 + patches]
-        ways = [news_shares(start, start.norm(inner), positions.expand(batch, -1, -1))]
+    outer = model.patch_embedding(inner)
+    if model.config.patch_tokens == "from_pixels":
+        start = model.patch_embedding.projection
+        positions = model.patch_embedding.pos_embed[1 : 1 + patches]
+        ways = [update_shares(start, start.norm(inner), positions.expand(batch, -1, -1))]
     else:
         ways = [inner.new_zeros(inner.shape[:3])]
     inside = rollouts(encoding.attention.inner)
-    for block, rolled, after in zip(model.blocks, inside, encoding.blocks, strict=True):
-        inner, normed, _ = block.look_inside(inner, False)  # type: ignore[operator]
-        shares = news_shares(cast(PixelProjection, block.projection), normed, outer[:, 1 : 1 + patches])
+    for block, rolled, after in zip(model.blocks, inside, encoding.hidden_states, strict=True):
+        inner, normed, _ = block.forward_inner(inner, False)  # type: ignore[operator]
+        shares = update_shares(cast(PixelToPatch, block.projection), normed, outer[:, 1 : 1 + patches])
         ways.append(einsum(shares, rolled, "batch patch query, batch patch query key -> batch patch key"))
         outer = after
     return torch.stack(ways)
 
 
-def news_shares(
-    projection: PixelProjection,
+def update_shares(
+    projection: PixelToPatch,
     normed: Float[Tensor, "batch patch pixel inner_width"],
     before: Float[Tensor, "batch patch outer_width"],
 ) -> Float[Tensor, "batch patch pixel"]:
@@ -239,7 +243,7 @@ def news_shares(
     return share[..., None] * parts / parts.sum(dim=-1, keepdim=True).clamp(min=1e-30)
 
 
-def descend(
+def propagate_back(
     reads: Float[Tensor, "batch token"],
     mixed: list[Float[Tensor, "batch token token"]],
     ways: Float[Tensor, "way batch patch pixel"],
@@ -255,7 +259,7 @@ def descend(
     return torch.stack(arrived[::-1], dim=1), flow.sum(dim=1)
 
 
-def spread(
+def to_pixels(
     shares: Float[Tensor, "batch patch pixel"], grid: tuple[int, int], image_size: tuple[int, int]
 ) -> Float[Tensor, "batch height width"]:
     """Shares of pixel tokens (or of whole patches: one "pixel" each), each spread evenly over its points."""

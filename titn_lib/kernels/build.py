@@ -23,7 +23,7 @@ def addresses(*tensors: Tensor) -> list[ctypes.c_void_p]:
     return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Let the C library keep what is freed: the next step wants it again, and new pages from the system cost time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt:  # glibc

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from titn_lib.models.layers import Layer
+from titn_lib.models.layers import TransformerLayer
 
 with torch.device("meta"):  # no numbers: an import must not draw from anybody's generator
-    PLAIN = [*map(type, Layer(1, 1).modules()), nn.LayerNorm]  # an inner layer and the norm after it
+    PLAIN = [*map(type, TransformerLayer(1, 1).modules()), nn.LayerNorm]  # an inner layer and the norm after it
 
 
 WEIGHTS = {(nn.Parameter, torch.float32), (Tensor, torch.float32)}
 
 
-def is_plain(parts: list[Any]) -> bool:
+def is_standard_layer(parts: list[Any]) -> bool:
     """Whether they compute what `kernels.layer` does: no part has been exchanged (for a LoRA's, say), cut to another
     size or kind of numbers, hooked, or set otherwise. It's asked for every block: each lookup counts."""
     if [type(part) for part in parts] != PLAIN or is_hooked(parts):

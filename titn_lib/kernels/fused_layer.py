@@ -1,5 +1,5 @@
 """What a CPU needs C++ for: attention of short sequences and whole layers of few and narrow tokens (`kernels.cpp`),
-pictures' bytes by table (`augment.cpp`).
+images' bytes by table (`augment.cpp`).
 
 Sixteen pixel tokens of 12 numbers are too little for a library's kernels: most of the time goes to moving them between
 memory and cores. The kernels here do all the arithmetic while the tokens stay in the cache. They are compiled for the
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from titn_lib.errors import TITNError
 from titn_lib.kernels import build
-from titn_lib.torch_compat import is_followed
+from titn_lib.torch_compat import is_tracing
 
 WIDEST = 32  # of a layer's tokens, and of a head: beyond, a library's matrix products win
 LONGEST = 32  # sequence
@@ -25,14 +25,14 @@ MOST = 22_000  # numbers that a layer keeps for each lane: 1.4 MB in all, of the
 NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
 
-def suits_attention(qkv: Float[Tensor, "*batch token three_widths"], heads: int, scale: float) -> bool:
+def can_use_fused_attention(qkv: Float[Tensor, "*batch token three_widths"], heads: int, scale: float) -> bool:
     """Whether `attention` is made for this size, scale of queries, kind of numbers and machine."""
     length, width = qkv.shape[-2], qkv.shape[-1] // 3 // heads
     usual = qkv.dtype in NAMES and scale == width**-0.5
     return usual and fits(qkv, length, width) and build.available(length, width, 1)
 
 
-def suits_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden: int, span: int) -> bool:
+def can_use_fused_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden: int, span: int) -> bool:
     """Whether `layer` is made for this size, kind of numbers and machine."""
     length, width = tokens.shape[-2:]
     numbers = heads * length**2 + 18 * length * width + 3 * length * hidden + 2 * width * (2 * width + hidden)
@@ -42,7 +42,7 @@ def suits_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden:
 
 def fits(tokens: Tensor, length: int, width: int) -> bool:
     small = 0 < length <= LONGEST and width <= WIDEST
-    return small and tokens.device.type == "cpu" and not is_followed()
+    return small and tokens.device.type == "cpu" and not is_tracing()
 
 
 def operation(schema: str) -> Callable[[Callable], Callable]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from titn_lib.kernels import build
 
 
-def suits_bytes(images: Tensor) -> bool:
+def can_use_image_ops(images: Tensor) -> bool:
     """Whether `look_up`, `count`, `cut` and `move` are made for this kind of numbers and machine."""
     return images.dtype == torch.uint8 and images.device.type == "cpu" and build.available()
 
@@ -17,7 +17,7 @@ def suits_bytes(images: Tensor) -> bool:
 def look_up(
     images: UInt8[Tensor, "batch channel height width"], table: UInt8[Tensor, "batch channel 1 256"]
 ) -> UInt8[Tensor, "batch channel height width"]:
-    """What each picture's and channel's table makes of every point."""
+    """What each image's and channel's table makes of every point."""
     result = torch.empty(images.shape, dtype=torch.uint8)
     rows, length = images.shape[:2].numel(), images.shape[2:].numel()
     call_bytes("look_up", [images.contiguous(), table.contiguous(), result], rows, length)
@@ -25,7 +25,7 @@ def look_up(
 
 
 def count(images: UInt8[Tensor, "batch channel height width"]) -> Int32[Tensor, "batch channel 1 256"]:
-    """How many points of each picture and channel have each of the 256 values."""
+    """How many points of each image and channel have each of the 256 values."""
     counts = torch.empty(*images.shape[:2], 1, 256, dtype=torch.int32)
     call_bytes("count", [images.contiguous(), counts], images.shape[:2].numel(), images.shape[2:].numel())
     return counts
@@ -38,7 +38,7 @@ def cut(
     height: int,
     width: int,
 ) -> UInt8[Tensor, "batch channel new_height new_width"]:
-    """A window of each picture, at its own place."""
+    """A window of each image, at its own place."""
     result = torch.empty(*images.shape[:2], height, width, dtype=torch.uint8)
     sizes = *images.shape[:2], height, width, *images.shape[2:]
     call_bytes("cut", [images.contiguous(), top, left, result], *sizes)
@@ -50,7 +50,7 @@ def move(
     maps: Int64[Tensor, "map height width"],
     which: Int64[Tensor, " batch"],
 ) -> UInt8[Tensor, "batch channel height width"]:
-    """Every place of a picture gets the point that its map names: counted from 1, or 0 for black."""
+    """Every place of an image gets the point that its map names: counted from 1, or 0 for black."""
     result = torch.empty(images.shape, dtype=torch.uint8)
     call_bytes("move", [images.contiguous(), maps, which, result], *images.shape[:2], images.shape[2:].numel())
     return result

@@ -1,6 +1,6 @@
 """LaCViT: label-aware contrastive training (Long et al. 2023, arXiv 2303.18013), two runs for any network with tokens.
 
-    1. objective "contrastive"    `contrastive_loss` of z = P(x) / |P(x)| for two views of every picture; x is what the
+    1. objective "contrastive"    `contrastive_loss` of z = P(x) / |P(x)| for two views of every image; x is what the
                                   class head reads (`pool`), P a projection: Linear D → D, ReLU, Linear D → 128
     2. objective "heads"          starts from the first run (`Run.start`): the encoder is frozen, the heads learn by CE
 
@@ -20,10 +20,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titn_lib.data.mixing import MixedLabels
+from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError
-from titn_lib.losses.distillation import TeacherAnswer
+from titn_lib.losses.distillation import TeacherOutput
 from titn_lib.losses.objective import LossAndLogits, Objective
 from titn_lib.models.base import Classifier, TokenClassifier
 
@@ -32,15 +32,15 @@ PROJECTION_WIDTH = 128
 
 
 def contrastive_loss(
-    z: Float[Tensor, "picture width"], labels: Int[Tensor, " picture"], temperature: float = TEMPERATURE
+    z: Float[Tensor, "image width"], labels: Int[Tensor, " image"], temperature: float = TEMPERATURE
 ) -> Float[Tensor, ""]:
-    """Every picture is an anchor i, drawn to the others of its class, P(i) (Khosla et al. 2020, eq. 2; their sum over
+    """Every image is an anchor i, drawn to the others of its class, P(i) (Khosla et al. 2020, eq. 2; their sum over
     anchors is a mean here):
 
         mean over i of  −1/|P(i)| Σ_{p∈P(i)} log( exp(z_i·z_p/τ) / Σ_{a≠i} exp(z_i·z_a/τ) )
 
     An anchor alone in its class is left out; where all are, the loss is 0. Anchors are compared within their batch (and
-    process) only: gradients added up over small batches bring no picture more to compare with.
+    process) only: gradients added up over small batches bring no image more to compare with.
 
     Args:
         z: rows of length 1.
@@ -55,24 +55,24 @@ def contrastive_loss(
 
 
 class Stage(Objective):
-    """What both stages share; TITNError where the network has no tokens, or there is something to distil."""
+    """What both stages share; TITNError where the network has no tokens, or there is something to distill."""
 
     HEADS_LEARN: bool  # and nothing else does, or all but them
     network: TokenClassifier
 
-    def __init__(self, network: Classifier, method: str = "none", *settings: Any):
-        if method != "none":
-            raise TITNError(f"contrastive training asks no teacher: choose distillation 'none', not {method!r}")
+    def __init__(self, network: Classifier, loss: str = "cross_entropy", *settings: Any):
+        if loss != "cross_entropy":
+            raise TITNError(f"contrastive training needs no teacher: choose the loss 'cross_entropy', not {loss!r}")
         if not isinstance(network, TokenClassifier):
             raise TITNError(f"{network.config.name} has no tokens for contrastive training: choose a TITN, TNT or ViT")
-        super().__init__(network, method, *settings)
+        super().__init__(network, loss, *settings)
         # Where several processes add up their gradients, they must not wait for those that never come.
         self._ddp_params_and_buffers_to_ignore = [
             f"network.{name}" for name, _ in network.named_parameters() if name.startswith("heads") != self.HEADS_LEARN
         ]
 
     def head_logits(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "head batch classes"]:
-        return torch.stack(list(self.network.heads.both(tokens))).float()
+        return torch.stack(list(self.network.heads.forward_all(tokens))).float()
 
 
 class Contrastive(Stage):
@@ -86,51 +86,55 @@ class Contrastive(Stage):
         width = self.network.token_width
         self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION_WIDTH))
 
-    def forward(self, images: Images, labels: MixedLabels, answer: TeacherAnswer | None = None) -> LossAndLogits:
+    def forward(
+        self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None = None
+    ) -> LossAndLogits:
         """Returns the contrastive loss, and the mean of the heads' logits, without gradient."""
-        tokens = self.network.encode(images).blocks[-1]
+        tokens = self.network.forward_features(images).hidden_states[-1]
         z = F.normalize(self.projection(self.network.heads.pool(tokens)).float(), dim=-1)
-        return contrastive_loss(z, labels.first), self.head_logits(tokens).mean(dim=0).detach()
+        return contrastive_loss(z, targets.a), self.head_logits(tokens).mean(dim=0).detach()
 
 
-class HeadsOnly(Stage):
+class LinearProbe(Stage):
     """The second stage. The encoder gets no gradient, so the optimizer passes it by, weight decay and all; and it stays
-    in evaluation mode, or its batch normalisation would go on measuring."""
+    in evaluation mode, or its batch normalization would go on measuring."""
 
     HEADS_LEARN = True
 
-    def train(self, mode: bool = True) -> "HeadsOnly":
+    def train(self, mode: bool = True) -> "LinearProbe":
         super().train(mode)
         self.network.eval()
         return self
 
-    def forward(self, images: Images, labels: MixedLabels, answer: TeacherAnswer | None = None) -> LossAndLogits:
+    def forward(
+        self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None = None
+    ) -> LossAndLogits:
         """Returns the mean of the heads' CE, and of their logits."""
         with torch.no_grad():
-            tokens = self.network.encode(images).blocks[-1]
+            tokens = self.network.forward_features(images).hidden_states[-1]
         logits = self.head_logits(tokens)
-        return self.label_loss(logits, labels), logits.mean(dim=0)
+        return self.label_loss(logits, targets), logits.mean(dim=0)
 
 
 # --- how features lie on the sphere, once every row has length 1
 
 
-def average_cosine(features: Float[Tensor, "picture width"]) -> float:
-    """The mean cosine of two different pictures: 0 where no direction is preferred (isotropy), 1 where all are one."""
+def average_cosine(features: Float[Tensor, "image width"]) -> float:
+    """The mean cosine of two different images: 0 where no direction is preferred (isotropy), 1 where all are one."""
     unit = F.normalize(features, dim=-1)
     n = len(features)
     return ((unit.sum(dim=0).square().sum() - n) / (n * (n - 1))).item()
 
 
-def alignment(features: Float[Tensor, "picture width"], labels: Int[Tensor, " picture"]) -> float:
-    """The mean squared distance of two pictures of one class (Wang and Isola 2020, α = 2; their pairs are views of one
-    picture): 0 where every class is a point."""
+def alignment(features: Float[Tensor, "image width"], labels: Int[Tensor, " image"]) -> float:
+    """The mean squared distance of two images of one class (Wang and Isola 2020, α = 2; their pairs are views of one
+    image): 0 where every class is a point."""
     unit = F.normalize(features, dim=-1)
     pairs = (labels[:, None] == labels).triu(diagonal=1)
     return (2 - 2 * unit @ unit.T)[pairs].mean().item()
 
 
-def uniformity(features: Float[Tensor, "picture width"]) -> float:
-    """log of the mean of exp(−2 · squared distance) over all pairs (Wang and Isola 2020, t = 2): 0 where all pictures
+def uniformity(features: Float[Tensor, "image width"]) -> float:
+    """log of the mean of exp(−2 · squared distance) over all pairs (Wang and Isola 2020, t = 2): 0 where all images
     are one point, lower the more evenly they lie on the sphere."""
     return torch.pdist(F.normalize(features, dim=-1)).square().mul(-2).exp().mean().log().item()

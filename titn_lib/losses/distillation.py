@@ -1,22 +1,13 @@
-"""What a student minimises: labels, and what it can learn from a teacher.
+"""Distillation losses on logits, and the teacher they learn from.
 
-What the distillation token learns:
+    hard    cross-entropy with the teacher's predicted class: the published TITN (and DeiT) loss
+    soft    KL divergence to all of the teacher's probabilities (Hinton et al. 2015)
+    dkd     decoupled knowledge distillation: the target class and the ranking of the others (Zhao et al. 2022)
 
-    hard      the published TITN (and DeiT) loss: the class that the teacher would answer
-    soft      all of the teacher's probabilities (Hinton et al. 2015)
-    dkd       the same in two parts, what it says of the right class and how it ranks the others (Zhao et al. 2022)
-
-What patch tokens learn from the teacher's feature maps:
-
-    feature   the maps themselves ("distillation within the feature extraction layer", says the TITN abstract; its
-              published code has no such term, so the form is ours, after Li et al. 2022)
-    manifold  how alike the maps' places are to each other (Hao et al. 2022)
-
-A token's and a patch's method can be joined: "hard+feature".
-
-The teacher is frozen, in evaluation mode, sees the very pictures the student sees, and receives no gradient.
+The teacher is frozen, in evaluation mode, sees the same augmented images as the student, and receives no gradient.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -24,16 +15,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titn_lib.data.mixing import MixedLabels
+from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.transforms import Images
-from titn_lib.errors import TITNError
+from titn_lib.errors import TITNError, unknown
+from titn_lib.models.layers import TokenLogits
 from titn_lib.models.teachers import Teacher
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class TeacherAnswer(NamedTuple):
-    """What a teacher says of a batch: its logits, and a feature map for each of its stages."""
+class TeacherOutput(NamedTuple):
+    """A teacher's logits for a batch, and a feature map for each of its stages."""
 
     logits: Float[Tensor, "batch classes"]
     maps: list[Float[Tensor, "batch _channel _height _width"]]
@@ -45,30 +37,31 @@ def freeze(teacher: Network) -> Network:
 
 
 @torch.no_grad()
-def ask_teacher(teacher: nn.Module, images: Images) -> TeacherAnswer:
-    """The teacher's answer to a batch, without gradient. A teacher that is none of `teachers` gives logits and no maps.
+def teacher_forward(teacher: nn.Module, images: Images) -> TeacherOutput:
+    """The teacher's output for a batch, without gradient. A teacher that is not one of `models.teachers` gives logits and
+    no feature maps.
 
     Raises:
-        TITNError: the teacher, or a part of it, is in training mode: batch normalisation would change with every
-            question.
+        TITNError: the teacher, or a part of it, is in training mode: its batch normalization statistics would
+            change with every batch.
     """
     if any(part.training for part in teacher.modules()):
-        raise TITNError("the teacher is in training mode: call titn_lib.distillation.freeze(teacher) first")
+        raise TITNError("the teacher is in training mode: call titn_lib.losses.freeze(teacher) first")
     if not isinstance(teacher, Teacher):
-        return TeacherAnswer(teacher(images), [])
-    maps = teacher.encode(images)
-    return TeacherAnswer(teacher.head(maps[-1]), maps)
+        return TeacherOutput(teacher(images), [])
+    maps = teacher.forward_features(images)
+    return TeacherOutput(teacher.head(maps[-1]), maps)
 
 
 def mixed_cross_entropy(
-    logits: Float[Tensor, "batch classes"], labels: MixedLabels, smoothing: float = 0.0
+    logits: Float[Tensor, "batch classes"], targets: MixedTargets, smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
-    """λ·CE(first label) + (1 − λ)·CE(second label) (Yun et al. 2019, CutMix)."""
-    first = F.cross_entropy(logits, labels.first, label_smoothing=smoothing)
-    if labels.weight == 1:
+    """λ·CE(a) + (1 − λ)·CE(b) (Yun et al. 2019, CutMix)."""
+    first = F.cross_entropy(logits, targets.a, label_smoothing=smoothing)
+    if targets.lam == 1:
         return first
-    second = F.cross_entropy(logits, labels.second, label_smoothing=smoothing)
-    return labels.weight * first + (1 - labels.weight) * second
+    second = F.cross_entropy(logits, targets.b, label_smoothing=smoothing)
+    return targets.lam * first + (1 - targets.lam) * second
 
 
 def hard_loss(
@@ -83,7 +76,7 @@ def soft_loss(
     teacher_logits: Float[Tensor, "batch classes"],
     temperature: float = 4.0,
 ) -> Float[Tensor, ""]:
-    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over pictures (Hinton et al. 2015).
+    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over images (Hinton et al. 2015).
 
     T² keeps the gradient's size when T changes.
     """
@@ -100,8 +93,8 @@ def dkd_loss(
     alpha: float = 1.0,
     beta: float = 8.0,
 ) -> Float[Tensor, ""]:
-    """T²·(α·TCKD + β·NCKD), the mean over pictures (Zhao et al. 2022): the right class against all others, and
-    the others among themselves. `soft_loss` is the same with α = 1 and β = what the teacher leaves to the others.
+    """T²·(α·TCKD + β·NCKD), the mean over images (Zhao et al. 2022): the right class against all others, and
+    the others among themselves. `soft_loss` is the same with α = 1 and β = 1 − p_target of the teacher.
 
     The authors let it grow over the first 20 of 240 epochs; here it has its full weight from the start.
     """
@@ -116,3 +109,51 @@ def dkd_loss(
         F.kl_div(student, teacher, log_target=True, reduction="batchmean") for student, teacher in (pairs, others)
     )
     return temperature**2 * (alpha * target + beta * ranking)
+
+
+LogitLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+# Student logits, teacher logits, labels (of a mixed image the dominant class), temperature → loss. Add yours here.
+LOGIT_LOSSES: dict[str, LogitLoss] = {
+    "hard": lambda student, teacher, labels, temperature: hard_loss(student, teacher),
+    "soft": lambda student, teacher, labels, temperature: soft_loss(student, teacher, temperature),
+    "dkd": lambda student, teacher, labels, temperature: dkd_loss(student, teacher, labels, temperature),
+}
+
+
+def distillation_loss(
+    logits: Float[Tensor, "batch classes"] | TokenLogits,
+    teacher_logits: Float[Tensor, "batch classes"] | None,
+    targets: Int[Tensor, " batch"] | MixedTargets,
+    loss: str = "hard",
+    temperature: float = 4.0,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """½·CE(class head, labels) + ½·loss(distillation head, teacher): what TITN is trained with.
+
+    Args:
+        logits: of both heads, as a model with a distillation token returns them in training; of a model with one head,
+            its logits.
+        teacher_logits: of the same images, for the same classes.
+        targets: labels, or `MixedTargets` of CutMix or MixUp.
+        loss: one of `LOGIT_LOSSES`, or "cross_entropy": both halves use the labels.
+
+    Raises:
+        TITNError: an unknown loss, or a teacher that is missing or has other classes.
+    """
+    if loss != "cross_entropy" and loss not in LOGIT_LOSSES:
+        raise unknown("loss", loss, ["cross_entropy", *LOGIT_LOSSES])
+    if isinstance(targets, Tensor):
+        targets = MixedTargets(targets, targets)
+    class_logits, distillation_logits = logits if isinstance(logits, TokenLogits) else (logits, logits)
+    if teacher_logits is not None and teacher_logits.shape != class_logits.shape:
+        raise TITNError(
+            f"the teacher knows {teacher_logits.shape[-1]} classes and the student {class_logits.shape[-1]}: train a "
+            "teacher on the student's"
+        )
+    label_half = mixed_cross_entropy(class_logits, targets, label_smoothing)
+    if loss == "cross_entropy":
+        return label_half / 2 + mixed_cross_entropy(distillation_logits, targets, label_smoothing) / 2
+    if teacher_logits is None:
+        raise TITNError(f"the loss {loss!r} needs the teacher's logits: pass them, or choose 'cross_entropy'")
+    teacher_half = LOGIT_LOSSES[loss](distillation_logits, teacher_logits.float(), targets.dominant, temperature)
+    return label_half / 2 + teacher_half / 2

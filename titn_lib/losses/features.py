@@ -1,4 +1,9 @@
-"""Losses between a student's patch tokens and a teacher's feature maps."""
+"""Distillation losses between a student's patch tokens and a teacher's feature maps.
+
+feature     match the feature maps themselves. The TITN abstract says "distillation within the feature extraction
+            layer"; its published code has no such term, so the form is ours, after Li et al. 2022.
+manifold    match the similarities between patches (Hao et al. 2022)
+"""
 
 import torch
 from einops import rearrange
@@ -7,108 +12,115 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titn_lib.models.base import TokenClassifier
-from titn_lib.models.inference import evaluating
+from titn_lib.models.inference import eval_mode
 from titn_lib.models.teachers import Teacher
 
 
-class PatchLoss(nn.Module):
+class FeatureDistillationLoss(nn.Module):
     """Pairs a student's patch tokens with a teacher's feature maps.
 
     Three blocks (a third, two thirds and all of the way) are paired with the teacher's last three stages; a map is
     averaged or repeated to the grid of patches.
     """
 
+    WEIGHTED = False  # whether a recipe's feature_weight multiplies it
+
     def __init__(self, student: TokenClassifier, teacher: Teacher):
         super().__init__()
         size = (teacher.config.in_channels, *teacher.config.image_size)
-        with torch.no_grad(), evaluating(teacher):
+        with torch.no_grad(), eval_mode(teacher):
             example = next(teacher.parameters()).new_zeros(1, *size)
-            channels = [feature_map.shape[1] for feature_map in teacher.encode(example)]
+            channels = [feature_map.shape[1] for feature_map in teacher.forward_features(example)]
         depth, stages = student.config.depth, len(channels)
         self.pairs = [(max(0, round(depth * part / 3) - 1), stages - 4 + part) for part in (1, 2, 3)]
         self.channels = [channels[stage] for _, stage in self.pairs]
         self.grid, self.patches = student.config.grid, student.config.patches
 
-    def paired(
+    def match_features(
         self,
-        blocks: list[Float[Tensor, "batch token width"]],
+        hidden_states: list[Float[Tensor, "batch token width"]],
         maps: list[Float[Tensor, "batch _channel _height _width"]],
     ) -> list[tuple[Float[Tensor, "batch patch width"], Float[Tensor, "batch patch _channel"]]]:
         return [
             (
-                blocks[block][:, 1 : 1 + self.patches],
+                hidden_states[block][:, 1 : 1 + self.patches],
                 rearrange(F.adaptive_avg_pool2d(maps[stage], self.grid), "batch channel y x -> batch (y x) channel"),
             )
             for block, stage in self.pairs
         ]
 
-    def between(
+    def pair_loss(
         self,
-        place: int,
+        index: int,
         student: Float[Tensor, "batch patch width"],
         teacher: Float[Tensor, "batch patch _channel"],
     ) -> Float[Tensor, ""]:
-        """The loss of the pair in this place."""
+        """The loss of one pair."""
         raise NotImplementedError
 
     def forward(
         self,
-        blocks: list[Float[Tensor, "batch token width"]],
+        hidden_states: list[Float[Tensor, "batch token width"]],
         maps: list[Float[Tensor, "batch _channel _height _width"]],
     ) -> Float[Tensor, ""]:
         """The mean over pairs."""
-        pairs = enumerate(self.paired(blocks, maps))
-        return torch.stack([self.between(place, *pair) for place, pair in pairs]).mean()
+        pairs = enumerate(self.match_features(hidden_states, maps))
+        return torch.stack([self.pair_loss(index, *pair) for index, pair in pairs]).mean()
 
 
-class FeatureLoss(PatchLoss):
+class FeatureLoss(FeatureDistillationLoss):
     """Pulls patch tokens towards the teacher's feature maps.
 
-    A Linear projects each token to the map's channels, both are standardised over channels (LayerNorm without
+    A Linear projects each token to the map's channels, both are standardized over channels (LayerNorm without
     parameters), and the mean squared difference is averaged over pairs. Standardizing and averaging are ours: Li et al.
     (2022, locality guidance) project as we do, but sum the mean squared differences of three pairs as they are, with a
     weight of 2.5. Standardized, the loss is blind to the teacher's scale: an independent pair starts near 2, a perfect
     one ends at 0.
     """
 
+    WEIGHTED = True
+
     def __init__(self, student: TokenClassifier, teacher: Teacher):
         super().__init__(student, teacher)
         self.projections = nn.ModuleList(nn.Linear(student.token_width, channels) for channels in self.channels)
 
-    def between(
+    def pair_loss(
         self,
-        place: int,
+        index: int,
         student: Float[Tensor, "batch patch width"],
         teacher: Float[Tensor, "batch patch _channel"],
     ) -> Float[Tensor, ""]:
-        projected, channels = self.projections[place](student), teacher.shape[-1:]
+        projected, channels = self.projections[index](student), teacher.shape[-1:]
         return F.mse_loss(F.layer_norm(projected, channels), F.layer_norm(teacher, channels))
 
 
-class ManifoldLoss(PatchLoss):
-    """Pulls the likeness (cosine) between patch tokens towards that between places of the teacher's maps
-    (Hao et al. 2022): within a picture, between pictures at one place, and among `SAMPLE` tokens drawn from
+class ManifoldLoss(FeatureDistillationLoss):
+    """Pulls the similarity (cosine) between patch tokens towards that between places of the teacher's maps
+    (Hao et al. 2022): within an image, between images at one place, and among `SAMPLE` tokens drawn from
     all. Widths need not agree. Their teacher is a transformer too; pairing with a CNN's maps is ours.
     """
 
     WITHIN, BETWEEN, SAMPLED = 4.0, 0.1, 0.2  # weights, as published
     SAMPLE = 192
 
-    def between(
+    def pair_loss(
         self,
-        place: int,
+        index: int,
         student: Float[Tensor, "batch patch width"],
         teacher: Float[Tensor, "batch patch _channel"],
     ) -> Float[Tensor, ""]:
         chosen = torch.randperm(student.shape[0] * student.shape[1], device=student.device)[: self.SAMPLE]
         return (
-            self.WITHIN * likeness_gap(student, teacher)
-            + self.BETWEEN * likeness_gap(student.transpose(0, 1), teacher.transpose(0, 1))
-            + self.SAMPLED * likeness_gap(student.flatten(0, 1)[chosen], teacher.flatten(0, 1)[chosen])
+            self.WITHIN * similarity_mse(student, teacher)
+            + self.BETWEEN * similarity_mse(student.transpose(0, 1), teacher.transpose(0, 1))
+            + self.SAMPLED * similarity_mse(student.flatten(0, 1)[chosen], teacher.flatten(0, 1)[chosen])
         )
 
 
-def likeness_gap(student: Float[Tensor, "*group row width"], teacher: Float[Tensor, "*group row _width"]) -> Tensor:
+def similarity_mse(student: Float[Tensor, "*group row width"], teacher: Float[Tensor, "*group row _width"]) -> Tensor:
     """Mean squared difference between the cosines of all pairs of rows."""
     student, teacher = (F.normalize(rows.float(), dim=-1) for rows in (student, teacher))
     return F.mse_loss(student @ student.mT, teacher @ teacher.mT)
+
+
+FEATURE_LOSSES: dict[str, type[FeatureDistillationLoss]] = {"feature": FeatureLoss, "manifold": ManifoldLoss}

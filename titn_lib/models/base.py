@@ -1,4 +1,4 @@
-"""What every network here is: pictures of one size in, logits out, and what must be known to use it."""
+"""What every network here is: images of one size in, logits out, and what must be known to use it."""
 
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ from titn_lib.validation import check_settings
 
 
 class Config(Protocol):
-    """The settings that all networks have: their name, and the pictures and classes they are made for."""
+    """The settings that all networks have: their name, and the images and classes they are made for."""
 
     @property
     def name(self) -> str: ...
@@ -43,16 +43,16 @@ class Classifier(nn.Module):
         takes."""
         wanted = (self.config.in_channels, *self.config.image_size)
         if images.ndim == 3 and tuple(images.shape) == wanted:
-            raise TITNError("a model takes a batch of pictures and got a single one: make it one, with images[None]")
+            raise TITNError("a model takes a batch of images and got a single one: make it one, with images[None]")
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise TITNError(
-                f"{self.config.name} takes batches of {'×'.join(map(str, wanted))} pictures (channels × height × width)"
-                f" and got {'×'.join(map(str, images.shape))}: resize the pictures, or make a model for them with "
+                f"{self.config.name} takes batches of {'×'.join(map(str, wanted))} images (channels × height × width)"
+                f" and got {'×'.join(map(str, images.shape))}: resize the images, or make a model for them with "
                 "image_size=… and in_channels=… (load_model(path, image_size=…) adapts trained weights to another size)"
             )
         if not images.is_floating_point():
             raise TITNError(
-                "a model takes normalised pictures and got bytes or whole numbers: call titn_lib.augment.normalise "
+                "a model takes normalized images and got bytes or whole numbers: call titn_lib.augment.normalize "
                 "first, or titn_lib.training.predict"
             )
 
@@ -70,12 +70,12 @@ class AttentionMaps(NamedTuple):
 class Encoding(NamedTuple):
     """The outer tokens after every block (class, patches, distillation), and the attention if it was asked for."""
 
-    blocks: list[Float[Tensor, "batch token width"]]
+    hidden_states: list[Float[Tensor, "batch token width"]]
     attention: AttentionMaps
 
 
 class TokenConfig(Config, Protocol):
-    """The settings that all students have besides, and how many tokens a picture becomes."""
+    """The settings that all students have besides, and how many tokens an image becomes."""
 
     @property
     def patch_size(self) -> int: ...
@@ -100,41 +100,41 @@ class TokenConfig(Config, Protocol):
 
 
 class TokenClassifier(Classifier):
-    """What TITN and ViT share: pictures → outer tokens (`encode`, theirs) → logits (`heads`)."""
+    """What TITN and ViT share: images → outer tokens (`encode`, theirs) → logits (`heads`)."""
 
-    GRID_TABLES: tuple[str, ...] = ()  # learned tables with one row a patch, between the class and distillation rows
+    POS_EMBED_KEYS: tuple[str, ...] = ()  # learned tables with one row a patch, between the class and distillation rows
     config: TokenConfig
     heads: Heads
     token_width: int  # of the outer stream
 
-    def initialise(self, tables: list[nn.Parameter], how: Literal["normal", "truncated"]) -> None:
+    def init_weights(self, tables: list[nn.Parameter], how: Literal["normal", "trunc_normal"]) -> None:
         """Draw fresh weights from torch's global generator; `titn.TITNConfig` says what the two ways are."""
         for table in tables:
             nn.init.normal_(table) if how == "normal" else nn.init.trunc_normal_(table, std=0.02)
         for module in self.modules():
-            if how == "truncated" and isinstance(module, nn.Linear):
+            if how == "trunc_normal" and isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def encode(self, images: Images, return_attention: bool = False) -> Encoding:
+    def forward_features(self, images: Images, return_attention: bool = False) -> Encoding:
         """The outer tokens after every block, and the attention if asked for."""
         raise NotImplementedError
 
     def forward(
         self, images: Images, return_attention: bool = False
     ) -> Tensor | TokenLogits | tuple[Tensor | TokenLogits, AttentionMaps]:
-        """Logits of normalised pictures.
+        """Logits of normalized images.
 
         Returns:
             "batch classes" logits; in training, with a distillation token, both heads' (`TokenLogits`).
             With `return_attention`, a pair: the logits and the `AttentionMaps`.
 
         Raises:
-            TITNError: the pictures have another size or number of channels than the model takes.
+            TITNError: the images have another size or number of channels than the model takes.
         """
-        encoding = self.encode(images, return_attention)
-        logits = self.heads(encoding.blocks[-1])
+        encoding = self.forward_features(images, return_attention)
+        logits = self.heads(encoding.hidden_states[-1])
         return (logits, encoding.attention) if return_attention else logits
 
 
@@ -147,16 +147,16 @@ def check_student(config: Any) -> None:
 
 
 def check_patches(image_size: tuple[int, int], patch_size: int) -> None:
-    """Raises TITNError unless pictures of that height and width fall into whole patches."""
+    """Raises TITNError unless images of that height and width fall into whole patches."""
     height, width = image_size
     if height % patch_size or width % patch_size:
         raise TITNError(
-            f"pictures of {height}×{width} can't be cut into patches of {patch_size}: choose an image_size that "
+            f"images of {height}×{width} can't be cut into patches of {patch_size}: choose an image_size that "
             f"{patch_size} divides, or another patch_size"
         )
 
 
-def interpolate_table(
+def resample_pos_embed(
     table: Float[Tensor, "rows width"], old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Float[Tensor, "new_rows width"]:
     """Resample a learned table to another grid of patches (bicubic, as DeiT does).

@@ -2,7 +2,7 @@
 
 Shapes use one vocabulary throughout the library:
 
-    batch   pictures              patch   patches of a picture     pixel   pixel tokens of a patch
+    batch   images              patch   patches of an image     pixel   pixel tokens of a patch
     token   tokens of a stream    width   numbers per token        head    attention heads
     query, key                    the token that looks, the token looked at
 """
@@ -40,15 +40,15 @@ class Attention(nn.Module):
         self.heads = heads
         self.scale = head_width**-0.5
         self.qkv = nn.Linear(width, 3 * heads * head_width, bias=bias)  # queries, keys, values
-        self.output = nn.Linear(heads * head_width, width)
+        self.proj = nn.Linear(heads * head_width, width)
 
     def forward(
         self, tokens: Float[Tensor, "*batch token width"], return_attention: bool = False
     ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"] | None]:
         """Returns the update of every token and, if asked for, the attention (rows are queries and sum to 1)."""
         qkv = self.qkv(tokens)
-        if not return_attention and kernels.suits_attention(qkv, self.heads, self.scale):
-            return self.output(kernels.attention(qkv, self.heads)), None
+        if not return_attention and kernels.can_use_fused_attention(qkv, self.heads, self.scale):
+            return self.proj(kernels.attention(qkv, self.heads)), None
         query, key, value = self.split(qkv)
         attention = (query @ key.mT).softmax(dim=-1)
         return self.join(attention.to(value.dtype) @ value), attention if return_attention else None
@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
     def join(self, mixed: Float[Tensor, "*batch head token head_width"]) -> Float[Tensor, "*batch token width"]:
         """All heads' mixtures of values → the update of every token."""
-        return self.output(rearrange(mixed, "... head token width -> ... token (head width)"))
+        return self.proj(rearrange(mixed, "... head token width -> ... token (head width)"))
 
 
 class MLP(nn.Sequential):
@@ -73,12 +73,12 @@ class MLP(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
-class StochasticDepth(nn.Module):
-    """In training, leaves out a step of the network for some of the pictures, and strengthens it for the others, so
+class DropPath(nn.Module):
+    """In training, leaves out a step of the network for some of the images, and strengthens it for the others, so
     that its mean stays (Huang et al. 2016).
 
     Args:
-        chance: of a picture to be left out.
+        chance: of an image to be left out.
     """
 
     keep: Tensor
@@ -94,11 +94,11 @@ class StochasticDepth(nn.Module):
         return update * (kept / self.keep)
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """A pre-norm transformer layer: x += Attention(LN(x)); x += MLP(LN(x)).
 
     Args:
-        drop: the chance of each step to be left out in training (`StochasticDepth`).
+        drop: the chance of each step to be left out in training (`DropPath`).
         head_width: as in `Attention`.
     """
 
@@ -113,16 +113,16 @@ class Layer(nn.Module):
     ):
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, bias, head_width)
+        self.attn = Attention(width, heads, bias, head_width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_ratio)
-        self.drop = StochasticDepth(drop) if drop else nn.Identity()
+        self.drop = DropPath(drop) if drop else nn.Identity()
 
     def forward(
         self, tokens: Float[Tensor, "*batch token width"], return_attention: bool = False
     ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"] | None]:
         """Returns the tokens and, if asked for, the attention."""
-        update, attention = self.attention(self.attention_norm(tokens), return_attention)
+        update, attention = self.attn(self.attention_norm(tokens), return_attention)
         tokens = tokens + self.drop(update)
         return tokens + self.drop(self.mlp(self.mlp_norm(tokens))), attention
 
@@ -161,12 +161,12 @@ class Heads(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch classes"] | TokenLogits:
         """Both heads' logits in training, their mean in evaluation (Touvron et al. 2021, section 3)."""
-        both = self.both(tokens)
+        both = self.forward_all(tokens)
         if self.distillation_head is None:
             return both.class_logits
         return both if self.training else (both.class_logits + both.distillation_logits) / 2
 
-    def both(self, tokens: Float[Tensor, "batch token width"]) -> TokenLogits:
+    def forward_all(self, tokens: Float[Tensor, "batch token width"]) -> TokenLogits:
         """Each head's logits, whatever the mode; the class head's twice where it is the only one."""
         tokens = self.pre_pool_norm(tokens)
         first = self.class_head(self.pool(tokens))
@@ -178,7 +178,7 @@ class Heads(nn.Module):
         return tokens[:, 0] if self.pooling == "class" else tokens[:, :last].mean(dim=1)
 
 
-def take_over(module: nn.Module, parts: nn.Module) -> None:
+def adopt_children(module: nn.Module, parts: nn.Module) -> None:
     """Begin a module with the parts of another, under their own names, in the place of its class's `__init__`: no part
     is made only to be thrown away, and no random number drawn."""
     nn.Module.__init__(module)

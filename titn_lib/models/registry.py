@@ -13,7 +13,7 @@ from titn_lib.errors import TITNError, unknown
 from titn_lib.models import related as neighbours
 from titn_lib.models import teachers, titn, vit
 from titn_lib.models.base import Classifier
-from titn_lib.validation import height_and_width
+from titn_lib.validation import to_2tuple
 
 Configs = titn.TITNConfig | vit.ViTConfig | teachers.TeacherConfig
 # A model of your own: its class and its settings' class here, the name that files give it; its settings among MODELS.
@@ -28,7 +28,7 @@ MODELS: dict[str, Any] = {**titn.PRESETS, **vit.PRESETS, **neighbours.PRESETS, *
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows: students first, then neighbours, then teachers."""
+    """The names that `create_model` knows: students first, then neighbors, then teachers."""
     return list(MODELS)
 
 
@@ -39,7 +39,7 @@ def create_model(name: str, **settings: object) -> Classifier:
         name: one of `list_models()`.
         settings: anything of the model's settings to change, such as `num_classes=100`, `in_channels=1`,
             `image_size=(32, 64)` (or 64, for both), `depth=6`; see the model's settings (`TITNConfig`, `ViTConfig`,
-            `TeacherConfig`, or a neighbour's).
+            `TeacherConfig`, or a neighbor's).
 
     Raises:
         TITNError: an unknown name or setting, or sizes that don't fit each other.
@@ -52,7 +52,7 @@ def create_model(name: str, **settings: object) -> Classifier:
         if setting not in known:
             raise unknown(f"setting of {name}", setting, known)
     if "image_size" in settings:
-        settings["image_size"] = height_and_width(settings["image_size"])
+        settings["image_size"] = to_2tuple(settings["image_size"])
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
     config = replace(config, **plain)
     classes = [model for model, config_class in FAMILIES.values() if type(config) is config_class]
@@ -61,7 +61,7 @@ def create_model(name: str, **settings: object) -> Classifier:
     return classes[0](config)
 
 
-def outline(model_class: Callable[[Any], Classifier], config: Any) -> Classifier:
+def build_on_meta(model_class: Callable[[Any], Classifier], config: Any) -> Classifier:
     """A model on the meta device: sizes without numbers."""
     with torch.device("meta"):
         return model_class(config)
@@ -72,13 +72,13 @@ def shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in weights.items()}
 
 
-def outline_unchanged(model: Classifier) -> Classifier:
+def require_unmodified(model: Classifier) -> Classifier:
     """The model's outline.
 
     Raises:
         TITNError: the model holds something else than its settings make.
     """
-    made = outline(type(model), model.config)
+    made = build_on_meta(type(model), model.config)
     if shapes(model.state_dict()) != shapes(made.state_dict()):
         raise TITNError(
             f"this {model.config.name} is no longer what its settings make, and couldn't be loaded again: make it with "
@@ -93,13 +93,13 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_macs(model: Classifier) -> int:
-    """Multiply-accumulate operations for one picture, by torch's own counter (matrix products and convolutions). It
+    """Multiply-accumulate operations for one image, by torch's own counter (matrix products and convolutions). It
     counts a model on the meta device: on a CPU, the counter sees nothing of the kernels in C++.
 
     Raises:
         TITNError: the model is no longer what its settings make.
     """
-    made = outline_unchanged(model).eval()
+    made = require_unmodified(model).eval()
     images = torch.empty(1, model.config.in_channels, *model.config.image_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():  # nothing is computed
         made(images)

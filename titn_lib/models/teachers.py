@@ -1,6 +1,6 @@
-"""Teachers: torchvision's networks, adapted to 32×32 pictures.
+"""Teachers: torchvision's networks, adapted to 32×32 images.
 
-They were drawn for 224×224 and halve the picture five times, so that 32×32 would leave them a single point half-way
+They were drawn for 224×224 and halve the image five times, so that 32×32 would leave them a single point half-way
 through. Adapted here, as is usual on CIFAR:
 
 - VGG: the convolutions stay; one global mean and one Linear replace the last pooling and the three wide layers
@@ -9,7 +9,7 @@ through. Adapted here, as is usual on CIFAR:
 - MobileNetV3 (large): the first two of five halvings are dropped: 32, 16, 8, 4.
 - SqueezeNet 1.1: the stem keeps the size, so that the three poolings lead to 4.
 
-Every teacher is a chain of stages. A stage begins where the picture is halved, and its output is the feature map that
+Every teacher is a chain of stages. A stage begins where the image is halved, and its output is the feature map that
 feature distillation uses. `vgg7_bn` is ours: a VGG small enough to train on a laptop.
 
 torchvision is imported where a network is built: it takes longer to import than torch itself.
@@ -30,7 +30,7 @@ from titn_lib.validation import check_settings
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The settings of a teacher: which network, for which pictures."""
+    """The settings of a teacher: which network, for which images."""
 
     name: str = "vgg16_bn"
     num_classes: int = 10
@@ -42,7 +42,7 @@ class TeacherConfig:
 
 
 class Teacher(Classifier):
-    """A convolutional network in stages: pictures → feature maps → logits."""
+    """A convolutional network in stages: images → feature maps → logits."""
 
     config: TeacherConfig
 
@@ -54,7 +54,7 @@ class Teacher(Classifier):
         layers, width, starts = BUILDERS[config.name](config.in_channels)
         if min(config.image_size) < (smallest := 2 ** len(starts)):
             raise TITNError(
-                f"{config.name} halves its pictures {len(starts)} times and can't take {config.image_size[0]}×"
+                f"{config.name} halves its images {len(starts)} times and can't take {config.image_size[0]}×"
                 f"{config.image_size[1]}: choose an image_size of {smallest} or more, or another teacher"
             )
         edges = [0, *starts, len(layers)]
@@ -62,7 +62,7 @@ class Teacher(Classifier):
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, config.num_classes))
         self.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on a CPU and on a GPU
 
-    def encode(self, images: Images) -> list[Tensor]:
+    def forward_features(self, images: Images) -> list[Tensor]:
         """The feature map of every stage, finest first, each "batch channel height width"."""
         self.check_images(images)
         maps = []
@@ -72,12 +72,12 @@ class Teacher(Classifier):
         return maps
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
-        """Logits of normalised pictures.
+        """Logits of normalized images.
 
         Raises:
-            TITNError: the pictures have another size or number of channels than the teacher takes.
+            TITNError: the images have another size or number of channels than the teacher takes.
         """
-        return self.head(self.encode(images)[-1])
+        return self.head(self.forward_features(images)[-1])
 
 
 # A builder returns a network's layers in order, the width of the last, and the indices where stages begin.
@@ -85,7 +85,7 @@ Layers = tuple[list[nn.Module], int, list[int]]
 
 
 def build_vgg(plan: list[int | str], in_channels: int) -> Layers:
-    """Convolutions of the given widths, each with batch normalisation and ReLU; "M" halves the picture."""
+    """Convolutions of the given widths, each with batch normalization and ReLU; "M" halves the image."""
     from torchvision.models.vgg import make_layers
 
     layers = list(make_layers(plan, batch_norm=True))

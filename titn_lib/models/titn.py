@@ -1,11 +1,11 @@
 """TITN: a transformer in a transformer, with a distillation token (Rahman et al. 2025, arXiv 2502.16762).
 
-An inner stream of pixel tokens runs inside every patch, an outer stream of patch tokens across the picture. In each
+An inner stream of pixel tokens runs inside every patch, an outer stream of patch tokens across the image. In each
 block the inner stream speaks to the outer one. The original TNT (Han et al. 2021) is the same class with other
 settings.
 
                         ┌ pixel tokens ─ inner layer ──────────────→ … (depth times)
-    picture → patches ──┤                    │ projection
+    image → patches ──┤                    │ projection
                         └ class, patches, distillation ─ + ─ outer layer → … → heads → logits
 """
 
@@ -21,25 +21,25 @@ from torch.nn import functional as F
 from titn_lib import kernels
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError
-from titn_lib.kernels.dispatch import is_plain
+from titn_lib.kernels.dispatch import is_standard_layer
 from titn_lib.models.base import AttentionMaps, Encoding, TokenClassifier, TokenConfig, check_student
-from titn_lib.models.layers import Heads, Layer
+from titn_lib.models.layers import Heads, TransformerLayer
 
 
 @dataclass(frozen=True)
 class TITNConfig(TokenConfig):
-    """The settings of a TITN or TNT. The defaults are the published TITN for 32×32 pictures.
+    """The settings of a TITN or TNT. The defaults are the published TITN for 32×32 images.
 
     Attributes:
-        image_size: height and width in picture elements; the patches must divide them.
-        patch_size: side of a patch, in picture elements.
-        pixel_size: side of a "pixel" (an inner token), in picture elements; it must divide the patch.
+        image_size: height and width in pixels; the patches must divide them.
+        patch_size: side of a patch, in pixels.
+        pixel_size: side of a "pixel" (an inner token), in pixels; it must divide the patch.
         pixel_embedding: "linear": each pixel's values, flattened, through one Linear (TITN);
             "conv": a 7×7 convolution inside each patch, padded with zeros at its border (original TNT, timm's `tnt_s`);
-            "conv_across": the same over the whole picture, so that it sees across patch borders (timm's legacy TNT);
-            "stem": four convolutions with batch normalisation over the whole picture (ours, after Xiao et al. 2021,
+            "conv_across": the same over the whole image, so that it sees across patch borders (timm's legacy TNT);
+            "stem": four convolutions with batch normalization over the whole image (ours, after Xiao et al. 2021,
             who found that a convolutional start lets transformers learn in fewer epochs).
-        outer_tokens: where the outer stream starts: "learned" tables that know nothing of the picture (TITN), or a
+        patch_tokens: where the outer stream starts: "learned" tables that know nothing of the image (TITN), or a
             projection of the "image"'s pixel tokens (TNT).
         projection_norm: how pixel tokens reach the outer stream: "pixel": LayerNorm of every pixel token → flatten →
             Linear (TITN, timm's legacy TNT); "patch": flatten → LayerNorm → Linear without bias → LayerNorm (original
@@ -49,11 +49,11 @@ class TITNConfig(TokenConfig):
         inner_head_width, outer_head_width: width of each head's queries, keys and values; None for the stream's width
             divided by its heads.
         qkv_bias: bias in the query, key and value projections.
-        initialisation: "normal": tokens and positions N(0, 1), all else PyTorch's default (TITN);
-            "truncated": N(0, 0.02²), zero biases (TNT, DeiT; the cut, at ±2, is a hundred deviations out).
-        drop_path: stochastic depth: the chance that a picture skips a step of the last block's outer layer in
+        init: "normal": tokens and positions N(0, 1), all else PyTorch's default (TITN);
+            "trunc_normal": N(0, 0.02²), zero biases (TNT, DeiT; the cut, at ±2, is a hundred deviations out).
+        drop_path: stochastic depth: the chance that an image skips a step of the last block's outer layer in
             training; it grows evenly from 0 in the first block (none as published).
-        local_perception: patch tokens hear their eight neighbours in every block (`LocalPerception`; not in TITN).
+        local_perception: patch tokens hear their eight neighbors in every block (`LocalPerception`; not in TITN).
     """
 
     name: str = "titn_paper"
@@ -72,11 +72,11 @@ class TITNConfig(TokenConfig):
     mlp_ratio: float = 4
     qkv_bias: bool = True
     pixel_embedding: Literal["linear", "conv", "conv_across", "stem"] = "linear"
-    outer_tokens: Literal["learned", "image"] = "learned"
+    patch_tokens: Literal["learned", "from_pixels"] = "learned"
     projection_norm: Literal["pixel", "patch"] = "pixel"
     pooling: Literal["mean", "class"] = "mean"
     distillation_token: bool = True
-    initialisation: Literal["normal", "truncated"] = "normal"
+    init: Literal["normal", "trunc_normal"] = "normal"
     drop_path: float = 0.0
     local_perception: bool = False
 
@@ -102,7 +102,7 @@ class TITNConfig(TokenConfig):
 
 
 class PixelEmbedding(nn.Module):
-    """Pictures → pixel tokens: every patch is cut into pixels, every pixel becomes a short vector, plus its position.
+    """Images → pixel tokens: every patch is cut into pixels, every pixel becomes a short vector, plus its position.
 
     The position table is shared by all patches.
     """
@@ -125,7 +125,7 @@ class PixelEmbedding(nn.Module):
             self.embed = nn.Conv2d(
                 config.in_channels, config.inner_width, kernel_size=7, stride=config.pixel_size, padding=3
             )
-        self.positions = nn.Parameter(torch.empty(config.pixels, config.inner_width))
+        self.pos_embed = nn.Parameter(torch.empty(config.pixels, config.inner_width))
 
     def forward(self, images: Images) -> Float[Tensor, "batch patch pixel inner_width"]:
         rows, columns = self.config.grid
@@ -151,10 +151,10 @@ class PixelEmbedding(nn.Module):
                 "batch width (row y) (column x) -> batch (row column) (y x) width",
                 row=rows, column=columns,
             )  # fmt: skip
-        return tokens + self.positions
+        return tokens + self.pos_embed
 
 
-class PixelProjection(nn.Module):
+class PixelToPatch(nn.Module):
     """The pixel tokens of a patch → one vector of the outer stream's width; `TITNConfig` names the two ways."""
 
     def __init__(self, config: TITNConfig, norm: Literal["pixel", "patch"], bias: bool):
@@ -176,35 +176,39 @@ class PixelProjection(nn.Module):
         return self.last_norm(self.linear(rearrange(normed, "batch patch pixel width -> batch patch (pixel width)")))
 
 
-class OuterTokens(nn.Module):
+class PatchEmbedding(nn.Module):
     """The outer stream's first tokens: class, patches, distillation."""
 
     def __init__(self, config: TITNConfig):
         super().__init__()
         table = (config.tokens, config.outer_width)
         self.config = config
-        self.positions = nn.Parameter(torch.empty(table))
-        if config.outer_tokens == "learned":
+        self.pos_embed = nn.Parameter(torch.empty(table))
+        if config.patch_tokens == "learned":
             # Three tables whose sum is all that counts: that is how it was published, and it sets the initial scale.
             self.tokens = nn.Parameter(torch.empty(table))
             if config.distillation_token:
-                self.distillation = nn.Parameter(torch.empty(table))
+                self.dist_embed = nn.Parameter(torch.empty(table))
         else:
-            self.projection = PixelProjection(config, norm="patch", bias=True)
-            self.special = nn.Parameter(torch.empty(1 + config.distillation_token, config.outer_width))
+            self.projection = PixelToPatch(config, norm="patch", bias=True)
+            self.cls_token = nn.Parameter(torch.empty(1, config.outer_width))
+            if config.distillation_token:
+                self.dist_token = nn.Parameter(torch.empty(1, config.outer_width))
 
     def forward(
         self, inner: Float[Tensor, "batch patch pixel inner_width"]
     ) -> Float[Tensor, "batch token outer_width"]:
         batch = inner.shape[0]
-        if self.config.outer_tokens == "learned":
-            start = self.tokens + self.positions
+        if self.config.patch_tokens == "learned":
+            start = self.tokens + self.pos_embed
             if self.config.distillation_token:
-                start = start + self.distillation
+                start = start + self.dist_embed
             return start.repeat(batch, 1, 1)  # not expand: strides like every block's share their compiled code
         patches = self.projection(inner)
-        special = self.special.to(patches.dtype).expand(batch, -1, -1)
-        return torch.cat([special[:, :1], patches, special[:, 1:]], dim=1) + self.positions
+        tokens = [self.cls_token.to(patches.dtype).expand(batch, -1, -1), patches]
+        if self.config.distillation_token:
+            tokens.append(self.dist_token.to(patches.dtype).expand(batch, -1, -1))
+        return torch.cat(tokens, dim=1) + self.pos_embed
 
 
 class LocalPerception(nn.Module):
@@ -233,10 +237,14 @@ class Block(nn.Module):
     def __init__(self, config: TITNConfig, drop: float = 0.0):
         super().__init__()
         ratio, bias = config.mlp_ratio, config.qkv_bias
-        self.inner = Layer(config.inner_width, config.inner_heads, ratio, bias, head_width=config.inner_head_width)
-        self.projection = PixelProjection(config, config.projection_norm, bias=config.projection_norm == "pixel")
+        self.inner = TransformerLayer(
+            config.inner_width, config.inner_heads, ratio, bias, head_width=config.inner_head_width
+        )
+        self.projection = PixelToPatch(config, config.projection_norm, bias=config.projection_norm == "pixel")
         self.local = LocalPerception(config) if config.local_perception else nn.Identity()
-        self.outer = Layer(config.outer_width, config.outer_heads, ratio, bias, drop, config.outer_head_width)
+        self.outer = TransformerLayer(
+            config.outer_width, config.outer_heads, ratio, bias, drop, config.outer_head_width
+        )
 
     def forward(
         self,
@@ -249,19 +257,19 @@ class Block(nn.Module):
         Float[Tensor, "batch patch inner_head pixel pixel"] | None,
         Float[Tensor, "batch outer_head token token"] | None,
     ]:
-        inner, normed, inner_attention = self.look_inside(inner, return_attention)
-        outer = self.tell(outer, self.projection.project(normed))
+        inner, normed, inner_attention = self.forward_inner(inner, return_attention)
+        outer = self.add_pixel_update(outer, self.projection.project(normed))
         outer, outer_attention = self.outer(outer, return_attention)
         return inner, outer, inner_attention, outer_attention
 
-    def tell(
+    def add_pixel_update(
         self, outer: Float[Tensor, "batch token outer_width"], news: Float[Tensor, "batch patch outer_width"]
     ) -> Float[Tensor, "batch token outer_width"]:
         """The pixels' news, added to the patch tokens. Class and distillation tokens get none: zero rows before, and
         after where there is one."""
         return self.local(outer + F.pad(news, (0, 0, 1, outer.shape[1] - news.shape[1] - 1)))
 
-    def look_inside(
+    def forward_inner(
         self, inner: Float[Tensor, "batch patch pixel inner_width"], return_attention: bool
     ) -> tuple[
         Float[Tensor, "batch patch pixel inner_width"],
@@ -272,9 +280,9 @@ class Block(nn.Module):
         changed the layer."""
         norm = self.projection.norm
         parts: list[Any] = [*self.inner.modules(), norm]
-        if not return_attention and is_plain(parts):
-            sizes = self.inner.attention.heads, len(parts[7].weight), norm.weight.numel()  # the MLP's hidden layer
-            if kernels.suits_layer(inner, *sizes):
+        if not return_attention and is_standard_layer(parts):
+            sizes = self.inner.attn.heads, len(parts[7].weight), norm.weight.numel()  # the MLP's hidden layer
+            if kernels.can_use_fused_layer(inner, *sizes):
                 return *kernels.layer(inner, kernels.flat(parts), *sizes), None
         inner, attention = self.inner(inner, return_attention)
         return inner, norm(inner), attention
@@ -284,29 +292,29 @@ class TITN(TokenClassifier):
     """The whole model; see `TITNConfig` for its settings and `TokenClassifier.forward` for what it returns."""
 
     config: TITNConfig
-    GRID_TABLES = ("outer_tokens.positions", "outer_tokens.tokens", "outer_tokens.distillation")
+    POS_EMBED_KEYS = ("patch_embedding.pos_embed", "patch_embedding.tokens", "patch_embedding.dist_embed")
 
     def __init__(self, config: TITNConfig):
         super().__init__()
         self.config = config
         self.pixel_embedding = PixelEmbedding(config)
-        self.outer_tokens = OuterTokens(config)
+        self.patch_embedding = PatchEmbedding(config)
         drops = [config.drop_path * place / max(config.depth - 1, 1) for place in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, drop) for drop in drops)
         self.token_width = config.outer_width
         self.heads = Heads(config.outer_width, config.num_classes, config.pooling, config.distillation_token)
-        tables = [self.pixel_embedding.positions, *self.outer_tokens.parameters(recurse=False)]
-        self.initialise(tables, config.initialisation)
+        tables = [self.pixel_embedding.pos_embed, *self.patch_embedding.parameters(recurse=False)]
+        self.init_weights(tables, config.init)
 
-    def encode(self, images: Images, return_attention: bool = False) -> Encoding:
+    def forward_features(self, images: Images, return_attention: bool = False) -> Encoding:
         """The outer tokens after every block, and both streams' attention if asked for."""
         self.check_images(images)
         inner = self.pixel_embedding(images)
-        outer = self.outer_tokens(inner)
+        outer = self.patch_embedding(inner)
         encoding = Encoding([], AttentionMaps([], []))
         for block in self.blocks:
             inner, outer, inner_attention, outer_attention = block(inner, outer, return_attention)
-            encoding.blocks.append(outer)
+            encoding.hidden_states.append(outer)
             if return_attention:
                 encoding.attention.inner.append(inner_attention)
                 encoding.attention.outer.append(outer_attention)
@@ -325,11 +333,11 @@ TNT = TITNConfig(
     outer_heads=6,
     qkv_bias=False,
     pixel_embedding="conv",
-    outer_tokens="image",
+    patch_tokens="from_pixels",
     projection_norm="patch",
     pooling="class",
     distillation_token=False,
-    initialisation="truncated",
+    init="trunc_normal",
 )
 PRESETS = {
     # The published model, and what its authors' call for 224×224 makes: tokens twice as wide, heads as in the small
@@ -363,15 +371,15 @@ PRESETS = {
         depth=5,
         mlp_ratio=2,
         pixel_embedding="conv_across",
-        outer_tokens="image",
-        initialisation="truncated",
+        patch_tokens="from_pixels",
+        init="trunc_normal",
     ),
 }
 # Ours, for photographs on a laptop: a convolutional start, wider pixel tokens, one block less. The trial that chose it:
 # experiments/39-cifar10-steps_from_nano-laptop.toml.
 PRESETS["titn_mini"] = replace(PRESETS["titn_nano"], inner_width=24, depth=4, pixel_embedding="stem")
 # Ours, meant to go beyond the published model on a GPU: as `titn_nano`, wider and deeper, with stochastic depth and
-# what helped `titn_mini` in short runs: a convolutional start, local perception, the published first weights (which
+# what helped `titn_mini` in short runs: a convolutional start, local perception, the published initial weights (which
 # helped alone, and made no difference that shows beside local perception: results/README.md). What each is worth in
 # long training is to be measured.
 PRESETS["titn_plus"] = replace(
@@ -385,8 +393,8 @@ PRESETS["titn_plus"] = replace(
     pixel_embedding="stem",
     drop_path=0.1,
     local_perception=True,
-    initialisation="normal",
+    init="normal",
 )
-# Ours, for grey pictures of digits and clothes: half as deep, and the paper's large patches, which cost half the time.
+# Ours, for gray images of digits and clothes: half as deep, and the paper's large patches, which cost half the time.
 PRESETS["titn_pico"] = replace(PRESETS["titn_nano"], depth=3, patch_size=8, pixel_embedding="stem")
 PRESETS = {name: replace(config, name=name) for name, config in PRESETS.items()}

@@ -21,20 +21,20 @@ from torch import nn
 
 from titn_lib.data.transforms import Images
 from titn_lib.models.base import AttentionMaps, Encoding, TokenClassifier, TokenConfig, check_student
-from titn_lib.models.layers import Heads, Layer
+from titn_lib.models.layers import Heads, TransformerLayer
 
 
 @dataclass(frozen=True)
 class ViTConfig(TokenConfig):
-    """The settings of a ViT. The defaults are the textbook's, in the size of the paper's student for 32×32 pictures.
+    """The settings of a ViT. The defaults are the textbook's, in the size of the paper's student for 32×32 images.
 
     Attributes:
-        image_size: height and width in picture elements; the patches must divide them.
-        patch_size: side of a patch, in picture elements.
+        image_size: height and width in pixels; the patches must divide them.
+        patch_size: side of a patch, in pixels.
         pooling: what the class head reads: the "class" token, or the "mean" of class and patch tokens.
         pre_pool_norm: LayerNorm of every token after the last block; the LayerNorm of each head comes after it.
         distillation_token: one more token, with a head of its own, that learns from the teacher.
-        initialisation: as in `titn.TITNConfig`.
+        init: as in `titn.TITNConfig`.
     """
 
     name: str = "vit"
@@ -49,7 +49,7 @@ class ViTConfig(TokenConfig):
     pooling: Literal["class", "mean"] = "class"
     pre_pool_norm: bool = False
     distillation_token: bool = False
-    initialisation: Literal["normal", "truncated"] = "normal"
+    init: Literal["normal", "trunc_normal"] = "normal"
 
     def __post_init__(self) -> None:
         check_student(self)
@@ -59,22 +59,26 @@ class ViT(TokenClassifier):
     """Patches → Linear → layers → heads; see `TokenClassifier.forward` for what it returns."""
 
     config: ViTConfig
-    GRID_TABLES = ("positions",)
+    POS_EMBED_KEYS = ("pos_embed",)
 
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.config = config
         self.embed = nn.Linear(config.in_channels * config.patch_size**2, config.width)
-        self.special = nn.Parameter(torch.empty(1 + config.distillation_token, config.width))
-        self.positions = nn.Parameter(torch.empty(config.tokens, config.width))
-        self.blocks = nn.ModuleList(Layer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.cls_token = nn.Parameter(torch.empty(1, config.width))
+        if config.distillation_token:
+            self.dist_token = nn.Parameter(torch.empty(1, config.width))
+        self.pos_embed = nn.Parameter(torch.empty(config.tokens, config.width))
+        self.blocks = nn.ModuleList(
+            TransformerLayer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
         self.token_width = config.width
         self.heads = Heads(
             config.width, config.num_classes, config.pooling, config.distillation_token, config.pre_pool_norm
         )
-        self.initialise([self.special, self.positions], config.initialisation)
+        self.init_weights(list(self.parameters(recurse=False)), config.init)
 
-    def encode(self, images: Images, return_attention: bool = False) -> Encoding:
+    def forward_features(self, images: Images, return_attention: bool = False) -> Encoding:
         """The tokens after every block, and their attention if asked for."""
         self.check_images(images)
         patches = rearrange(
@@ -83,12 +87,14 @@ class ViT(TokenClassifier):
             y=self.config.patch_size, x=self.config.patch_size,
         )  # fmt: skip
         patches = self.embed(patches)
-        special = self.special.to(patches.dtype).expand(len(images), -1, -1)
-        tokens = torch.cat([special[:, :1], patches, special[:, 1:]], dim=1) + self.positions
+        special = [self.cls_token.to(patches.dtype).expand(len(images), -1, -1)]
+        if self.config.distillation_token:
+            special.append(self.dist_token.to(patches.dtype).expand(len(images), -1, -1))
+        tokens = torch.cat([special[0], patches, *special[1:]], dim=1) + self.pos_embed
         encoding = Encoding([], AttentionMaps([], []))
         for block in self.blocks:
             tokens, attention = block(tokens, return_attention)
-            encoding.blocks.append(tokens)
+            encoding.hidden_states.append(tokens)
             if return_attention:
                 encoding.attention.outer.append(attention)
         return encoding

@@ -12,18 +12,18 @@ from safetensors.torch import save
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.errors import TITNError
 from titn_lib.io import write_atomically
-from titn_lib.models.base import Classifier, TokenClassifier, interpolate_table
-from titn_lib.models.registry import FAMILIES, Configs, outline, outline_unchanged, shapes
-from titn_lib.validation import height_and_width
+from titn_lib.models.base import Classifier, TokenClassifier, resample_pos_embed
+from titn_lib.models.registry import FAMILIES, Configs, build_on_meta, require_unmodified, shapes
+from titn_lib.validation import to_2tuple
 
-SHIPPED = Path(__file__).with_name(
+PRETRAINED_DIR = Path(__file__).with_name(
     "pretrained"
 )  # trained weights, each with its record; weights/README.md tells of them
 
 
-def list_weights() -> list[str]:
+def list_pretrained() -> list[str]:
     """The trained weights that `load_model` knows by name: "model.data", or "model-variant.data"."""
-    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+    return sorted(path.stem for path in PRETRAINED_DIR.glob("*.safetensors"))
 
 
 def save_model(
@@ -48,7 +48,7 @@ def save_model(
         )
     if dtype and not dtype.is_floating_point:
         raise TITNError(f"weights can't be kept as {dtype}: choose torch.float16, bfloat16, float32 or float64")
-    outline_unchanged(model)
+    require_unmodified(model)
     preprocessing = preprocessing or model.preprocessing
     if preprocessing and len(preprocessing.classes) != model.config.num_classes:
         raise TITNError(
@@ -71,7 +71,7 @@ def load_model(
     """A trained model in evaluation mode, from the file alone; `model.preprocessing` holds what was saved with it.
 
     Args:
-        path: a file that `save_model` wrote, or a name of `list_weights()`, such as "titn_nano.digits".
+        path: a file that `save_model` wrote, or a name of `list_pretrained()`, such as "titn_nano.digits".
         image_size: use the model at another height and width (or one number for both): positions are interpolated to
             the new grid of patches.
         num_classes: use it for other classes: the last layer of each head is drawn afresh, and the classes are called
@@ -80,7 +80,11 @@ def load_model(
     Raises:
         TITNError: the file is missing or damaged, isn't one of ours, or the size doesn't fit.
     """
-    path = SHIPPED / f"{path}.safetensors" if str(path) in list_weights() and not Path(path).exists() else Path(path)
+    path = (
+        PRETRAINED_DIR / f"{path}.safetensors"
+        if str(path) in list_pretrained() and not Path(path).exists()
+        else Path(path)
+    )
     weights, about = read_weights(path)
     try:
         model_class, config_class = FAMILIES[about["family"]]
@@ -92,30 +96,30 @@ def load_model(
         raise TITNError(
             f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
         ) from problem
-    if shapes(weights) != shapes(outline(model_class, config).state_dict()):
+    if shapes(weights) != shapes(build_on_meta(model_class, config).state_dict()):
         raise TITNError(
             f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or "
             "copy it again"
         )
-    target = replace(config, image_size=height_and_width(image_size)) if image_size is not None else config
+    target = replace(config, image_size=to_2tuple(image_size)) if image_size is not None else config
     if num_classes is not None:
         target = replace(target, num_classes=num_classes)
     model = model_class(target)
     if target.num_classes != config.num_classes:
-        new = shapes(outline(model_class, replace(config, num_classes=target.num_classes)).state_dict())
+        new = shapes(build_on_meta(model_class, replace(config, num_classes=target.num_classes)).state_dict())
         weights |= {name: drawn for name, drawn in model.state_dict().items() if new[name] != weights[name].shape}
         if preprocessing:
             preprocessing = replace(preprocessing, classes=tuple(map(str, range(target.num_classes))))
     if isinstance(model, TokenClassifier) and target.image_size != config.image_size:
-        for name in model.GRID_TABLES:
+        for name in model.POS_EMBED_KEYS:
             if name in weights:
-                weights[name] = interpolate_table(weights[name].float(), config.grid, target.grid)
+                weights[name] = resample_pos_embed(weights[name].float(), config.grid, target.grid)
     try:
         model.load_state_dict(weights)
     except RuntimeError as problem:
         raise TITNError(
-            f"the weights of {config.name} belong to pictures of {'×'.join(map(str, config.image_size))}: resize the "
-            "pictures, or train it for another size"
+            f"the weights of {config.name} belong to images of {'×'.join(map(str, config.image_size))}: resize the "
+            "images, or train it for another size"
         ) from problem
     model.preprocessing = preprocessing
     return model.eval()
@@ -134,8 +138,8 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as problem:
         raise TITNError(
-            f"there is no weights file {path}: check the path, train one with `titn distil`, or take one of "
-            f"{', '.join(list_weights())}"
+            f"there is no weights file {path}: check the path, train one with `titn distill`, or take one of "
+            f"{', '.join(list_pretrained())}"
         ) from problem
     except PermissionError as problem:
         raise TITNError(f"no permission to read {path}: change its permissions") from problem

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from titn_lib.data.datasets import SOURCES
+from titn_lib.data.datasets import DATASETS
 from titn_lib.data.transforms import PIPELINES
 from titn_lib.errors import TITNError, check_choices, unknown
-from titn_lib.losses.objective import METHODS
-from titn_lib.losses.objectives import OBJECTIVES
+from titn_lib.losses.registry import check_loss
 from titn_lib.models.registry import MODELS
-from titn_lib.validation import height_and_width
+from titn_lib.validation import to_2tuple
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training split.
-        batch_size: pictures a step, over all processes together; what is left over at an epoch's end is left out.
+        batch_size: images a step, over all processes together; what is left over at an epoch's end is left out.
         optimizer: "sgd" (momentum 0.9) or "adamw" (`training.make_optimizer` says what decays).
         lr, min_lr: the learning rate's peak and floor; it follows a cosine, step by step, after a linear warm-up.
         warmup_epochs: length of the warm-up.
@@ -35,9 +34,9 @@ class Recipe:
         temperature: of soft distillation.
         feature_weight: of feature distillation.
         precision: "32-true", "bf16-mixed", "16-mixed", or "auto": the fastest the machine is made for.
-        label_noise: share of the training labels that are replaced by another class at random (`datasets.mislabel`).
-        train_images: learn from so many pictures only (the same share of each class); 0 for all.
-        test_images: validate and test on so many pictures only; 0 for all.
+        label_noise: share of the training labels that are replaced by another class at random (`datasets.add_label_noise`).
+        train_images: learn from so many images only (the same share of each class); 0 for all.
+        test_images: validate and test on so many images only; 0 for all.
     """
 
     epochs: int = 10
@@ -89,40 +88,35 @@ class Run:
     """One training run. With the same machine and versions, the same run gives the same weights.
 
     Attributes:
-        data: a name or folder for `datasets.load_data`.
+        data: a name or folder for `datasets.load_dataset`.
         model: a name for `models.create_model`.
         recipe: how it is trained.
-        seed: of the first weights, the order of pictures, and every draw of augmentation.
-        distillation: one of `distillation.METHODS`.
-        teacher: the run that makes the teacher, or the path of a weights file; None where distillation is "none".
-        image_size: height and width of the pictures; None for the data set's own.
+        seed: of the initial weights, the order of images, and every draw of augmentation.
+        loss: one of `losses.list_losses()`.
+        teacher: the run that makes the teacher, or the path of a weights file; None for a loss without a teacher.
+        image_size: height and width of the images; None for the data set's own.
         model_settings: settings of the model to change, such as {"depth": 6}.
-        objective: one of `neighbours.OBJECTIVES`; "classification" is `distillation.Objective`.
-        start: the run that makes the first weights, or a name or path for `models.load_model`; None to start afresh.
+        init_from: the run that makes the initial weights, or a name or path for `models.load_model`; None to start afresh.
     """
 
     data: str
     model: str
     recipe: Recipe
     seed: int = 0
-    distillation: str = "none"
+    loss: str = "cross_entropy"
     teacher: "Run | str | None" = None
     image_size: tuple[int, int] | None = None
     model_settings: dict[str, object] = field(default_factory=dict)
-    objective: str = "classification"
-    start: "Run | str | None" = None
+    init_from: "Run | str | None" = None
 
     def __post_init__(self) -> None:
-        if self.distillation not in METHODS:
-            raise unknown("distillation", self.distillation, METHODS)
+        check_loss(self.loss)
         if self.model not in MODELS:
             raise unknown("model", self.model, MODELS)
-        if self.objective not in OBJECTIVES:
-            raise unknown("objective", self.objective, OBJECTIVES)
         if self.seed < 0:
             raise TITNError(f"a seed can't be negative and is {self.seed}")
         if self.image_size is not None:
-            object.__setattr__(self, "image_size", height_and_width(self.image_size))
+            object.__setattr__(self, "image_size", to_2tuple(self.image_size))
 
     @classmethod
     def from_dict(cls, about: dict) -> "Run":
@@ -131,18 +125,18 @@ class Run:
         others = {
             name: cls.from_dict(run) if isinstance(run, dict) else run
             for name, run in about.items()
-            if name in ("teacher", "start")
+            if name in ("teacher", "init_from")
         }
         recipe = Recipe(**about["recipe"])
         return cls(**{**about, **others, "recipe": recipe, "image_size": tuple(size) if size else None})
 
 
-def name_data(data: str) -> str:
+def resolve_dataset(data: str) -> str:
     """A data set's name as it is; a folder by its whole path, so that it is the same from anywhere."""
-    return str(Path(data).resolve()) if data not in SOURCES and Path(data).is_dir() else data
+    return str(Path(data).resolve()) if data not in DATASETS and Path(data).is_dir() else data
 
 
-def change(recipe: Recipe, changes: dict[str, object]) -> Recipe:
+def override(recipe: Recipe, changes: dict[str, object]) -> Recipe:
     """The recipe with some settings changed.
 
     Raises:
@@ -155,16 +149,16 @@ def change(recipe: Recipe, changes: dict[str, object]) -> Recipe:
     return replace(recipe, **changes)  # type: ignore[arg-type]
 
 
-def differences(there: Run, wanted: Run) -> list[str]:
+def diff_runs(there: Run, wanted: Run) -> list[str]:
     """The settings in which two runs differ."""
     a, b = (json.loads(json.dumps(dataclasses.asdict(run))) for run in (there, wanted))
     names = [name for name in b if name != "recipe" and a[name] != b[name]]
     return names + [name for name, value in b["recipe"].items() if a["recipe"][name] != value]
 
 
-def check_same(there: Run, wanted: Run, out: Path) -> None:
+def require_same_run(there: Run, wanted: Run, out: Path) -> None:
     """Raises TITNError if the run in a folder isn't the one that is wanted."""
-    if names := differences(there, wanted):
+    if names := diff_runs(there, wanted):
         raise TITNError(
             f"{out} holds another run ({', '.join(names)} differ): choose another folder, or delete that one"
         )

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,26 @@ from titn_lib.errors import TITNError
 TIME_LIMIT = "the time limit"
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """When to stop, on the monotonic clock: never by default."""
+
+    at: float = math.inf
+
+    @classmethod
+    def after(cls, minutes: float | None) -> "Deadline":
+        return cls() if minutes is None else cls(time.monotonic() + 60 * minutes)
+
+    @property
+    def minutes_left(self) -> float | None:
+        """None where there is no limit."""
+        return None if math.isinf(self.at) else (self.at - time.monotonic()) / 60
+
+    @property
+    def passed(self) -> bool:
+        return time.monotonic() > self.at
+
+
 def start_fabric(precision: str, device: str = "auto") -> Fabric:
     """Fabric for this process: alone, or one of those that `torchrun` started.
 
@@ -28,7 +49,7 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise TITNError("no GPU that PyTorch can use is here: choose --device cpu, or install PyTorch for your GPU")
-    kernels.keep_memory()
+    kernels.tune_malloc()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each precision
     accelerator = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
@@ -45,12 +66,12 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
     return fabric
 
 
-def total(fabric: Fabric, values: Tensor) -> Tensor:
+def all_reduce_sum(fabric: Fabric, values: Tensor) -> Tensor:
     """The sum over all processes."""
     return cast(Tensor, fabric.all_reduce(values, reduce_op="sum"))
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that prints and writes for all."""
     return int(os.environ.get("RANK", 0)) == 0
 
@@ -64,12 +85,11 @@ def choose_precision(accelerator: str) -> str:
 
 
 @contextmanager
-def stop_requests(minutes: float | None) -> Iterator[Callable[[], str]]:
+def graceful_interrupt(deadline: Deadline) -> Iterator[Callable[[], str]]:
     """Collects Ctrl-C, SIGTERM and the time limit, so that training can end between two steps.
 
     Yields a function that says why to stop, or "". A second Ctrl-C interrupts at once.
     """
-    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     asked = []
 
     def note(number: int, _: object) -> None:
@@ -83,7 +103,7 @@ def stop_requests(minutes: float | None) -> Iterator[Callable[[], str]]:
         except ValueError:  # not the main thread: signals go elsewhere
             continue
     try:
-        yield lambda: asked[0] if asked else (TIME_LIMIT if time.monotonic() > deadline else "")
+        yield lambda: asked[0] if asked else (TIME_LIMIT if deadline.passed else "")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,19 +7,23 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titn_lib.data.images import ImageSet
+from titn_lib.data.images import ImageDataset
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.models.inference import predict
 from titn_lib.models.registry import count_macs
 from titn_lib.models.related.adavit import AdaViT
-from titn_lib.training.distributed import total
+from titn_lib.training.distributed import all_reduce_sum
 
 
 def evaluate(
-    network: nn.Module, part: ImageSet, preprocessing: Preprocessing, fabric: Fabric | None = None, exact: bool = False
+    network: nn.Module,
+    part: ImageDataset,
+    preprocessing: Preprocessing,
+    fabric: Fabric | None = None,
+    exact: bool = False,
 ) -> dict[str, float]:
-    """Loss, top-1 and top-5 (per cent) on a split, and its number of pictures; of an AdaViT also macs, the mean of
-    what its open gates compute for a picture.
+    """Loss, top-1 and top-5 (per cent) on a split, and its number of images; of an AdaViT also macs, the mean of
+    what its open gates compute for an image.
 
     Args:
         fabric: share the work with the other processes, in its precision.
@@ -29,7 +33,7 @@ def evaluate(
     mine, saved = part[rank::processes], list[Tensor]()
     gates: AbstractContextManager = nullcontext()
     if isinstance(network, AdaViT):
-        gates = network.register_forward_hook(lambda model, *_: saved.append(model.saved(model.last).sum()))
+        gates = network.register_forward_hook(lambda model, *_: saved.append(model.saved_macs(model.last_gates).sum()))
     convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact)
     eager = torch.compiler.set_stance("force_eager")  # batches of another size: not worth compiling again
     with gates, convolutions, eager, fabric.autocast() if fabric and not exact else nullcontext():
@@ -39,9 +43,9 @@ def evaluate(
     counts = [ranked[:, 0].sum(), ranked.sum(), sum(saved, labels.new_zeros(()))]
     sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum"), *counts])
     if fabric:
-        sums = total(fabric, sums)
+        sums = all_reduce_sum(fabric, sums)
     loss, top1, top5, left_out = (sums / len(part)).tolist()
-    measured = {"loss": loss, "top1": 100 * top1, "top5": 100 * top5, "pictures": len(part)}
+    measured = {"loss": loss, "top1": 100 * top1, "top5": 100 * top5, "num_images": len(part)}
     if isinstance(network, AdaViT):
         measured["macs"] = round(count_macs(network) - left_out)
     return measured

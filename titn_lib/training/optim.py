@@ -9,7 +9,7 @@ from torch import nn
 from titn_lib.kernels import build
 from titn_lib.training.config import Recipe
 
-WORTH_COMPILING = 100_000  # pictures to learn from: two minutes for the smallest student
+MIN_IMAGES_TO_COMPILE = 100_000  # images to learn from: two minutes for the smallest student
 COMPILED_NETWORKS = 64  # different ones in a process; PyTorch by itself leaves off after eight, and says little
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def compile_blocks(network: nn.Module, pictures: int, device: torch.device) -> b
     it is.
     """
     blocks = getattr(network, "blocks", None)
-    if blocks is None or pictures < WORTH_COMPILING:
+    if blocks is None or pictures < MIN_IMAGES_TO_COMPILE:
         return False
     if device.type == "cpu" and not build.find_compiler():
         log.warning("training runs without torch.compile, a little slower: there is no C++ compiler (g++ or clang++)")

@@ -16,25 +16,25 @@ import torch
 
 from titn_lib import __version__
 from titn_lib.errors import TITNError
-from titn_lib.io import checkout, write_atomically
+from titn_lib.io import repo_root, write_atomically
 from titn_lib.training.config import Run
 
 RECORD = "record.json"
 
 
 @dataclass(frozen=True)
-class Record:
+class RunResult:
     """One finished run.
 
     Attributes:
         run: its settings; enough to make it again.
-        parameters, macs: the network's size, and multiply-accumulates for one picture, with nothing left out.
-        curve: for every epoch: epoch, lr, train_loss, train_top1, and loss, top1, top5 on the validation split (2,000
-            pictures of a large one).
-        validation, test: loss, top1, top5 (per cent) and number of pictures, with the last weights, as
+        parameters, macs: the network's size, and multiply-accumulates for one image, with nothing left out.
+        history: for every epoch: epoch, lr, train_loss, train_top1, and loss, top1, top5 on the validation split (2,000
+            images of a large one).
+        validation, test: loss, top1, top5 (per cent) and num_images, with the last weights, as
             `training.evaluate` measures them. The test split is read once, after training.
-        seconds: training and validation together, over all sittings.
-        images_per_second: pictures learned from, by the training time alone.
+        seconds: training and validation together, over all sessions.
+        images_per_second: images learned from, by the training time alone.
         hardware, versions: where it ran, and the code it ran.
         finished: date and time, UTC.
     """
@@ -42,7 +42,7 @@ class Record:
     run: Run
     parameters: int
     macs: int
-    curve: list[dict[str, float]]
+    history: list[dict[str, float]]
     validation: dict[str, float]
     test: dict[str, float]
     seconds: float
@@ -52,16 +52,16 @@ class Record:
     finished: str
 
 
-def save_record(record: Record, path: Path) -> None:
+def save_record(record: RunResult, path: Path) -> None:
     write_atomically(path, json.dumps(dataclasses.asdict(record), indent=1).encode())
 
 
-def pack(records: dict[str, Record]) -> bytes:
+def to_json(records: dict[str, RunResult]) -> bytes:
     """Several records in one file."""
     return json.dumps({name: dataclasses.asdict(record) for name, record in records.items()}, indent=1).encode()
 
 
-def load_record(path: str | Path) -> Record:
+def load_record(path: str | Path) -> RunResult:
     """The record in a file, or in a folder's record.json.
 
     Raises:
@@ -71,7 +71,7 @@ def load_record(path: str | Path) -> Record:
     path = path / RECORD if path.is_dir() else path
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return Record(**{**about, "run": Run.from_dict(about["run"])})
+        return RunResult(**{**about, "run": Run.from_dict(about["run"])})
     except FileNotFoundError as problem:
         raise TITNError(f"there is no record {path}: check the path, or make the run first") from problem
     except (ValueError, KeyError, TypeError) as problem:
@@ -97,7 +97,7 @@ def hardware(precision: str, processes: int, device: torch.device) -> dict[str, 
     }
 
 
-def circumstances(precision: str, processes: int, device: torch.device) -> dict[str, Any]:
+def run_metadata(precision: str, processes: int, device: torch.device) -> dict[str, Any]:
     """Where and when something was measured: a record's last three lines."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"hardware": hardware(precision, processes, device), "versions": versions(), "finished": now}
@@ -111,7 +111,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    if top := checkout():
+    if top := repo_root():
         with suppress(OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
             command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*"]
             commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -119,7 +119,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table(records: dict[str, Record]) -> str:
+def table(records: dict[str, RunResult]) -> str:
     """Records side by side, as a Markdown table."""
     head = ["", "model", "parameters", "epochs", "validation top-1", "test top-1", "test top-5", "minutes", "images/s"]
     rows = [

@@ -1,12 +1,12 @@
-"""What every neighbour promises, whatever its idea: shapes, gradients, files, and that it learns."""
+"""What every neighbor promises, whatever its idea: shapes, gradients, files, and that it learns."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from titn_lib import TITNError, create_model, load_model, save_model
-from titn_lib.data.datasets import load_data
-from titn_lib.data.transforms import normalise
+from titn_lib.data.datasets import load_dataset
+from titn_lib.data.transforms import normalize
 from titn_lib.models.layers import TokenLogits
 from titn_lib.training.config import Recipe
 from titn_lib.training.distributed import choose_precision
@@ -20,7 +20,7 @@ def class_logits(logits):
 
 
 def check_shapes(name, **settings):
-    """Its own size and another, in training and evaluation; pictures of a third size are refused."""
+    """Its own size and another, in training and evaluation; images of a third size are refused."""
     for size in [(32, 32), (16, 24)]:
         model = create_model(name, num_classes=7, in_channels=2, image_size=size, **settings)
         for training in (True, False):
@@ -59,8 +59,8 @@ def check_learns(name, bound, **settings):
 
 
 def learn(model, steps):
-    data = load_data("digits", model.config.image_size)
-    images, labels = normalise(data.train.images[:64], data.mean, data.std), data.train.labels[:64]
+    data = load_dataset("digits", model.config.image_size)
+    images, labels = normalize(data.train.images[:64], data.mean, data.std), data.train.labels[:64]
     optimizer, losses = make_optimizer(model.train(), Recipe(lr=1e-3)), []
     for _ in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=HALF):

@@ -70,7 +70,7 @@ def softmax_attention(query, key, value, bias=None):
 
 
 def check_equal(model, images, reference):
-    """A network's logits are those of a reference (weights, "1 channel height width" → logits), picture by picture."""
+    """A network's logits are those of a reference (weights, "1 channel height width" → logits), image by image."""
     logits = model(images)
     for i in range(len(images)):
         expected = reference(model.state_dict(), images[i : i + 1])

@@ -1,4 +1,4 @@
-"""AdaViT: with open gates against TITN, with some closed against a loop over pictures and patches, what closing saves
+"""AdaViT: with open gates against TITN, with some closed against a loop over images and patches, what closing saves
 against a count of what was done, and that training closes gates."""
 
 import copy
@@ -12,18 +12,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model, load_model, save_model
-from titn_lib.data.datasets import load_data
-from titn_lib.data.images import ImageSet
-from titn_lib.data.mixing import MixedLabels
-from titn_lib.data.transforms import Preprocessing, normalise
+from titn_lib.data.datasets import load_dataset
+from titn_lib.data.images import ImageDataset
+from titn_lib.data.mixing import MixedTargets
+from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.kernels import build
-from titn_lib.losses.budget import Budgeted
+from titn_lib.losses.budget import BudgetObjective
 from titn_lib.losses.objective import Objective
 from titn_lib.models.related.adavit import gate
 from titn_lib.training.config import Recipe, Run
 from titn_lib.training.evaluation import evaluate
 from titn_lib.training.run import train
-from titn_lib.training.trainer import WEIGHTS, continue_from
+from titn_lib.training.trainer import WEIGHTS, load_initial_weights
 
 from . import contract
 from .reference import gelu, layer_norm, linear, scramble, softmax_attention
@@ -39,7 +39,7 @@ def test_size():
 
 
 def undecided(images, prepare=lambda model: model.eval(), **settings):
-    """A network whose gates are open for about half of the pictures each, and not for the same half."""
+    """A network whose gates are open for about half of the images each, and not for the same half."""
     model = create_model("adavit_nano", image_size=tuple(images.shape[2:]), **settings)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
@@ -64,7 +64,7 @@ def test_with_open_gates_it_is_titn(settings):
     for parameter in titn.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     adavit = create_model("adavit_nano", depth=3, **settings).eval()
-    continue_from(adavit, titn)
+    load_initial_weights(adavit, titn)
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         expected, maps = titn(images, return_attention=True)
@@ -73,7 +73,7 @@ def test_with_open_gates_it_is_titn(settings):
         for ours, theirs in zip([*attention.inner, *attention.outer], [*maps.inner, *maps.outer], strict=True):
             assert torch.equal(ours, theirs)
         torch.testing.assert_close(adavit(images), titn(images), atol=1e-5, rtol=1e-5)
-    assert all((kind == 1).all() for kind in adavit.last)
+    assert all((kind == 1).all() for kind in adavit.last_gates)
 
 
 def test_the_first_draws_are_titns():
@@ -94,16 +94,16 @@ def test_equals_a_loop_over_pictures_and_patches(settings):
             for picture in range(len(images)):
                 expected = reference(model, images[picture : picture + 1])
                 torch.testing.assert_close(logits[picture], expected, atol=1e-9, rtol=0)
-    for kind in model.last:
+    for kind in model.last_gates:
         assert 0.2 < kind.mean() < 0.8
-        assert (kind.std(dim=1) > 0).float().mean() > 0.3  # other gates for other pictures
+        assert (kind.std(dim=1) > 0).float().mean() > 0.3  # other gates for other images
 
 
 def reference(model, image):
-    """One picture, block by block: what is closed isn't there."""
+    """One image, block by block: what is closed isn't there."""
     weights, config = model.state_dict(), model.config
     inner = model.pixel_embedding(image)
-    inner, outer, *_ = model.blocks[0](inner, model.outer_tokens(inner))
+    inner, outer, *_ = model.blocks[0](inner, model.patch_embedding(inner))
     inner, outer = list(inner[0]), list(outer[0])
     patches = range(1, 1 + config.patches)
 
@@ -114,13 +114,13 @@ def reference(model, image):
     def layer(name, tokens, heads, attend, think):
         if attend:
             normed = layer_norm(weights, f"{name}.attention_norm", tokens)
-            qkv = normed @ weights[f"{name}.attention.qkv.weight"].T + weights.get(f"{name}.attention.qkv.bias", 0)
+            qkv = normed @ weights[f"{name}.attn.qkv.weight"].T + weights.get(f"{name}.attn.qkv.bias", 0)
             query, key, value = qkv.unflatten(-1, (3, len(heads), -1)).unbind(dim=1)
             mixed = torch.zeros_like(query)
             for head in range(len(heads)):
                 if heads[head]:
                     mixed[:, head] = softmax_attention(query[:, head], key[:, head], value[:, head])
-            tokens = tokens + linear(weights, f"{name}.attention.output", mixed.flatten(1))
+            tokens = tokens + linear(weights, f"{name}.attn.proj", mixed.flatten(1))
         if think:
             hidden = gelu(linear(weights, f"{name}.mlp.0", layer_norm(weights, f"{name}.mlp_norm", tokens)))
             tokens = tokens + linear(weights, f"{name}.mlp.2", hidden)
@@ -145,7 +145,7 @@ def test_closed_patches_are_no_keys():
     model = undecided(images, depth=3)
     _, attention = model(images, return_attention=True)
     for block, maps in enumerate(attention.outer[1:]):
-        kept = torch.nn.functional.pad(model.last.patches[block], (1, 1), value=1.0)
+        kept = torch.nn.functional.pad(model.last_gates.patches[block], (1, 1), value=1.0)
         torch.testing.assert_close(maps.sum(dim=-1), torch.ones(4, 4, 66))
         for picture in range(4):
             closed = (kept[picture] == 0).nonzero()[:, 0]
@@ -170,10 +170,10 @@ def test_leaving_out_changes_no_logit(closed, settings):
             block.nets["sublayers"].bias.data[0] = -1e4
     with torch.no_grad():
         logits = model(images)
-        gates = model.last
+        gates = model.last_gates
         torch.testing.assert_close(logits, model(images, return_attention=True)[0], atol=1e-5, rtol=0)
         torch.testing.assert_close(logits[4:5], model(images[4:5]), atol=1e-5, rtol=0)
-        assert (model.last.patches == gates.patches[:, 4:5]).all()
+        assert (model.last_gates.patches == gates.patches[:, 4:5]).all()
         with torch.autocast("cpu", torch.bfloat16):
             assert model(images).isfinite().all()
     assert all((kind.sum() == 0) == (closed in (name, "everything")) for name, kind in gates._asdict().items())
@@ -181,7 +181,7 @@ def test_leaving_out_changes_no_logit(closed, settings):
 
 @pytest.mark.parametrize("settings", [{}, OTHER, {"inner_head_width": 5, "outer_head_width": 20}])
 def test_what_is_saved_is_not_computed(settings, monkeypatch):
-    """PyTorch's own count of evaluation, picture by picture, with all heads open."""
+    """PyTorch's own count of evaluation, image by image, with all heads open."""
     monkeypatch.setattr(build, "available", lambda *_: False)  # PyTorch doesn't see inside these
     images = torch.randn(8, 3, 32, 32)
     model = undecided(images, **settings)
@@ -194,20 +194,20 @@ def test_what_is_saved_is_not_computed(settings, monkeypatch):
         spent.append(counter.get_total_flops() // 2)
     with torch.no_grad():
         model(images)
-    assert (count_macs(model) - model.saved(model.last)).tolist() == spent
+    assert (count_macs(model) - model.saved_macs(model.last_gates)).tolist() == spent
     assert max(spent) < 0.9 * count_macs(model)
     assert len(set(spent)) == len(spent)
 
 
 def test_an_evaluation_counts_what_was_computed():
-    """Over several batches: the mean of what the gates of all pictures, seen at once, leave."""
+    """Over several batches: the mean of what the gates of all images, seen at once, leave."""
     images = torch.randint(0, 256, (510, 3, 32, 32), dtype=torch.uint8)
     about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
-    model = undecided(normalise(images, about.mean, about.std), depth=2)
-    measured = evaluate(model, ImageSet(images, torch.zeros(510, dtype=torch.long)), about)
+    model = undecided(normalize(images, about.mean, about.std), depth=2)
+    measured = evaluate(model, ImageDataset(images, torch.zeros(510, dtype=torch.long)), about)
     with torch.no_grad():
-        model(normalise(images, about.mean, about.std))
-    spent = count_macs(model) - model.saved(model.last).double().mean().item()
+        model(normalize(images, about.mean, about.std))
+    spent = count_macs(model) - model.saved_macs(model.last_gates).double().mean().item()
     assert measured["macs"] == pytest.approx(spent, rel=1e-4)
     assert 0.3 < spent / count_macs(model) < 0.95
 
@@ -218,7 +218,7 @@ def test_what_closed_heads_save():
     model.blocks[1].nets["heads"].bias.data[2] = -1
     with torch.no_grad():
         model(torch.randn(3, 3, 32, 32))
-    assert model.saved(model.last).tolist() == [66 * 128 * 32 * 4 + 66 * 66 * 32 * 2] * 3
+    assert model.saved_macs(model.last_gates).tolist() == [66 * 128 * 32 * 4 + 66 * 66 * 32 * 2] * 3
 
 
 def test_gates_are_drawn_with_their_chance_and_pass_on_the_gradient_of_s():
@@ -235,7 +235,7 @@ def test_gates_are_drawn_with_their_chance_and_pass_on_the_gradient_of_s():
 
 
 def answer(objective, images, labels):
-    return objective(images, MixedLabels(labels, labels))
+    return objective(images, MixedTargets(labels, labels))
 
 
 def test_budget_by_hand():
@@ -247,7 +247,7 @@ def test_budget_by_hand():
     first["sublayers"].bias.data[1] = -1
     second["sublayers"].bias.data[:] = -1
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
-    (loss, logits), (plain, same) = (answer(goal(model), images, labels) for goal in (Budgeted, Objective))
+    (loss, logits), (plain, same) = (answer(goal(model), images, labels) for goal in (BudgetObjective, Objective))
     assert torch.equal(logits, same)
     assert (loss - plain).item() == pytest.approx(2 * (0.1**2 + 0.475 + 0.15), abs=1e-5)
 
@@ -256,7 +256,7 @@ def test_the_budget_reaches_every_net():
     model = create_model("adavit_nano", depth=3).train()
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     torch.manual_seed(1)
-    loss, _ = answer(Budgeted(model), images, labels)
+    loss, _ = answer(BudgetObjective(model), images, labels)
     torch.manual_seed(1)
     plain, _ = answer(Objective(model), images, labels)
     nets = [parameter for name, parameter in model.named_parameters() if ".nets." in name]
@@ -271,21 +271,21 @@ START = Run("digits", "titn_nano", QUICK, model_settings={"depth": 3})
 
 
 def test_a_run_from_a_trained_titn_closes_gates(tmp_path):
-    start = train(START, tmp_path / "start", device="cpu", quiet=True)
+    start = train(START, tmp_path / "start", device="cpu", progress=False)
     still = replace(START, model="adavit_nano", recipe=replace(QUICK, epochs=1, lr=0, min_lr=0), start=START)
-    record = train(still, tmp_path / "still", start_folder=tmp_path / "start", device="cpu", quiet=True)
+    record = train(still, tmp_path / "still", init_from_dir=tmp_path / "start", device="cpu", progress=False)
     assert record.test == pytest.approx(start.test | {"macs": record.macs}, abs=1e-4)
     assert record.test["top1"] > 50
 
-    run = replace(still, recipe=replace(QUICK, epochs=5), objective="budgeted")
-    record = train(run, tmp_path / "run", start_folder=tmp_path / "start", device="cpu", quiet=True)
+    run = replace(still, recipe=replace(QUICK, epochs=5), loss="budget")
+    record = train(run, tmp_path / "run", init_from_dir=tmp_path / "start", device="cpu", progress=False)
     assert record.test["top1"] > 50
     fresh = create_model("adavit_nano", in_channels=1, image_size=(16, 16), depth=3)
     closing = load_model(tmp_path / "run" / WEIGHTS)
-    data = load_data("digits")
+    data = load_dataset("digits")
     with torch.no_grad():
         for model in (fresh, closing):
-            model.train()(normalise(data.test.images, data.mean, data.std))
+            model.train()(normalize(data.test.images, data.mean, data.std))
     assert [kind.mean().item() for kind in fresh.last] == pytest.approx([0.88] * 3, abs=0.02)  # σ(2)
     patches, heads, sublayers = (kind.mean().item() for kind in closing.last)
     assert patches < 0.85  # slower: their term is the square
@@ -300,7 +300,7 @@ def test_patches_can_have_another_threshold():
     model = create_model("adavit_nano", depth=2, patch_threshold=0.6)
     torch.nn.init.constant_(model.blocks[1].nets["patches"].bias, 0.4)
     model.eval()(torch.randn(2, 3, 32, 32))
-    assert [kind.mean().item() for kind in model.last] == [0, 1, 1]
+    assert [kind.mean().item() for kind in model.last_gates] == [0, 1, 1]
     drawn = gate(torch.zeros(100_000), training=True, threshold=0.6).mean().item()  # σ(noise / τ) > 0.6
     assert drawn == pytest.approx(1 / (1 + (0.6 / 0.4) ** 5), abs=0.005)
 
@@ -313,7 +313,7 @@ def test_what_does_not_fit():
     with pytest.raises(TITNError, match="patch_threshold must be between 0 and 1 and is 1"):
         create_model("adavit_nano", patch_threshold=1)
     with pytest.raises(TITNError, match="titn_nano has no gates to close: choose adavit_nano"):
-        answer(Budgeted(create_model("titn_nano")), torch.zeros(2, 3, 32, 32), torch.arange(2))
+        answer(BudgetObjective(create_model("titn_nano")), torch.zeros(2, 3, 32, 32), torch.arange(2))
 
 
 def test_compiled_blocks_give_the_same():
@@ -334,7 +334,7 @@ stats = torch._dynamo.utils.counters
 assert stats["stats"]["unique_graphs"] == 1 and not stats["graph_break"]
 for net in model.blocks[1].nets.values():
     torch.nn.init.constant_(net.bias, 0.0)
-drawn = [model(images) and model.last.patches for _ in range(2)]
+drawn = [model(images) and model.last_gates.patches for _ in range(2)]
 assert 0 < drawn[0].mean() < 1 and (drawn[0] != drawn[1]).any()
 """  # in a process of its own: torch.compile can't look through the shape checks that the tests switch on
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
@@ -342,12 +342,12 @@ assert 0 < drawn[0].mean() < 1 and (drawn[0] != drawn[1]).any()
 
 def test_a_model_is_copied_after_a_pass_and_has_had_none_itself():
     model = create_model("adavit_nano", depth=2)
-    with pytest.raises(TITNError, match="no picture has passed these gates"):
-        _ = model.last
+    with pytest.raises(TITNError, match="no image has passed these gates"):
+        _ = model.last_gates
     model.train()(torch.randn(2, 3, 32, 32))
-    assert model.last.patches.shape == (1, 2, 64)
+    assert model.last_gates.patches.shape == (1, 2, 64)
     again = copy.deepcopy(model)
-    with pytest.raises(TITNError, match="no picture has passed these gates"):
+    with pytest.raises(TITNError, match="no image has passed these gates"):
         _ = again.last
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(again.eval()(images), model.eval()(images))
@@ -375,7 +375,7 @@ for net in model.blocks[1].nets.values():
     torch.nn.init.zeros_(net.bias)  # about half of the gates are closed
 images = torch.randn(3, 3, 32, 32)
 logits = model(images)
-assert 0 < model.last.patches.mean() < 1
+assert 0 < model.last_gates.patches.mean() < 1
 exported = torch.export.export(model, (images,)).module()
 torch.testing.assert_close(exported(images), logits, atol=1e-5, rtol=1e-4)
 each = torch.func.vmap(lambda image: model(image[None])[0])(images)

@@ -51,7 +51,7 @@ def first(x):
 
 
 def reference_attention(weights, name, x, bias, heads, k):
-    """Softmax(q·k / √d + bias) v of one picture's map."""
+    """Softmax(q·k / √d + bias) v of one image's map."""
     _, width, rows, columns = x.shape
     small = x
     if k > 1:

@@ -85,7 +85,7 @@ def test_a_gate_that_believes_one_branch_is_that_branch(branch, score):
 def test_the_transformer_answers_with_the_mean_of_its_tokens_and_starts_small():
     vit, norm = create_model("fusion_nano").eval().branches["attention"]
     images = torch.randn(IMAGES)
-    mean = vit.encode(images).blocks[-1].mean(dim=1)
+    mean = vit.forward_features(images).hidden_states[-1].mean(dim=1)
     torch.testing.assert_close(norm(vit.heads.class_head(mean)), norm(vit(images)))
     for drawn in (vit.positions, vit.heads.class_head[1].weight):
         assert drawn.std().item() == pytest.approx(0.02, rel=0.05)

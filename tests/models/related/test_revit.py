@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model, load_model, save_model
-from titn_lib import interpret as explain
-from titn_lib.models.layers import Layer
+from titn_lib.models.layers import TransformerLayer
 from titn_lib.models.related.revit import Carried, ResidualLayer, similarity
 
 from . import contract
@@ -26,7 +25,9 @@ def test_size():
 def test_layers_equal_the_equations():
     """Three layers, one number at a time: A_1 = S_1, A_l = α S_l + (1 − α) A_{l−1}."""
     width, heads, length, alpha = 6, 2, 4, 0.3
-    layers = [ResidualLayer(Layer(width, heads, mlp_ratio=2), first=place == 0).double() for place in range(3)]
+    layers = [
+        ResidualLayer(TransformerLayer(width, heads, mlp_ratio=2), first=place == 0).double() for place in range(3)
+    ]
     for layer in layers:
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, std=0.7)
@@ -42,7 +43,7 @@ def test_layers_equal_the_equations():
 
 
 def reference(weights, tokens, heads, alpha, before):
-    """A layer on a picture's tokens: the new tokens, the scores A and softmax(A), both "head query key"."""
+    """A layer on an image's tokens: the new tokens, the scores A and softmax(A), both "head query key"."""
     width = len(tokens[0]) // heads
     qkv = [linear(weights, "attention.qkv", layer_norm(weights, "attention_norm", token)) for token in tokens]
     scores = torch.zeros(heads, len(tokens), len(tokens), dtype=torch.float64)
@@ -112,8 +113,8 @@ def test_the_second_block_looks_where_both_would(residuals, stream):
     set_alpha(revit, alpha)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        first, second = getattr(titn.encode(images, True).attention, stream)
-        our_first, our_second = getattr(revit.encode(images, True).attention, stream)
+        first, second = getattr(titn.forward_features(images, True).attention, stream)
+        our_first, our_second = getattr(revit.forward_features(images, True).attention, stream)
     torch.testing.assert_close(our_first, first)
     mean = first ** (1 - alpha) * second**alpha
     torch.testing.assert_close(our_second, mean / mean.sum(dim=-1, keepdim=True))
@@ -135,14 +136,14 @@ def test_it_can_be_explained(residuals):
         parameter.data += 0.1 * torch.randn_like(parameter)
     images, classes = torch.randn(2, 3, 32, 32), torch.tensor([1, 4])
     for chosen in (None, classes):
-        found = explain.relevance(revit, images, classes=chosen)
+        found = interpret.relevance(revit, images, classes=chosen)
         torch.testing.assert_close(found.sources.sum(dim=1), torch.ones(2))
-        assert explain.outer_rollout(revit, images, classes=chosen).shape == (2, 66)
-    assert explain.input_gradient(revit, images, classes).abs().sum() > 0
-    assert type(explain.randomise(revit, blocks=4)) is type(revit)
+        assert interpret.outer_rollout(revit, images, classes=chosen).shape == (2, 66)
+    assert interpret.input_gradient(revit, images, classes).abs().sum() > 0
+    assert type(interpret.randomize_weights(revit, blocks=4)) is type(revit)
     inner = revit.pixel_embedding(images)  # relevance walks through the inner stream alone: it must be the same one
-    for block, expected in zip(revit.blocks, explain.attention(revit, images).inner, strict=True):
-        inner, normed, attention = block.look_inside(inner, True)
+    for block, expected in zip(revit.blocks, interpret.attention(revit, images).inner, strict=True):
+        inner, normed, attention = block.forward_inner(inner, True)
         assert normed.shape == (2, 64, 4, 16)
         torch.testing.assert_close(attention, expected)
     assert isinstance(inner, Carried) == (residuals != "outer")

@@ -31,7 +31,7 @@ def test_sizes():
     assert count_macs(create_model("vitae_nano")) == 79_694_784
 
 
-# --- the reference: one picture as "row column width", window by window
+# --- the reference: one image as "row column width", window by window
 
 
 def reference_attention(weights, name, x, heads, window, skip):
@@ -84,7 +84,7 @@ def reference_vitae(weights, maps, stages, published_code):
         ]
         pyramid = layer_norm(weights, f"{name}.norm", torch.cat(scales, dim=1)[0].movedim(0, -1))
         skip = not (published_code and window)
-        assert (f"{name}.attention.qkv.bias" in weights) == bool(window or not published_code)
+        assert (f"{name}.attn.qkv.bias" in weights) == bool(window or not published_code)
         y = reference_attention(weights, f"{name}.attention", pyramid, max(heads // 2, 1), window, skip)
         groups = before // 4 if stage else 1
         y = y + reference_convolutions(weights, f"{name}.convolutions", maps, groups, STRIDES[r])

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from titn_lib import interpret as explain
-from titn_lib.data.transforms import Preprocessing, normalise
+from titn_lib import interpret
+from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.errors import TITNError
 from titn_lib.io import write_atomically
 from titn_lib.models.base import AttentionMaps, Classifier, Encoding, TokenClassifier
@@ -94,7 +94,7 @@ def maps(data: dict[str, Any], picture: int = 0, model: int = 0) -> AttentionMap
 
 def roll(blocks: list[Float[Tensor, "*batch head query key"]]) -> list[Float[Tensor, "*batch 1 query key"]]:
     """The rollout from the first block through each block, with an axis for its only "head"."""
-    return [one.unsqueeze(-3) for one in explain.rollouts(blocks)]
+    return [one.unsqueeze(-3) for one in interpret.rollouts(blocks)]
 
 
 def best_of(logits: Float[Tensor, "1 classes"]) -> list[list[float]]:
@@ -116,16 +116,16 @@ def relevances(
     for head, logits in zip(("class", "distillation"), answers, strict=False):
         chosen = logits.argmax(dim=-1)
         for one in (None, chosen):
-            found.append(explain.cells(explain.relevance(model, images, head, one).picture, side))
+            found.append(interpret.cells(interpret.relevance(model, images, head, one).image, side))
         classes.append(int(chosen))
     return {**pack(torch.cat(found)), "side": side, "classes": classes}
 
 
 def look_once(model: TokenClassifier, images: Float[Tensor, "1 channel height width"]) -> dict[str, Any]:
-    """What one model makes of one normalised picture."""
+    """What one model makes of one normalized picture."""
     with torch.no_grad():
-        encoding: Encoding = model.encode(images, return_attention=True)
-        both = model.heads.both(encoding.blocks[-1])
+        encoding: Encoding = model.forward_features(images, return_attention=True)
+        both = model.heads.forward_all(encoding.hidden_states[-1])
     answers = both[: 1 + model.config.distillation_token]
     kept: dict[str, list[Tensor]] = dict(zip(("inner", "outer"), encoding.attention, strict=True))
     rolled = {f"rolled_{name}": roll(blocks) for name, blocks in kept.items()}
@@ -157,11 +157,11 @@ def check(models: Sequence[nn.Module], images: Tensor, teacher: nn.Module | None
     """
     if not 1 <= len(models) <= 2:
         raise TITNError(f"the explorer shows one model or compares two, not {len(models)}: give it one or two")
-    students = [explain.check(model) for model in models]
+    students = [interpret.require_attention(model) for model in models]
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise TITNError(
             'the explorer takes pictures as bytes, a torch.uint8 tensor "picture channel height width", and got '
-            f"{images.dtype} {list(images.shape)}: give it the pictures before they are normalised"
+            f"{images.dtype} {list(images.shape)}: give it the pictures before they are normalized"
         )
     if not 1 <= len(images) <= PICTURES:
         raise TITNError(f"the explorer shows 1 to {PICTURES} pictures, not {len(images)}: choose some, images[:8]")
@@ -175,7 +175,7 @@ def check(models: Sequence[nn.Module], images: Tensor, teacher: nn.Module | None
         name = model.config.name
         if model.preprocessing is None:
             raise TITNError(
-                f"{name} doesn't say how its pictures were normalised and what its classes are called: load it from a "
+                f"{name} doesn't say how its pictures were normalized and what its classes are called: load it from a "
                 "file that does, or set model.preprocessing"
             )
         if model.preprocessing.classes != cast(Preprocessing, first.preprocessing).classes:
@@ -232,7 +232,7 @@ def look(
         views = []
         for model in students:
             about, device = cast(Preprocessing, model.preprocessing), next(model.parameters()).device
-            views.append(look_once(model, normalise(image[None].to(device), about.mean, about.std)))
+            views.append(look_once(model, normalize(image[None].to(device), about.mean, about.std)))
         says = None
         if teacher is not None:
             says = best_of(predict(teacher, image[None], cast(Preprocessing, teacher.preprocessing)))

@@ -9,7 +9,7 @@ import anywidget
 import traitlets
 from torch import Tensor, nn
 
-from titn_lib.data.images import read_picture
+from titn_lib.data.images import load_image
 from titn_lib.errors import TITNError
 from titn_lib.interpret.explorer import PICTURES, check, frame, look
 
@@ -62,7 +62,7 @@ class Explorer(anywidget.AnyWidget):
         if len(self.data["pictures"]) == PICTURES:
             raise TITNError(f"the explorer shows {PICTURES} pictures at most: open a new one")
         config = self._models[0].config
-        image = read_picture(path, config.in_channels, config.image_size)
+        image = load_image(path, config.in_channels, config.image_size)
         found = look(self._models, image[None], teacher=self._teacher, titles=[Path(path).name])
         self.data = {**self.data, "pictures": self.data["pictures"] + found["pictures"]}
 

@@ -6,20 +6,20 @@ Some are networks (`PRESETS`, by name in `create_model`), some are what a networ
 in `recipes.Run`).
 """
 
-from titn_lib.models.related import adapto, adavit, care, cmt, fusion, mvit, revit, vitae
+from titn_lib.models.related import adaptovision, adavit, care, cmt, fusion, mvt, revit, vitae
 
 FAMILIES: dict[str, tuple[type, type]] = {
     "revit": (revit.ReViT, revit.ReViTConfig),
     "fusion": (fusion.Fusion, fusion.FusionConfig),
-    "adapto": (adapto.AdaptoVision, adapto.AdaptoConfig),
+    "adaptovision": (adaptovision.AdaptoVision, adaptovision.AdaptoVisionConfig),
     "adavit": (adavit.AdaViT, adavit.AdaViTConfig),
     "care": (care.CARE, care.CAREConfig),
     "cmt": (cmt.CMT, cmt.CMTConfig),
     "vitae": (vitae.ViTAE, vitae.ViTAEConfig),
-    "mvit": (mvit.MViT, mvit.MViTConfig),
+    "mvt": (mvt.MVT, mvt.MVTConfig),
 }
 PRESETS: dict = {
     name: config
-    for module in (revit, fusion, adapto, adavit, care, cmt, vitae, mvit)
+    for module in (revit, fusion, adaptovision, adavit, care, cmt, vitae, mvt)
     for name, config in module.PRESETS.items()
 }

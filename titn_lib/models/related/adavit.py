@@ -1,6 +1,6 @@
-"""AdaViT: compute only what the picture needs (Meng et al. 2022, arXiv 2111.15668), in TITN's streams.
+"""AdaViT: compute only what the image needs (Meng et al. 2022, arXiv 2111.15668), in TITN's streams.
 
-Before a block, linear nets open or close gates for every picture anew: one for each head and each sublayer (attention,
+Before a block, linear nets open or close gates for every image anew: one for each head and each sublayer (attention,
 MLP), read from the class token, and one for each patch, read from its own token.
 
     s = σ((ℓ + g₁ − g₂) / τ)      ℓ a net's logit, g₁ and g₂ Gumbel noise, τ = 5; in evaluation s = σ(ℓ)
@@ -12,7 +12,7 @@ and so does a pass that returns attention (of closed heads and sublayers, too); 
 sublayers, and answers the same.
 
 Published, in paper and code: nets, gates, masks; a first block without gates for heads and sublayers, for its class
-token has seen nothing; the loss of `Budgeted`; more than twice the efficiency for 0.8 points of accuracy on ImageNet.
+token has seen nothing; the loss of `BudgetObjective`; more than twice the efficiency for 0.8 points of accuracy on ImageNet.
 In the code a patch's gate opens above 0.6, in `adavit_nano` above ½. Ours: TITN's streams. A closed patch runs no inner
 layer, sends no update and keeps its pixel tokens. The first block has no gates at all; all nets read LN(token); closed
 heads leave the MLP as it is. Gates start open (logits of 2): in evaluation, a start from a trained TITN is that TITN.
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from titn_lib import kernels
 from titn_lib.errors import TITNError
 from titn_lib.models import titn
-from titn_lib.models.layers import take_over
+from titn_lib.models.layers import adopt_children
 
 TAU = 5.0  # the temperature
 START = 2.0  # every gate's initial logit
@@ -52,7 +52,7 @@ class AdaViTConfig(titn.TITNConfig):
         if self.depth < 2:
             raise TITNError("the first block has no gates: choose a depth of 2 or more")
         if self.local_perception:
-            raise TITNError("a patch whose neighbours were left out can't hear them: AdaViT has no local_perception")
+            raise TITNError("a patch whose neighbors were left out can't hear them: AdaViT has no local_perception")
         if not 0 < self.patch_threshold < 1:
             raise TITNError(f"patch_threshold must be between 0 and 1 and is {self.patch_threshold!r}")
 
@@ -78,8 +78,8 @@ class AdaptiveBlock(titn.Block):
     """A block of TITN with gates; it takes over the modules of TITN's, weights and all."""
 
     def __init__(self, block: nn.Module, config: AdaViTConfig):
-        take_over(self, block)
-        self.last: Gates | None = None  # of the last pass
+        adopt_children(self, block)
+        self.last_gates: Gates | None = None  # of the last pass
         self.after = int(config.distillation_token)  # outer tokens after the patches
         self.patch_threshold = config.patch_threshold
         sizes = {"patches": 1, "heads": config.outer_heads, "sublayers": 2}
@@ -87,7 +87,7 @@ class AdaptiveBlock(titn.Block):
         for name, parameter in self.nets.named_parameters():
             nn.init.constant_(parameter, START if name.endswith("bias") else 0.0)
 
-    def decide(self, outer: Outer) -> Gates:
+    def compute_gates(self, outer: Outer) -> Gates:
         tokens = self.outer.attention_norm(outer)
         patches = self.nets["patches"](tokens[:, 1 : tokens.shape[1] - self.after])[..., 0]
         logits = [patches, self.nets["heads"](tokens[:, 0]), self.nets["sublayers"](tokens[:, 0])]
@@ -95,12 +95,12 @@ class AdaptiveBlock(titn.Block):
         return Gates(*(gate(x, self.training, t).to(outer.dtype) for x, t in zip(logits, thresholds, strict=True)))
 
     def forward(self, inner: Inner, outer: Outer, return_attention: bool = False) -> Streams:
-        """As `titn.Block.forward`. Evaluation takes pictures with the same open sublayers at once, with as many patches
+        """As `titn.Block.forward`. Evaluation takes images with the same open sublayers at once, with as many patches
         as any of them keeps."""
-        gates = self.decide(outer)
-        if kernels.is_followed():  # export and vmap can't choose by numbers, nor keep what isn't the answer
+        gates = self.compute_gates(outer)
+        if kernels.is_tracing():  # export and vmap can't choose by numbers, nor keep what isn't the answer
             return self.compute(inner, outer, gates, return_attention, every=True)
-        self.last = gates
+        self.last_gates = gates
         if self.training or return_attention or outer.is_meta:
             return self.compute(inner, outer, gates, return_attention, every=True)
         inner = inner.clone()
@@ -108,7 +108,7 @@ class AdaptiveBlock(titn.Block):
         kept = F.pad(gates.patches, (1, self.after), value=1.0)
         order = kept.argsort(dim=1, descending=True, stable=True)
         for sublayers in gates.sublayers.unique(dim=0):
-            group = (gates.sublayers == sublayers).all(dim=1).nonzero()  # "picture 1"
+            group = (gates.sublayers == sublayers).all(dim=1).nonzero()  # "image 1"
             tokens = order[group[:, 0], : int(kept[group[:, 0]].sum(dim=1).max())].sort(dim=1).values
             patches = tokens[:, 1 : tokens.shape[1] - self.after] - 1
             few = Gates(gates.patches[group, patches], gates.heads[group[:, 0]], gates.sublayers[group[:, 0]])
@@ -118,27 +118,27 @@ class AdaptiveBlock(titn.Block):
         return inner, outer, None, None
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "last": None}  # a copy, or a file, has had no pass: gates hold a graph
+        return {**vars(self), "last_gates": None}  # a copy, or a file, has had no pass: gates hold a graph
 
     def compute(
         self, inner: Inner, outer: Outer, gates: Gates, return_attention: bool = False, every: bool = False
     ) -> Streams:
-        """All is computed and multiplied by the gates; a sublayer that no picture needs only if `every` is."""
+        """All is computed and multiplied by the gates; a sublayer that no image needs only if `every` is."""
         layer = self.outer
         attention = None
         patches = gates.patches[..., None]
         heads = gates.heads[..., None, None]
         kept = F.pad(patches, (0, 0, 1, self.after), value=1.0)  # class and distillation token always are
         attend, think = (kept[:, None] * gates.sublayers[..., None, None]).unbind(dim=1)
-        seen, normed, inside = self.look_inside(inner, return_attention)
+        seen, normed, inside = self.forward_inner(inner, return_attention)
         inner = patches[..., None] * seen + (1 - patches[..., None]) * inner
-        outer = self.tell(outer, patches * self.projection.project(normed))
+        outer = self.add_pixel_update(outer, patches * self.projection.project(normed))
         if every or attend.any():
-            query, key, value = layer.attention.split(layer.attention.qkv(layer.attention_norm(outer)))
+            query, key, value = layer.attn.split(layer.attn.qkv(layer.attention_norm(outer)))
             visible = kept * kept.mT + torch.eye(kept.shape[1]).to(kept)  # a closed patch sees itself
             scores = (query @ key.mT).masked_fill(visible[:, None] == 0, -torch.inf)
             attention = scores.softmax(dim=-1)
-            outer = outer + layer.drop(attend * layer.attention.join(heads * (attention.to(value.dtype) @ value)))
+            outer = outer + layer.drop(attend * layer.attn.join(heads * (attention.to(value.dtype) @ value)))
         if every or think.any():
             outer = outer + layer.drop(think * layer.mlp(layer.mlp_norm(outer)))
         return inner, outer, inside, attention if return_attention else None
@@ -155,15 +155,15 @@ class AdaViT(titn.TITN):
         self.blocks = nn.ModuleList([first, *(AdaptiveBlock(block, config) for block in others)])
 
     @property
-    def last(self) -> Gates:
-        """The gates of the last pass, for each of its pictures; TITNError where there has been none."""
-        gates = [block.last for block in self.blocks[1:]]
+    def last_gates(self) -> Gates:
+        """The gates of the last pass, for each of its images; TITNError where there has been none."""
+        gates = [block.last_gates for block in self.blocks[1:]]
         if None in gates:
-            raise TITNError("no picture has passed these gates yet: call the model first")
+            raise TITNError("no image has passed these gates yet: call the model first")
         return Gates(*(torch.stack(kind) for kind in zip(*gates, strict=True)))
 
-    def saved(self, gates: Gates) -> Int64[Tensor, " batch"]:
-        """How many of `count_macs(model)` multiply-accumulates the closed gates of each picture save."""
+    def saved_macs(self, gates: Gates) -> Int64[Tensor, " batch"]:
+        """How many of `count_macs(model)` multiply-accumulates the closed gates of each image save."""
         config = self.config
         inner = config.inner_width
         outer = config.outer_width

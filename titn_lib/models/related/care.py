@@ -39,7 +39,7 @@ class CAREConfig:
     """The settings of a CARE network.
 
     Attributes:
-        image_size: height and width in picture elements; `patch_size` × 2^(stages − 1) must divide them.
+        image_size: height and width in pixels; `patch_size` × 2^(stages − 1) must divide them.
         patch_size: side of the squares that the first map has for places; each later stage halves the map.
         stages: of each g, blocks, heads of linear attention (0: none), ratios of the inner and outer interaction.
     """
@@ -138,7 +138,7 @@ class CARE(Classifier):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
-        """Logits of normalised pictures; TITNError if they have another size or number of channels."""
+        """Logits of normalized images; TITNError if they have another size or number of channels."""
         self.check_images(images)
         return self.head(self.layers(images).mean(dim=(2, 3)))
 

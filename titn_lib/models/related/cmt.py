@@ -33,7 +33,7 @@ class CMTConfig:
     """The settings of a CMT.
 
     Attributes:
-        image_size: height and width in picture elements.
+        image_size: height and width in pixels.
         stem_width, stem_stride: of three times Conv3×3, GELU, BN at the start; only the first has the stride.
         stages: of each width, blocks, heads and k. Each halves the map; k must divide what is left.
         ratio: how much wider the feed-forward part is in between.
@@ -63,7 +63,7 @@ def depthwise(width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(width, width, kernel, stride, padding=(kernel - stride) // 2, groups=width)
 
 
-class MapNorm(nn.LayerNorm):
+class LayerNorm2d(nn.LayerNorm):
     def forward(self, x: Float[Tensor, "batch width row column"]) -> Float[Tensor, "batch width row column"]:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -84,13 +84,13 @@ class Block(nn.Module):
         self.heads = heads
         self.scale = (width // heads) ** -0.5
         self.local = Plus(depthwise(width, 3))
-        self.norm = MapNorm(width, eps=1e-6)
+        self.norm = LayerNorm2d(width, eps=1e-6)
         self.shrink = nn.Sequential(depthwise(width, k, k), nn.BatchNorm2d(width)) if k > 1 else nn.Identity()
         self.query = nn.Conv2d(width, width, 1)
         self.key_value = nn.Conv2d(width, 2 * width, 1)
         self.output = nn.Conv2d(width, width, 1)
         self.feed_forward = Plus(
-            MapNorm(width, eps=1e-6), nn.Conv2d(width, wide, 1), nn.GELU(), nn.BatchNorm2d(wide),
+            LayerNorm2d(width, eps=1e-6), nn.Conv2d(width, wide, 1), nn.GELU(), nn.BatchNorm2d(wide),
             Plus(depthwise(wide, 3)), nn.GELU(), nn.BatchNorm2d(wide),
             nn.Conv2d(wide, width, 1), nn.BatchNorm2d(width),
         )  # fmt: skip
@@ -125,7 +125,7 @@ class CMT(Classifier):
         places = config.image_size[0] * config.image_size[1] // stride**2
         for after, depth, heads, k in config.stages:
             blocks = [Block(after, heads, k, config.ratio) for _ in range(depth)]
-            self.stages.append(nn.ModuleList([nn.Conv2d(width, after, 2, stride=2), MapNorm(after), *blocks]))
+            self.stages.append(nn.ModuleList([nn.Conv2d(width, after, 2, stride=2), LayerNorm2d(after), *blocks]))
             places //= 4
             self.biases.append(nn.Parameter(torch.randn(heads, places, places // k**2)))
             width = after
@@ -135,7 +135,7 @@ class CMT(Classifier):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
-        """Logits of normalised pictures; TITNError if they have another size or number of channels."""
+        """Logits of normalized images; TITNError if they have another size or number of channels."""
         self.check_images(images)
         x = self.stem(images)
         for stage, bias in zip(self.stages, self.biases, strict=True):

@@ -1,4 +1,4 @@
-"""CNN–transformer fusion (Wang and Song 2025, arXiv 2502.18083, for telling who painted a picture): two views in one.
+"""CNN–transformer fusion (Wang and Song 2025, arXiv 2502.18083, for telling who painted an image): two views in one.
 
 A convolutional branch a sees what is near, a transformer branch b the whole; they meet before the classifier:
 
@@ -7,11 +7,11 @@ A convolutional branch a sees what is near, a transformer branch b the whole; th
     logits           Linear(f)
 
 After a concatenation, the Linear only adds what two classifiers would say, U [a; b] = U_a a + U_b b, with the same
-weights for all pictures. The gate weighs the branches anew for every picture and each of its numbers.
+weights for all images. The gate weighs the branches anew for every image and each of its numbers.
 
 Published: accuracy on paintings 9.7 % above the CNN's alone and 7.1 % above the transformer's (points or shares, the
 summary doesn't say). We know the paper by its summary: first a CNN, then a transformer, then a fusion. Whether the
-transformer reads the picture or the CNN's maps it leaves open; here both read the picture. The branches, both fusions
+transformer reads the image or the CNN's maps it leaves open; here both read the image. The branches, both fusions
 and all sizes are our design, from this library's own pieces (`vgg7_bn` without its last stage; a ViT). A branch alone
 is smaller than both: what a fusion gains, it may owe to its size.
 """
@@ -39,9 +39,9 @@ class FusionConfig:
     """The settings of a fusion.
 
     Attributes:
-        image_size: height and width in picture elements; the patches must divide them.
+        image_size: height and width in pixels; the patches must divide them.
         fusion: "concatenation", "gate", or one branch alone: "convolution", "attention".
-        width: numbers that each branch makes of a picture, and of the transformer's tokens.
+        width: numbers that each branch makes of an image, and of the transformer's tokens.
         patch_size, heads, depth, mlp_ratio: of the transformer, as in `vit.ViTConfig`.
     """
 
@@ -60,7 +60,7 @@ class FusionConfig:
         check_settings(self)
         check_patches(self.image_size, self.patch_size)
         if min(self.image_size) < 4:
-            raise TITNError("the convolutions halve a picture twice: choose an image_size of 4 or more")
+            raise TITNError("the convolutions halve an image twice: choose an image_size of 4 or more")
 
 
 class Fusion(Classifier):
@@ -82,10 +82,10 @@ class Fusion(Classifier):
         self.head = nn.Linear(2 * width if config.fusion == "concatenation" else width, config.num_classes)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
-        """Logits of normalised pictures.
+        """Logits of normalized images.
 
         Raises:
-            TITNError: the pictures have another size or number of channels than the network takes.
+            TITNError: the images have another size or number of channels than the network takes.
         """
         views = self.look(images)
         if self.config.fusion != "gate":
@@ -95,7 +95,7 @@ class Fusion(Classifier):
         return self.head(share * near + (1 - share) * whole)
 
     def look(self, images: Images) -> Float[Tensor, "batch number"]:
-        """What the branches make of the pictures: [a; b], or one of them alone."""
+        """What the branches make of the images: [a; b], or one of them alone."""
         self.check_images(images)
         return torch.cat([branch(images) for branch in self.branches.values()], dim=1)
 
@@ -120,7 +120,7 @@ def attention_branch(config: FusionConfig) -> nn.Sequential:
         depth=config.depth,
         mlp_ratio=config.mlp_ratio,
         pooling="mean",
-        initialisation="truncated",
+        init="trunc_normal",
     )
     return nn.Sequential(ViT(settings), nn.LayerNorm(config.width))
 

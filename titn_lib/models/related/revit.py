@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from titn_lib.data.transforms import Images
 from titn_lib.models import titn
 from titn_lib.models.base import Encoding
-from titn_lib.models.layers import Layer, take_over
+from titn_lib.models.layers import TransformerLayer, adopt_children
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ Inner = Float[Tensor, "batch patch pixel inner_width"] | Carried
 Outer = Float[Tensor, "batch token outer_width"] | Carried
 
 
-class ResidualLayer(Layer):
+class ResidualLayer(TransformerLayer):
     """A layer of TITN with A in the place of S. A stream's first layer has α, and hands it on with its scores."""
 
-    def __init__(self, layer: Layer, first: bool):
-        take_over(self, layer)
+    def __init__(self, layer: TransformerLayer, first: bool):
+        adopt_children(self, layer)
         if first:
             self.alpha = nn.Parameter(torch.tensor(0.5))
 
@@ -61,13 +61,13 @@ class ResidualLayer(Layer):
         self, stream: Float[Tensor, "*batch token width"] | Carried, return_attention: bool = False
     ) -> tuple[Carried, Float[Tensor, "*batch head token token"] | None]:
         """Returns what the next layer needs and, if asked for, the attention softmax(A)."""
-        query, key, value = self.attention.split(self.attention.qkv(self.attention_norm(tokens_of(stream))))
+        query, key, value = self.attn.split(self.attn.qkv(self.attention_norm(tokens_of(stream))))
         scores = query @ key.mT
         alpha = stream.alpha if isinstance(stream, Carried) else self.alpha
         if isinstance(stream, Carried):
             scores = alpha * scores + (1 - alpha) * stream.scores
         attention = scores.softmax(dim=-1)
-        tokens = tokens_of(stream) + self.drop(self.attention.join(attention.to(value.dtype) @ value))
+        tokens = tokens_of(stream) + self.drop(self.attn.join(attention.to(value.dtype) @ value))
         tokens = tokens + self.drop(self.mlp(self.mlp_norm(tokens)))
         return Carried(tokens, scores, alpha), attention if return_attention else None
 
@@ -76,7 +76,7 @@ class ResidualBlock(titn.Block):
     """A block of TITN, of whose layers "inner", "outer" or "both" are `ResidualLayer`s."""
 
     def __init__(self, block: nn.Module, residuals: str, first: bool):
-        take_over(self, block)
+        adopt_children(self, block)
         for name in ("inner", "outer"):
             if residuals in (name, "both"):
                 setattr(self, name, ResidualLayer(getattr(self, name), first))
@@ -85,17 +85,17 @@ class ResidualBlock(titn.Block):
         self, inner: Inner, outer: Outer, return_attention: bool = False
     ) -> tuple[Inner, Outer, Tensor | None, Tensor | None]:
         """As `titn.Block.forward`; a stream with residuals comes (but to the first block) and goes as `Carried`."""
-        inner, normed, inner_attention = self.look_inside(inner, return_attention)
-        tokens = self.tell(tokens_of(outer), self.projection.project(normed))
+        inner, normed, inner_attention = self.forward_inner(inner, return_attention)
+        tokens = self.add_pixel_update(tokens_of(outer), self.projection.project(normed))
         outer = outer._replace(tokens=tokens) if isinstance(outer, Carried) else tokens
         outer, outer_attention = self.outer(outer, return_attention)
         return inner, outer, inner_attention, outer_attention
 
-    def look_inside(  # type: ignore[override]
+    def forward_inner(  # type: ignore[override]
         self, inner: Inner, return_attention: bool
     ) -> tuple[Inner, Float[Tensor, "batch patch pixel inner_width"], Tensor | None]:
         if not isinstance(self.inner, ResidualLayer):
-            return super().look_inside(tokens_of(inner), return_attention)
+            return super().forward_inner(tokens_of(inner), return_attention)
         inner, attention = self.inner(inner, return_attention)
         return inner, self.projection.norm(tokens_of(inner)), attention
 
@@ -110,9 +110,9 @@ class ReViT(titn.TITN):
         plain = self.blocks
         self.blocks = nn.ModuleList(ResidualBlock(block, config.residuals, block is plain[0]) for block in plain)
 
-    def encode(self, images: Images, return_attention: bool = False) -> Encoding:
-        encoding = super().encode(images, return_attention)
-        return encoding._replace(blocks=[tokens_of(outer) for outer in encoding.blocks])
+    def forward_features(self, images: Images, return_attention: bool = False) -> Encoding:
+        encoding = super().forward_features(images, return_attention)
+        return encoding._replace(hidden_states=[tokens_of(outer) for outer in encoding.hidden_states])
 
 
 def tokens_of(stream: Float[Tensor, "*batch token width"] | Carried) -> Float[Tensor, "*batch token width"]:
@@ -120,7 +120,7 @@ def tokens_of(stream: Float[Tensor, "*batch token width"] | Carried) -> Float[Te
 
 
 def similarity(tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, " batch"]:
-    """How much a picture's tokens have grown alike: the mean cosine of two different ones."""
+    """How much an image's tokens have grown alike: the mean cosine of two different ones."""
     unit = F.normalize(tokens, dim=-1)
     count = tokens.shape[1]
     return ((unit @ unit.transpose(1, 2)).sum(dim=(1, 2)) - count) / (count * (count - 1))

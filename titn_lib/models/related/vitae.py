@@ -43,7 +43,7 @@ class ViTAEConfig:
     """The settings of a ViTAEv2.
 
     Attributes:
-        image_size: height and width in picture elements; the product of all r must divide them.
+        image_size: height and width in pixels; the product of all r must divide them.
         stages: of each width, r, dilations, normal cells, heads (half as many in the reduction cell), side of windows
             (0: the whole map). C has one group in the first stage, four channels a group in the others.
         published_code: leave out, as the authors' code does, the skip V of reduction cells with windows, and the bias
@@ -161,7 +161,7 @@ class ViTAE(Classifier):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
-        """Logits of normalised pictures; TITNError if they have another size or number of channels."""
+        """Logits of normalized images; TITNError if they have another size or number of channels."""
         self.check_images(images)
         return self.head(self.cells(images).mean(dim=(2, 3)))
 
