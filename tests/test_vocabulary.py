@@ -30,7 +30,7 @@ ISE = "normal|initial|optim|standard|random|regular|quant|general|recogn|summar|
 OLD_WORDS = re.compile(
     r"\b(?:pictures?|picture elements|first weights|news|hears?|heard|likeness(?:es)?|glimpse|learn\w* by heart|"
     r"colours?|grey|centred?|neighbours?|behaviours?|distils?|pupils?|relabell\w+|labell(?:ed|ing)|"
-    rf"reads \d+(?:\.\d+)? %|(?:{ISE})is(?:e|es|ed|ing|ation|ations))\b",
+    rf"(?:{ISE})is(?:e|es|ed|ing|ation|ations))\b|\breads \d+(?:\.\d+)? %",
     re.IGNORECASE,
 )
 TERMS = (
