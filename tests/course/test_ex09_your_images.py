@@ -1,4 +1,4 @@
-"""The checks of 09_your_images see wrong answers and say what is wrong."""
+"""The checks of 09_your_images detect wrong answers and say what is wrong."""
 
 import numpy as np
 import pytest
@@ -12,20 +12,20 @@ def class_by_class(labels, fraction, seed):
     draw = torch.Generator().manual_seed(seed)
     kept, aside = [], []
     for label in labels.unique():
-        places = (labels == label).nonzero().flatten()
-        places = places[torch.randperm(len(places), generator=draw)]
-        count = round(fraction * len(places))
-        aside.append(places[:count])
-        kept.append(places[count:])
+        indices = (labels == label).nonzero().flatten()
+        indices = indices[torch.randperm(len(indices), generator=draw)]
+        count = round(fraction * len(indices))
+        aside.append(indices[:count])
+        kept.append(indices[count:])
     return torch.cat(kept), torch.cat(aside)
 
 
 def by_scikit(labels, fraction, seed):
-    places = np.arange(len(labels))
-    return train_test_split(places, test_size=fraction, stratify=labels.numpy(), random_state=seed)
+    indices = np.arange(len(labels))
+    return train_test_split(indices, test_size=fraction, stratify=labels.numpy(), random_state=seed)
 
 
-def all_of(labels, fraction, seed):
+def unstratified(labels, fraction, seed):
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     count = round(fraction * len(labels))
     return order[count:], order[:count]
@@ -37,11 +37,11 @@ def last_of_all(labels, fraction, seed):
 
 
 def in_order(choose):
-    """Images of each class by their place in it."""
+    """Images of each class by their position in it."""
 
     def answer(labels, fraction, seed):
-        places = [(labels == label).nonzero().flatten() for label in labels.unique()]
-        aside = torch.cat([choose(part, fraction) for part in places])
+        members = [(labels == label).nonzero().flatten() for label in labels.unique()]
+        aside = torch.cat([choose(part, fraction) for part in members])
         return torch.tensor(sorted(set(range(len(labels))) - set(aside.tolist()))), aside
 
     return answer
@@ -78,21 +78,21 @@ def without_seed(labels, fraction, seed):
         (same_number, "10 images of each class are set aside; the same share"),
         (lambda y, f, s: [y[part] for part in class_by_class(y, f, s)], "these are labels"),
         (overlapping, "3 images are in both parts"),
-        (with_repeats, "1 places are named more than once"),
+        (with_repeats, "1 indices occur more than once"),
         (lambda y, f, s: (class_by_class(y, f, s)[0][5:], class_by_class(y, f, s)[1]), "5 of"),
-        (lambda *a: class_by_class(*a)[::-1], "changed places"),
-        (together, "gives each its share only roughly"),
+        (lambda *a: class_by_class(*a)[::-1], "are swapped"),
+        (unstratified, "gives each its share only roughly"),
         (last_of_all, "the last images of the list"),
         (lambda y, f, s: class_by_class(y, 0.5, s), "50 % of each class are set aside, and 20 % were asked for"),
-        (in_order(lambda places, f: places[: round(f * len(places))]), "the first images are set aside"),
-        (in_order(lambda places, f: places[-round(f * len(places)) :]), "the last images are set aside"),
-        (in_order(lambda places, f: places[:: round(1 / f)]), "every so-manieth images are set aside"),
+        (in_order(lambda members, f: members[: round(f * len(members))]), "the first images are set aside"),
+        (in_order(lambda members, f: members[-round(f * len(members)) :]), "the last images are set aside"),
+        (in_order(lambda members, f: members[:: round(1 / f)]), "every k-th images are set aside"),
         (without_seed, "called twice with the same seed"),
         (lambda y, f, s: class_by_class(y, f, 0), "the seed isn't used"),
-        (lambda y, f, s: (torch.ones(len(y), dtype=torch.bool), torch.zeros(len(y), dtype=torch.bool)), "a mask"),
+        (lambda y, f, s: (torch.ones(len(y), dtype=torch.bool), torch.zeros(len(y), dtype=torch.bool)), "boolean mask"),
         (lambda y, f, s: y, "a pair was asked for"),
-        (lambda y, f, s: ("a", "b"), "a tensor of places"),
-        (lambda y, f, s: (torch.rand(3), torch.rand(3)), "whole numbers"),
+        (lambda y, f, s: ("a", "b"), "integer tensor of indices"),
+        (lambda y, f, s: (torch.rand(3), torch.rand(3)), "one-dimensional integer"),
         (lambda y, f, s: (torch.arange(len(y)), torch.tensor([-1])), "it names image -1"),
         (lambda y, f, s: (torch.arange(len(y)), torch.tensor([])), "0 % of each class"),
         (lambda y, f, s: y[10**6], "it stopped with IndexError"),
@@ -127,7 +127,7 @@ def test_needed(answer, says):
 
 @pytest.mark.parametrize(
     ("roles", "says"),
-    [("BAC", "✓"), ("bac", "✓"), ("BCA", "have changed places"), ("ABC", "A is broken: it differs from `normalize` by"),
+    [("BAC", "✓"), ("bac", "✓"), ("BCA", "are swapped"), ("ABC", "A is broken: it differs from `normalize` by"),
      ("CAB", "That is a lot"), ("BBC", "each letter has one role"), ((..., ..., ...), "not written yet"),
      (("B", ..., "C"), "not written yet"),
      ("ACB", "by up to 0.018. That is little"), ((1, 2, 3), "one of the letters")],

@@ -20,99 +20,103 @@ from titn_lib.course.checks import (
 from titn_lib.data.datasets import CIFAR_MEAN, CIFAR_STD
 from titn_lib.data.transforms import normalize
 
-# --- 1 · a fair split
+# --- 1 · a stratified split
 
 
 def check_split(answer: Callable[[Tensor, float, int], tuple[Tensor, Tensor]]) -> Verdict:
-    """`answer(labels, fraction, seed)`: the places of the images to keep, and of those to set aside.
+    """Check a stratified split.
 
-    The same share of each class is set aside; every image is in one part, and in one only; the seed says which.
+    Args:
+        answer: `answer(labels, fraction, seed)` returns the indices of the images to keep, and of those to set aside.
+            The same share of each class is set aside. Every image is in exactly one part. The seed determines which.
     """
     for turn in range(ROUNDS):
         counts = torch.randint(100, 300, (3 + turn,)).tolist()
-        labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])  # as a folder is read
+        labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])  # as a folder is loaded
         if turn == 1:
             labels = labels[torch.randperm(len(labels))]
         fraction = (0.2, 0.25, 0.1)[turn]
         splits = []
         for seed in (7, 7, 8):
-            parts = read_parts(call_answer(answer, labels.clone(), fraction, seed), len(labels))
+            parts = parse_parts(call_answer(answer, labels.clone(), fraction, seed), len(labels))
             if isinstance(parts, Verdict):
                 return parts
             if max(int(part.max()) if len(part) else 0 for part in parts) < len(counts):
-                return Verdict(False, "these are labels; the places of the images in the list were asked for.")
+                return Verdict(False, "these are labels; the indices of the images were asked for.")
             splits.append(parts)
         for fault in (
-            faults_of_parts(*splits[0], len(labels), fraction),
-            faults_of_shares(splits[0][1], labels, fraction),
+            find_overlap(*splits[0], len(labels), fraction),
+            find_uneven_shares(splits[0][1], labels, fraction),
         ):
             if fault:
                 return Verdict(False, fault)
         first, again, other = (set(aside.tolist()) for _, aside in splits)
-        if fault := faults_of_order(splits[0][1], labels):
+        if fault := find_missing_shuffle(splits[0][1], labels):
             return Verdict(False, fault)
         if first != again:
             return Verdict(
                 False,
                 f"called twice with the same seed it sets {len(first - again)} other images aside: draw from a "
-                "generator that starts from the seed, or two runs can't be compared.",
+                "generator seeded with `seed`, or two runs can't be compared.",
             )
         if first == other:
             return Verdict(False, "another seed sets the same images aside: the seed isn't used.")
-    return Verdict(True, "right: each class gives its share, no image is in both parts, and the seed says which.")
+    return Verdict(True, "right: each class gives its share, no image is in both parts, and the seed determines which.")
 
 
-def read_parts(got: Any, count: int) -> tuple[Tensor, Tensor] | Verdict:
-    """Two lists of places in a list of so many images, or what is wrong with them."""
+def parse_parts(got: Any, count: int) -> tuple[Tensor, Tensor] | Verdict:
+    """Both parts as index tensors into `count` images, or the verdict on what is wrong with them."""
     if isinstance(got, Verdict):
         return got
     if isinstance(got, tuple | list) and unwritten(*got):
         return NOT_YET
     if not isinstance(got, tuple | list) or len(got) != 2:
-        return Verdict(False, f"it returns {describe(got)}; a pair was asked for: places to keep, places to set aside.")
+        return Verdict(
+            False, f"it returns {describe(got)}; a pair was asked for: indices to keep, indices to set aside."
+        )
     parts = []
     for part in got:
         try:
-            places = torch.as_tensor(part)
+            indices = torch.as_tensor(part)
         except Exception:
-            return Verdict(False, f"a part is {describe(part)}; a tensor of places (whole numbers) was asked for.")
-        if places.dtype == torch.bool:
-            return Verdict(False, "a part is a mask of true and false; the places themselves were asked for (nonzero).")
-        if places.ndim != 1 or (places.is_floating_point() and len(places)):
+            return Verdict(False, f"a part is {describe(part)}; an integer tensor of indices was asked for.")
+        if indices.dtype == torch.bool:
+            return Verdict(False, "a part is a boolean mask; the indices themselves were asked for (nonzero).")
+        if indices.ndim != 1 or (indices.is_floating_point() and len(indices)):
             return Verdict(
                 False,
-                f"a part has the shape {tuple(places.shape)} and holds {places.dtype}; places in a row, whole numbers, "
-                "were asked for.",
+                f"a part has the shape {tuple(indices.shape)} and holds {indices.dtype}; a one-dimensional integer "
+                "tensor was asked for.",
             )
-        if beyond := [place for place in places.tolist() if not 0 <= place < count]:
-            return Verdict(False, f"it names image {beyond[0]} of {count}: places go from 0 to {count - 1}.")
-        parts.append(places.long())
+        if beyond := [index for index in indices.tolist() if not 0 <= index < count]:
+            return Verdict(False, f"it names image {beyond[0]} of {count}: indices go from 0 to {count - 1}.")
+        parts.append(indices.long())
     return parts[0], parts[1]
 
 
-def faults_of_parts(kept: Tensor, aside: Tensor, count: int, fraction: float) -> str:
-    """Images that are in both parts, twice in one, or in none; parts that changed places."""
+def find_overlap(kept: Tensor, aside: Tensor, count: int, fraction: float) -> str:
+    """Images that are in both parts, twice in one, or in none; parts that are swapped."""
     both = len(set(kept.tolist()) & set(aside.tolist()))
     if both:
-        return f"{both} images are in both parts: the model would be tested on what it has overfitting."
-    twice = count_twice(kept) + count_twice(aside)
+        return f"{both} images are in both parts: the model would be tested on images it has memorized."
+    twice = count_duplicates(kept) + count_duplicates(aside)
     if twice:
-        return f"{twice} places are named more than once: draw without putting back (a permutation does)."
+        return f"{twice} indices occur more than once: draw without replacement (a permutation does)."
     missing = count - len(kept) - len(aside)
     if missing:
         return f"{missing} of {count} images are in neither part."
     if abs(len(aside) - (1 - fraction) * count) < 0.05 * count:
         asked = f"{100 * fraction:.0f} % were asked for"
-        return f"the parts have changed places: {len(aside)} of {count} are set aside, and {asked}."
+        return f"the parts are swapped: {len(aside)} of {count} are set aside, and {asked}."
     return ""
 
 
-def count_twice(places: Tensor) -> int:
-    return len(places) - len(places.unique())
+def count_duplicates(indices: Tensor) -> int:
+    return len(indices) - len(indices.unique())
 
 
-def faults_of_shares(aside: Tensor, labels: Tensor, fraction: float) -> str:
-    """Classes that give more or less than their share."""
+def find_uneven_shares(aside: Tensor, labels: Tensor, fraction: float) -> str:
+    """Classes of which more or less than the share is set aside."""
     classes = int(labels.max()) + 1
     counts, given = labels.bincount(minlength=classes), labels[aside].bincount(minlength=classes)
     shares = given / counts
@@ -131,51 +135,51 @@ def faults_of_shares(aside: Tensor, labels: Tensor, fraction: float) -> str:
     inside = aside.sort().values
     if len(inside) and int(inside[-1] - inside[0]) == len(inside) - 1:
         end = "first" if int(inside[0]) == 0 else "last"
-        text += f" These are the {end} images of the list, and a folder is read class by class."
+        text += f" These are the {end} images of the list, and a folder is loaded class by class."
     elif bool((shares - fraction).abs().max() < 0.15):
         text += " Drawing from all classes together gives each its share only roughly."
     return text
 
 
-def faults_of_order(aside: Tensor, labels: Tensor) -> str:
-    """Images that were chosen by their place within the class and not by chance."""
+def find_missing_shuffle(aside: Tensor, labels: Tensor) -> str:
+    """Images that were chosen by their position within the class and not at random."""
     ways = set()
     for label in labels.unique():
         rank = torch.isin((labels == label).nonzero().flatten(), aside).nonzero().flatten()
         steps = rank.diff().unique()
         if len(steps) != 1:
             return ""
-        ways.add("every so-manieth" if int(steps) > 1 else "the first" if int(rank[0]) == 0 else "the last")
+        ways.add("every k-th" if int(steps) > 1 else "the first" if int(rank[0]) == 0 else "the last")
     return (
         f"of each class {' or '.join(sorted(ways))} images are set aside: files that lie together are often of one "
         "series. Shuffle within each class."
     )
 
 
-# --- 2 and 3 · how sure
+# --- 2 and 3 · uncertainty
 
 
-def check_error(points: Any) -> Verdict:
+def check_error(standard_error: Any) -> Verdict:
     """The standard error of an accuracy of 90 % on 400 test images, in percentage points."""
     near = {
         0.015: "that is a share; in percentage points it is a hundred times as much.",
         0.0225: "that is the variance (times 100); the standard error is its square root.",
         0.000225: "that is the variance; the standard error is its square root.",
-        30.0: "that is the spread of a single image, right or wrong; the mean of 400 is steadier.",
-        0.3: "that is the spread of a single image, right or wrong; the mean of 400 is steadier.",
-        0.075: "divided by 400 and not by its square root.",
+        30.0: "that is the standard deviation for a single image; the mean of 400 varies less.",
+        0.3: "that is the standard deviation for a single image; the mean of 400 varies less.",
+        0.075: "that divides by 400 and not by its square root.",
         2.94: "that is half the width of a 95 % interval: 1.96 standard errors.",
         5.0: "p (1 − p) is missing under the root: 1/√n is more than it can be.",
     }
-    return number(points, 1.5, near, "right: √(0.9 · 0.1 / 400) = 0.015. It takes 1,600 images to halve it.")
+    return number(standard_error, 1.5, near, "right: √(0.9 · 0.1 / 400) = 0.015. It takes 1,600 images to halve it.")
 
 
-def check_needed(pictures: Any) -> Verdict:
-    """How many test images, each model on its own, until 90 % and 92 % are 1.96 standard errors of the difference
-    apart."""
+def check_needed(num_images: Any) -> Verdict:
+    """The number of test images, different ones for each model, at which 90 % and 92 % are 1.96 standard errors of the
+    difference apart."""
     near = {
-        (864, 865): "that is for one model with 90 % and a fixed figure; both are measured, and both variances add.",
-        (706, 708): "that is for one model with 92 % and a fixed figure; both are measured, and both variances add.",
+        (864, 865): "that is for one model with 90 % and a fixed accuracy; both are measured, and both variances add.",
+        (706, 708): "that is for one model with 92 % and a fixed accuracy; both are measured, and both variances add.",
         (408, 409): "that makes the difference one standard error; 1.96 were asked for, and they enter squared.",
         (801, 802): "1.96 enters squared.",
         (3142, 3143): "that is for both models together; the question is how many for each.",
@@ -183,7 +187,7 @@ def check_needed(pictures: Any) -> Verdict:
         (6284, 6286): "that would be for a difference of 1 point.",
         (3200, 3215): "that finds the difference in four of five cases (a power of 80 %): more than was asked.",
     }
-    count = as_number(pictures)
+    count = as_number(num_images)
     for (low, high), reason in near.items():
         if count is not None and low <= count <= high:
             return Verdict(False, f"{count:,g} is not it: {reason}")
@@ -191,34 +195,34 @@ def check_needed(pictures: Any) -> Verdict:
         "right: 1.96² · (0.9 · 0.1 + 0.92 · 0.08) / 0.02² ≈ 1,572. And that is only where hope begins: in half of all "
         "cases the measured difference comes out smaller than the true one."
     )
-    return number(pictures, 1572, praise=praise, within=0.002)
+    return number(num_images, 1572, praise=praise, within=0.002)
 
 
-# --- 4 · three ways to normalize
+# --- 4 · three implementations of normalization
 
 
-def normalise_a(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    centre, scale = torch.tensor(mean), torch.tensor(std[::-1])  # blue, green, red
-    return ((images / 255).movedim(1, -1) - centre).div(scale).movedim(-1, 1)
+def normalize_a(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    center, scale = torch.tensor(mean), torch.tensor(std[::-1])  # blue, green, red
+    return ((images / 255).movedim(1, -1) - center).div(scale).movedim(-1, 1)
 
 
-def normalise_b(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    centre, scale = 255 * torch.tensor(mean), 255 * torch.tensor(std)
-    return (images.float().movedim(1, -1) - centre).div(scale).movedim(-1, 1)
+def normalize_b(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    center, scale = 255 * torch.tensor(mean), 255 * torch.tensor(std)
+    return (images.float().movedim(1, -1) - center).div(scale).movedim(-1, 1)
 
 
-def normalise_c(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    centre, scale = torch.tensor(mean), torch.tensor(std)
+def normalize_c(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    center, scale = torch.tensor(mean), torch.tensor(std)
     once = normalize(images, mean, std).movedim(1, -1)
-    return (once - centre).div(scale).movedim(-1, 1)
+    return (once - center).div(scale).movedim(-1, 1)
 
 
-suspects = {"A": normalise_a, "B": normalise_b, "C": normalise_c}
+suspects = {"A": normalize_a, "B": normalize_b, "C": normalize_c}
 ROLES = {"A": "quiet", "B": "right", "C": "loud"}
 
 
 def check_suspects(right: Any, quiet: Any, loud: Any) -> Verdict:
-    """Which of `suspects` is right, which is broken and hardly shows, which is broken and shows at once."""
+    """Which of `suspects` is right, which is broken but hardly shows it, and which is broken and shows it at once."""
     claims = {"right": right, "quiet": quiet, "loud": loud}
     if unwritten(right, quiet, loud):
         return NOT_YET
@@ -242,11 +246,11 @@ def check_suspects(right: Any, quiet: Any, loud: Any) -> Verdict:
     if ROLES[named["quiet"]] != "quiet":
         return Verdict(
             False,
-            f"B is right, the other two have changed places: {named['quiet']} differs from `normalize` by up to "
+            f"B is right, the other two are swapped: {named['quiet']} differs from `normalize` by up to "
             f"{gaps[named['quiet']]:.2g}, and {named['loud']} by {gaps[named['loud']]:.2g} only.",
         )
     return Verdict(
         True,
         "right: A takes the standard deviations in the order blue, green, red; C normalizes twice. A test on accuracy "
-        "finds C; only a comparison of numbers finds A.",
+        "finds C; only a comparison of values finds A.",
     )

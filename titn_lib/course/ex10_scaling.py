@@ -17,22 +17,27 @@ Schedule = Callable[[int, int, int, float, float], float]
 
 
 def rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
-    """The library's learning rate, in a run of one epoch."""
+    """The library's learning rate, in a run of one epoch of `steps` steps."""
     return learning_rate(Recipe(epochs=1, lr=peak, min_lr=floor, warmup_epochs=warmup / steps), step, steps)
 
 
 def check_rate(answer: Callable[..., Any]) -> Verdict:
-    """`answer(step, steps, warmup_steps, peak, floor)`: linear warm-up, then half a cosine from peak to floor."""
+    """Check a schedule.
 
-    def cosine(along: float, peak: float, floor: float) -> float:
-        return floor + (peak - floor) * (1 + math.cos(math.pi * along)) / 2
+    Args:
+        answer: `answer(step, steps, warmup_steps, peak, floor)` returns the learning rate of a step: a linear warm-up,
+            then half a cosine from peak to floor.
+    """
+
+    def cosine(progress: float, peak: float, floor: float) -> float:
+        return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     def rises(part: Schedule) -> Schedule:
-        """This warm-up, and after it the right rate."""
+        """The given warm-up, followed by the right decay."""
         return lambda t, n, w, p, f: (part if t < w else rate)(t, n, w, p, f)
 
     def falls(part: Schedule) -> Schedule:
-        """The right warm-up, and this after it."""
+        """The right warm-up, followed by the given decay."""
         return lambda t, n, w, p, f: (rate if t < w else part)(t, n, w, p, f)
 
     # t, n, w, p, f: step, steps, warm-up steps, peak, floor
@@ -50,10 +55,10 @@ def check_rate(answer: Callable[..., Any]) -> Verdict:
         "the warm-up starts from the floor; it should rise from zero": rises(
             lambda t, n, w, p, f: f + (p - f) * (t + 1) / w
         ),
-        "the cosine starts to fall while the warm-up still rises: count its way from the end of the warm-up": falls(
+        "the cosine decays during the warm-up: measure its progress from the end of the warm-up": falls(
             lambda t, n, w, p, f: cosine(t / (n - 1), p, f)
         ),
-        "the cosine is as long as the whole run and is cut off: the warm-up's steps are no part of it": falls(
+        "the cosine is as long as the whole run and is cut off: it should not include the warm-up's steps": falls(
             lambda t, n, w, p, f: cosine((t - w) / (n - 1), p, f)
         ),
         "the last step is one step away from the floor: the last of n steps is number n - 1": falls(
@@ -76,14 +81,14 @@ def check_rate(answer: Callable[..., Any]) -> Verdict:
         "the warm-up has a step too many: its last step is number warmup_steps - 1": falls(
             lambda t, n, w, p, f: p * (t + 1) / w if t == w else rate(t, n, w, p, f)
         ),
-        "the rate falls in a straight line": falls(lambda t, n, w, p, f: p + (f - p) * (t - w) / (n - 1 - w)),
+        "the decay is linear": falls(lambda t, n, w, p, f: p + (f - p) * (t - w) / (n - 1 - w)),
         "the angle is in degrees: math.cos wants radians": falls(
             lambda t, n, w, p, f: cosine(180 / math.pi * (t - w) / (n - 1 - w), p, f)
         ),
     }
 
     def whole(schedule: Callable[..., Any]) -> Callable[..., Any]:
-        """All steps of a run as one tensor, so that runs can be compared."""
+        """All steps of a run as one tensor, for `compare`."""
 
         def curve(steps: Tensor, warmup: Tensor, peak: Tensor, floor: Tensor) -> Any:
             rates = [schedule(step, int(steps), int(warmup), float(peak), float(floor)) for step in range(int(steps))]
@@ -113,32 +118,32 @@ def gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]
 
 
 def parts(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The parts' gradients, a row for each, and how many images each has."""
+    """The gradients of the parts, one row each, and the number of images in each part."""
     pairs = list(zip(images.split(size), labels.split(size), strict=True))
     rows = [torch.cat([part.flatten() for part in gradient(network, *pair)]) for pair in pairs]
     return torch.stack(rows), torch.tensor([float(len(pair[1])) for pair in pairs])
 
 
-def left_behind(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """What a function leaves in the weights' .grad, as one tensor; or what else it does that it shouldn't."""
+def resulting_gradient(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradient that a function leaves in the weights' .grad, as one tensor, or a verdict on its side effects."""
 
     def run(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Any:
         network.zero_grad()
-        waiting, most = 0, 0  # images whose gradient is still to come, and the most at once
+        waiting, most = 0, 0  # images whose graph is alive, and the most at once
 
-        def count(module: nn.Module, given: tuple[Tensor], logits: Tensor) -> None:
+        def record(module: nn.Module, given: tuple[Tensor], logits: Tensor) -> None:
             nonlocal waiting, most
             waiting += len(logits)
             most = max(most, waiting)
             if logits.requires_grad:
                 logits.register_hook(lambda gradient: done(len(logits)))
 
-        def done(pictures: int) -> None:
+        def done(count: int) -> None:
             nonlocal waiting
-            waiting -= pictures
+            waiting -= count
 
         before, mode = copy.deepcopy(network.state_dict()), network.training
-        counting = network.register_forward_hook(count)
+        counting = network.register_forward_hook(record)
         try:
             returned = answer(network, images, labels, size)
         finally:
@@ -185,7 +190,12 @@ def last_only(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> 
 
 
 def check_accumulate(answer: Callable[..., Any]) -> Verdict:
-    """`answer(network, images, labels, size)` leaves the gradient of the whole batch in .grad."""
+    """Check gradient accumulation.
+
+    Args:
+        answer: `answer(network, images, labels, size)` leaves the gradient of the whole batch's mean loss in .grad of
+            the weights, with at most `size` images in a forward pass.
+    """
 
     def all_alike(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
         return parts(network, images, labels, size)[0].mean(dim=0)
@@ -206,8 +216,8 @@ def check_accumulate(answer: Callable[..., Any]) -> Verdict:
         return rows[-1] * counts[-1] / counts.sum()
 
     mistakes = {
-        "all parts count alike, though the last is smaller": all_alike,
-        "the parts' gradients are added up and not divided": added,
+        "all parts have the same weight, though the last is smaller": all_alike,
+        "the parts' gradients are summed and not divided": added,
         "the sum over images is not divided by their number": by_size,
         "every part is weighted as if it were full; the last isn't": by_full_parts,
         "the images left over at the end are left out": whole_parts,
@@ -215,11 +225,16 @@ def check_accumulate(answer: Callable[..., Any]) -> Verdict:
         "only the last part is left, with its weight: the gradients were set to zero in between": last_share,
     }
     praise = "right, on three batches whose last part is smaller."
-    return compare(left_behind(answer), true_gradient, inputs_of(26, 8), mistakes, praise, tolerance=1e-9)
+    return compare(resulting_gradient(answer), true_gradient, inputs_of(26, 8), mistakes, praise, tolerance=1e-9)
 
 
 def check_forget(answer: Callable[..., Any], sgd: Any, adamw: Any) -> Verdict:
-    """`answer` adds up the gradients of equal parts without dividing; how many times as long the first steps get."""
+    """Check accumulation without the division.
+
+    Args:
+        answer: as in `check_accumulate`, but it sums the gradients of equal parts.
+        sgd, adamw: the factors by which the first step of each optimizer grows.
+    """
 
     def squared(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> Tensor:
         return 4 * added(network, images, labels, size)
@@ -231,9 +246,9 @@ def check_forget(answer: Callable[..., Any], sgd: Any, adamw: Any) -> Verdict:
         "the parts are divided by their number, so nothing is broken": true_gradient,
         "only the last part is left: the gradients were set to zero in between": last_only,
         "the parts are multiplied by their number": squared,
-        "the images' losses are added up and not averaged, which goes further than asked": by_size,
+        "the images' losses are summed and not averaged, which goes further than asked": by_size,
     }
-    broken = compare(left_behind(answer), added, inputs_of(32, 8), mistakes, tolerance=1e-9)
+    broken = compare(resulting_gradient(answer), added, inputs_of(32, 8), mistakes, tolerance=1e-9)
     if not broken.right:
         return broken
     if unwritten(sgd, adamw):
@@ -243,7 +258,7 @@ def check_forget(answer: Callable[..., Any], sgd: Any, adamw: Any) -> Verdict:
             sgd,
             4,
             {1: "plain SGD's step is the learning rate times the gradient.", 2: "no root is taken in plain SGD.",
-             0.25: "the gradient gets longer, not shorter.", 16: "each part counts four times too much, once."},
+             0.25: "the gradient gets longer, not shorter.", 16: "each part has four times its weight, once."},
         ),
         adamw_times=number(
             adamw,
@@ -251,15 +266,20 @@ def check_forget(answer: Callable[..., Any], sgd: Any, adamw: Any) -> Verdict:
             {4: "AdamW divides by the root of the gradient's mean square, which is four times as large, too.",
              2: "the root is taken of a square: of 4², not of 4.", 0.25: "numerator and denominator grow alike.",
              0: "it still moves."},
-            "right: four times as long with SGD, and with AdamW as long as before (but for its tiny ε). So with AdamW "
-            "the mistake hides, until gradients are clipped.",
+            "right: four times as long with SGD, and with AdamW unchanged (but for its tiny ε). So with AdamW "
+            "the bug stays hidden, until gradients are clipped.",
         ),
     )  # fmt: skip
 
 
 def check_costs(steps: Any, total: Any, state: Any) -> Verdict:
-    """Steps in an epoch (45,000 images, batch 1,024), steps in 350 epochs, bytes of titn_paper's weights and AdamW
-    state."""
+    """Check three costs of the published recipe.
+
+    Args:
+        steps: in an epoch of 45,000 images in batches of 1,024.
+        total: steps in 350 epochs.
+        state: bytes of titn_paper's weights and AdamW state in float32.
+    """
     weights = 5_821_280
     return all_of(
         steps_in_an_epoch=number(
@@ -267,9 +287,9 @@ def check_costs(steps: Any, total: Any, state: Any) -> Verdict:
             43,
             {
                 44: "the last, incomplete batch is left out.",
-                45_000 / 1024: "a step is a whole one; what is left over is left out.",
+                45_000 / 1024: "steps are whole; the incomplete batch is left out.",
                 48: "those are 50,000 images; a tenth is held out.",
-                49: "those are 50,000 images; a tenth is held out, and what is left over is left out.",
+                49: "those are 50,000 images; a tenth is held out, and the incomplete batch is left out.",
                 351: "that is for batches of 128.",
             },
         ),
@@ -278,8 +298,8 @@ def check_costs(steps: Any, total: Any, state: Any) -> Verdict:
             15_050,
             {
                 15_400: "the last, incomplete batch of every epoch is left out.",
-                15_380: "what is left over at an epoch's end does not go into the next one.",
-                350 * 45_000 / 1024: "what is left over at an epoch's end does not go into the next one.",
+                15_380: "the incomplete batch at an epoch's end does not go into the next epoch.",
+                350 * 45_000 / 1024: "the incomplete batch at an epoch's end does not go into the next epoch.",
                 25_800: "that is for the 600 epochs on CIFAR-100.",
                 16_800: "those are 50,000 images; a tenth is held out.",
                 15_750_000: "those are images.",
@@ -289,11 +309,11 @@ def check_costs(steps: Any, total: Any, state: Any) -> Verdict:
             state,
             12 * weights,
             {
-                3 * weights: "those are numbers; each has four bytes in float32.",
+                3 * weights: "those are values; each has four bytes in float32.",
                 4 * weights: "those are the weights alone.",
-                8 * weights: "AdamW keeps two numbers for each weight; the weight itself makes three.",
+                8 * weights: "AdamW keeps two values for each weight; the weight itself makes three.",
                 16 * weights: "the gradients were not asked for.",
-                6 * weights: "those are two bytes a number: float32 has four.",
+                6 * weights: "that is two bytes a value: float32 has four.",
                 12 * 5_856_020: "that is the model with 100 classes.",
                 weights: "that is the number of weights.",
             },
