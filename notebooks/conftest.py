@@ -1,6 +1,7 @@
-"""For `pytest --nbval`: a busy machine may be slow to hand over a cell's last output; nbval gives it five seconds.
+"""Settings for `pytest --nbval`.
 
-Tests run as several processes, one a core: so each kernel has one thread.
+On a busy machine a cell's last output may take longer than the five seconds that nbval waits, so the timeout is raised. Tests run
+in one process per core, so each kernel gets one thread.
 """
 
 import os

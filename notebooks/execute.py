@@ -1,10 +1,10 @@
-"""Run notebooks from top to bottom and keep what they show.
+"""Run notebooks from top to bottom and save their outputs.
 
     uv run python notebooks/execute.py                    # all of them, solutions too
-    uv run python notebooks/execute.py 01 02              # those whose names begin so
+    uv run python notebooks/execute.py 01 02              # those whose names begin like this
 
-Widgets' state and the times of cells stay out: they change with every run. What a widget says in HTML beside itself
-stays in, for where no kernel runs.
+Widget state and cell times are not saved, because they change with every run. A widget's HTML fallback is saved, for readers
+without a kernel.
 """
 
 import sys
@@ -18,7 +18,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def without_widget(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
-    """The output without its live widget; None if nothing is left to be seen."""
+    """The output without its live widget; None if nothing visible is left."""
     data = output.get("data", {})
     if WIDGET not in data:
         return output
@@ -28,8 +28,8 @@ def without_widget(output: nbformat.NotebookNode) -> nbformat.NotebookNode | Non
 
 def execute(path: Path) -> None:
     book = nbformat.read(path, as_version=4)
-    place = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(book, timeout=3600, resources=place, store_widget_state=False, coalesce_streams=True).execute()
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(book, timeout=3600, resources=resources, store_widget_state=False, coalesce_streams=True).execute()
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in map(without_widget, cell.outputs) if output]

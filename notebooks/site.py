@@ -2,9 +2,8 @@
 
     uv run python notebooks/site.py --out site
 
-Links between notebooks become links between pages, and each is checked. What they link to elsewhere in the project
-comes along. Formulas need MathJax, which a page fetches
-when it is read; all else is inside.
+Links between notebooks become links between pages, and each link is checked. Linked files elsewhere in the project are
+copied. Pages are self-contained, except that they load MathJax for their formulas.
 """
 
 import argparse
@@ -38,8 +37,8 @@ td, th {{ padding: 0.2em 0.6em; text-align: left; border-bottom: 1px solid #888;
 {body}
 </body></html>
 """
-CONTENTS = """<h1>TITN: a transformer in a transformer, with a teacher at its side</h1>
-<p><img src="images/tokens.png" alt="Patches for the outer stream, pixels inside every patch for the inner one."></p>
+CONTENTS = """<h1>TITN: Transformer-in-Transformer with knowledge distillation</h1>
+<p><img src="images/tokens.png" alt="Patches for the outer stream, pixel tokens inside every patch for the inner one."></p>
 <ul style="list-style: none; padding: 0">
 {chapters}
 </ul>
@@ -59,17 +58,17 @@ def render(source: Path) -> str:
     return exporter.from_notebook_node(book, resources={"metadata": {"name": title_of(book)}})[0]
 
 
-def place_of(source: Path) -> Path:
-    """Where a file of the project stands in the site."""
-    place = source.relative_to(HERE if source.is_relative_to(HERE) else TOP)
-    return place.with_suffix(".html") if source.suffix in (".ipynb", ".md") else place
+def page_path(source: Path) -> Path:
+    """Path of a project file's page within the site."""
+    path = source.relative_to(HERE if source.is_relative_to(HERE) else TOP)
+    return path.with_suffix(".html") if source.suffix in (".ipynb", ".md") else path
 
 
 def make_site(out: Path) -> list[str]:
-    """Write the pages and all that they link to within the project; returns the links that lead nowhere."""
+    """Write the pages and all project files that they link to; returns the broken links."""
     chapters = sorted(HERE.glob("[0-9]*.ipynb"))
-    waiting, broken = [*chapters, *sorted(HERE.glob("solutions/*.ipynb")), HERE / "images" / "tokens.png"], []
-    seen = set(waiting)
+    pending, broken = [*chapters, *sorted(HERE.glob("solutions/*.ipynb")), HERE / "images" / "tokens.png"], []
+    seen = set(pending)
 
     def follow(source: Path, link: re.Match) -> str:
         target = Path(os.path.normpath(source.parent / link[2]))
@@ -78,19 +77,19 @@ def make_site(out: Path) -> list[str]:
             return link[0]
         if target not in seen:
             seen.add(target)
-            waiting.append(target)
-        return f'{link[1]}="{os.path.relpath(place_of(target), place_of(source).parent)}{link[3] or ""}"'
+            pending.append(target)
+        return f'{link[1]}="{os.path.relpath(page_path(target), page_path(source).parent)}{link[3] or ""}"'
 
-    while waiting:
-        source = waiting.pop()
-        place = out / place_of(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.suffix == ".html":
-            place.write_text(LINK.sub(lambda link, source=source: follow(source, link), render(source)))
+    while pending:
+        source = pending.pop()
+        page = out / page_path(source)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        if page.suffix == ".html":
+            page.write_text(LINK.sub(lambda link, source=source: follow(source, link), render(source)))
         else:
-            place.write_bytes(source.read_bytes())
+            page.write_bytes(source.read_bytes())
     titles = {path: title_of(nbformat.read(path, as_version=4)) for path in chapters}
-    lines = [f'<li><a href="{place_of(path)}">{html.escape(title)}</a></li>' for path, title in titles.items()]
+    lines = [f'<li><a href="{page_path(path)}">{html.escape(title)}</a></li>' for path, title in titles.items()]
     (out / "index.html").write_text(
         TEXT.format(title="TITN: the course", body=CONTENTS.format(chapters="\n".join(lines)))
     )
@@ -103,7 +102,7 @@ def main() -> int:
     out = parser.parse_args().out
     broken = make_site(out)
     for link in broken:
-        print(f"leads nowhere: {link}", file=sys.stderr)
+        print(f"broken link: {link}", file=sys.stderr)
     print(out / "index.html")
     return bool(broken)
 

@@ -1,4 +1,4 @@
-"""Write the repository's address (pyproject.toml, Repository) into every notebook: the Colab badge and the set-up cell.
+"""Write the repository's address (pyproject.toml, Repository) into every notebook's Colab badge and set-up cell.
 
 uv run python notebooks/stamp.py
 """
@@ -24,16 +24,16 @@ def read_address() -> str:
     return tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
-def stamp(book: nbformat.NotebookNode, place: str, address: str) -> nbformat.NotebookNode:
-    """The notebook with this address: a badge below its title, the set-up cell first among the code.
+def stamp(book: nbformat.NotebookNode, path: str, address: str) -> nbformat.NotebookNode:
+    """Put the address into the notebook: a badge below its title, and the set-up cell as its first code cell.
 
     Args:
-        place: the notebook's path in the repository.
+        path: the notebook's path in the repository.
     """
     opening = book.cells[0]
     title, rest = OLD_BADGE.sub("", opening.source).split("\n\n", 1)
     link = (
-        f"https://colab.research.google.com/{address.removeprefix('https://').replace('.com', '', 1)}/blob/main/{place}"
+        f"https://colab.research.google.com/{address.removeprefix('https://').replace('.com', '', 1)}/blob/main/{path}"
     )
     opening.source = f"{title}\n\n[![Open in Colab]({BADGE})]({link})\n\n{rest}"
     next(cell for cell in book.cells if cell.cell_type == "code").source = SETUP.format(address=address)

@@ -85,10 +85,10 @@ def test_code_fits_on_a_projector(path):
 def test_notebooks_carry_the_address_that_pyproject_names(tmp_path):
     stamp = load_script(TOP / "notebooks" / "stamp.py")
     for path in NOTEBOOKS:
-        place, book = path.relative_to(TOP).as_posix(), nbformat.read(path, as_version=4)
-        assert stamp.stamp(nbformat.read(path, as_version=4), place, stamp.read_address()) == book, place
-        moved = nbformat.writes(stamp.stamp(book, place, "https://github.com/another/course"))
-        assert f"colab.research.google.com/github/another/course/blob/main/{place}" in moved
+        name, book = path.relative_to(TOP).as_posix(), nbformat.read(path, as_version=4)
+        assert stamp.stamp(nbformat.read(path, as_version=4), name, stamp.read_address()) == book, name
+        moved = nbformat.writes(stamp.stamp(book, name, "https://github.com/another/course"))
+        assert f"colab.research.google.com/github/another/course/blob/main/{name}" in moved
         assert "git+https://github.com/another/course" in moved
         assert "your_name" not in moved
 
@@ -133,10 +133,11 @@ def test_the_readme_names_what_is_there():
     for line in re.findall(r"^\| `.*", README, re.M):
         names = re.findall(r"`(\w+)`", line.split("|")[1])
         assert set(names) <= set(list_models()), line
-    layout = re.search(r"    titn_lib/\n(.*?)    data/", README, re.S)[1]
-    assert set(re.findall(r"(\w+)\.py", layout)) | {"__init__"} == {
-        file.stem for file in (TOP / "titn_lib").glob("*.py")
-    }
+    layout = re.search(r"    titn_lib/\n(.*?)\n    data/", README, re.S)[1]
+    named = {name for line in layout.splitlines() for name in re.split(r"\s{2,}", line.strip())[0].split(", ")}
+    files = {file.name for file in (TOP / "titn_lib").glob("*.py")}
+    folders = {f"{file.parent.name}/" for file in (TOP / "titn_lib").glob("*/__init__.py")}
+    assert named | {"__init__.py"} == files | folders
 
 
 SIZED = ["titn_paper", "titn_paper_224", "titn_nano", "titn_mini", "titn_pico", "titn_plus", "tnt_paper"]
@@ -192,8 +193,8 @@ def test_experiments_refer_to_each_other():
 
 
 def all_epochs(run):
-    """Those of the run that it starts from, too."""
-    return run.recipe.epochs + (all_epochs(run.start) if run.start else 0)
+    """Its own, and those of the run that gave its initial weights."""
+    return run.recipe.epochs + (all_epochs(run.init_from) if run.init_from else 0)
 
 
 def test_what_is_compared_has_the_same_data_seeds_and_epochs():
@@ -202,7 +203,7 @@ def test_what_is_compared_has_the_same_data_seeds_and_epochs():
         base = experiments.get(experiment.compare or "")
         others = [other for other in experiments.values() if experiment.variant and other.file == experiment.file]
         for other in [base, *others] if base else others:
-            assert (experiment.budget, list(experiment.runs)) == (other.budget, list(other.runs)), experiment.name
+            assert (experiment.preset, list(experiment.runs)) == (other.preset, list(other.runs)), experiment.name
             mine, its = experiment.runs[0], other.runs[0]
             assert (mine.data, all_epochs(mine)) == (its.data, all_epochs(its)), experiment.name
             sizes = [(run.recipe.train_images, run.recipe.test_images) for run in (mine, its)]
@@ -210,7 +211,7 @@ def test_what_is_compared_has_the_same_data_seeds_and_epochs():
 
 
 def test_shapes_are_checked_here():
-    """The checker that conftest installs is awake."""
+    """The shape checker that conftest installs is active."""
     with pytest.raises(jaxtyping.TypeCheckError):
         normalize(torch.zeros(2, 3, dtype=torch.uint8), (0.5,), (0.5,))
 
