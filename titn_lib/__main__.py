@@ -157,8 +157,8 @@ def download(names: list[str]) -> None:
 
     if not names:
         print(f"kept in {data_dir()} (set TITN_DATA to choose another folder)\n")
-        for name, source in DATASETS.items():
-            print(f"{name:14} {source.about}")
+        for name, info in DATASETS.items():
+            print(f"{name:14} {info.description}")
         print("\nor the path of a folder with a subfolder of images for each class")
     for name in names:
         splits = load_dataset(name)

@@ -1,15 +1,20 @@
-"""One way in to every data set: train, validation and test images in memory, always split the same way.
+"""Every data set by its name: training, validation and test images in memory, always split the same way.
 
-Files are looked for in the folder that TITN_DATA names, else in the checkout's data/, and downloaded there by
-torchvision where there is internet. All images of a data set come at one size (32×32, digits 16×16, unless you say
-otherwise), as bytes. torchvision and scikit-learn are imported where they work: they take longer than torch itself.
+All that is known of a data set is one entry of `DATASETS`. Adding one, in this file or in your own code, is one line:
+
+    DATASETS["mine"] = DatasetInfo(my_reader, "what it shows", grayscale=True)
+
+Files are looked for in the folder that TITN_DATA names, else in the checkout's data/. Missing ones are downloaded there
+by torchvision. All images of a data set have one size (32×32 by default, 16×16 for the digits) and are uint8.
+torchvision and scikit-learn are imported inside the functions that need them: that takes longer than importing PyTorch.
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,19 +25,20 @@ from titn_lib.io import REASONS, cannot_write, make_folder, repo_root
 from titn_lib.validation import to_2tuple
 
 SPLIT_SEED = 0  # every run, whatever its own seed, sees the same split
-VALIDATION = 0.1  # of what is not the test set
+VALIDATION_FRACTION = 0.1  # of the images outside the test set
+TEST_FRACTION = 0.2  # where a data set has no test set of its own
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set, split once and for all.
+    """A data set in its three splits, which are the same for every run and seed.
 
     Attributes:
         classes: a name for each label.
-        mean, std: one value a channel, for channels scaled to 0–1; networks see (image − mean) / std.
-        train: what networks learn from.
-        validation: what every choice is made on (10 %, stratified).
-        test: what is read once, at the end.
+        mean, std: one value per channel, for channels scaled to 0–1. The models' input is (image − mean) / std.
+        train: the images that models are trained on.
+        validation: the images for model selection and hyperparameters (10 % of what is not the test set, stratified).
+        test: the images for the final evaluation, used once.
     """
 
     name: str
@@ -53,25 +59,58 @@ class DataSplits:
         return self.train.images.shape[2], self.train.images.shape[3]
 
 
-Reader = Callable[[Path], tuple[ImageDataset, ImageDataset | None, tuple[str, ...]]]  # folder → rest, test, classes
+# From the data folder to the images outside the test set, the test set (None: it is split off), and the class names.
+Reader = Callable[[Path], tuple[ImageDataset, ImageDataset | None, tuple[str, ...]]]
+
+
+class PublishedResult(NamedTuple):
+    """What the paper reports for a data set: accuracy on the test set in percent, which also chose the checkpoint."""
+
+    title: str
+    top1: float
+    top5: float | None
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Where a data set comes from. `mean` and `std` are those of the paper's code, where it has them."""
+    """All that is known of a data set.
 
-    load: Reader
-    about: str
+    Attributes:
+        reader: reads its files from the data folder.
+        description: one line for `titn download`.
+        mean, std: those of the published code, where it has them; None: measured on the training split.
+        image_size: height and width that images are resized to.
+        grayscale: whether it is augmented as the paper's MNIST: without flips, AutoAugment and CutMix.
+        published: the paper's result (arXiv 2502.16762, abstract), if it reports one.
+        published_epochs: epochs of the published recipe.
+        small_student: the default student where there is no GPU.
+        student_recipe, teacher_recipe: settings of the laptop recipes that differ for this data set, such as
+            {"epochs": 9}. Without them, a student is trained for 14 epochs and a teacher for 24.
+    """
+
+    reader: Reader
+    description: str
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_size: tuple[int, int] = (32, 32)
+    grayscale: bool = False
+    published: PublishedResult | None = None
+    published_epochs: int = 350
+    small_student: str = "titn_mini"
+    student_recipe: Mapping[str, Any] = field(default_factory=dict)
+    teacher_recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 def data_dir() -> Path:
-    """Where data sets are kept: TITN_DATA, else data/ of the checkout, else data/ where you are."""
+    """The folder of the data sets: TITN_DATA, else data/ in the checkout, else data/ in the current directory."""
     if named := os.environ.get("TITN_DATA"):
         return Path(named).expanduser()
     return (repo_root() or Path.cwd()) / "data"
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """What is known of a data set. A folder of images, or a name that isn't known, has the settings for photographs."""
+    return DATASETS.get(name, PHOTOGRAPHS)
 
 
 def load_dataset(name: str, image_size: tuple[int, int] | int | None = None) -> DataSplits:
@@ -81,39 +120,41 @@ def load_dataset(name: str, image_size: tuple[int, int] | int | None = None) -> 
         name: one of `DATASETS`, or the path of a folder with a subfolder for each class (or with train/ and test/, each
             holding such subfolders).
         image_size: height and width (or one number for both) that every image is resized to (bilinear,
-            antialiased); by default 32×32, and 16×16 for the tiny digits.
+            antialiased). The default is 32×32, and 16×16 for the digits.
 
     Raises:
         TITNError: an unknown name; a bad image_size; files that are missing and can't be downloaded, or are damaged;
             an empty class; an image that can't be read.
     """
-    wanted = None if image_size is None else to_2tuple(image_size)
+    info = dataset_info(name)
+    size = info.image_size if image_size is None else to_2tuple(image_size)
     if name in DATASETS:
-        source = DATASETS[name]
-        size = wanted or source.image_size
-        rest, test, classes = source.load(data_dir())
+        rest, test, classes = info.reader(data_dir())
     elif Path(name).is_dir():
-        source, size = None, wanted or (32, 32)
         rest, test, classes = load_image_folder(Path(name), size)
     elif os.sep in name:
         raise TITNError(f"there is no folder {name}: check the path")
     else:
         raise unknown("data set", name, DATASETS)
     if test is None:
-        rest, test = stratified_split(rest, 0.2, name)
-    train, validation = stratified_split(rest, VALIDATION, name)
+        rest, test = stratified_split(rest, TEST_FRACTION, name)
+    train, validation = stratified_split(rest, VALIDATION_FRACTION, name)
     parts = [resize(part, size) for part in (train, validation, test)]
-    mean, std = (source.mean, source.std) if source and source.mean and source.std else channel_stats(parts[0])
+    mean, std = (info.mean, info.std) if info.mean and info.std else channel_stats(parts[0])
     return DataSplits(Path(name).name, classes, mean, std, *parts)
 
 
-def stratified_split(images: ImageDataset, aside: float | int, name: str) -> tuple[ImageDataset, ImageDataset]:
-    """Set a fraction (or so many) aside, with the same share of each class, always the same ones."""
+def stratified_split(images: ImageDataset, holdout: float | int, name: str) -> tuple[ImageDataset, ImageDataset]:
+    """Hold out a fraction (or a number) of the images, with the same share of each class; always the same images.
+
+    Returns:
+        What is kept, and what is held out.
+    """
     from sklearn.model_selection import train_test_split
 
     try:
-        kept, chosen = train_test_split(
-            np.arange(len(images)), test_size=aside, stratify=images.labels.numpy(), random_state=SPLIT_SEED
+        kept, held_out = train_test_split(
+            np.arange(len(images)), test_size=holdout, stratify=images.labels.numpy(), random_state=SPLIT_SEED
         )
     except ValueError as problem:
         fewest = int(images.labels.bincount().min())
@@ -121,38 +162,38 @@ def stratified_split(images: ImageDataset, aside: float | int, name: str) -> tup
             f"{name} has too few images to split ({len(images)} in all, {fewest} in the smallest class): "
             "give every class 13 or more"
         ) from problem
-    return images[np.sort(kept)], images[np.sort(chosen)]
+    return images[np.sort(kept)], images[np.sort(held_out)]
 
 
 def subset(images: ImageDataset, count: int, name: str) -> ImageDataset:
-    """So many images with the same share of each class, always the same ones; all of them for 0."""
+    """`count` images with the same share of each class, always the same images; all images for 0."""
     if not 0 < count < len(images):
         return images
     classes = int(images.labels.max()) + 1
     if not classes <= count <= len(images) - classes:
         raise TITNError(
-            f"{count} images of {len(images)} can't be chosen fairly among {classes} classes of {name}: choose "
+            f"{name} has {len(images)} images in {classes} classes, and a stratified subset can't have {count}: choose "
             f"train_images and test_images between {classes} and {len(images) - classes}, or 0 for all"
         )
     return stratified_split(images, count, name)[1]
 
 
 def add_label_noise(images: ImageDataset, share: float, classes: int, seed: int) -> ImageDataset:
-    """The same images, a share of them under another class than their own, drawn evenly (symmetric noise).
+    """The same images with symmetric label noise: a share of them gets another class, drawn uniformly.
 
-    Which images, and which class each gets, depends on the seed alone: what was wrong can be looked up afterwards.
+    Which images, and which class each gets, depends on the seed alone, so the noisy labels can be found afterwards.
     """
     if not share:
         return images
     rng = np.random.default_rng([seed, 0x4E015E])
-    wrong = torch.from_numpy(rng.choice(len(images), round(share * len(images)), replace=False))
+    noisy = torch.from_numpy(rng.choice(len(images), round(share * len(images)), replace=False))
     labels = images.labels.clone()
-    labels[wrong] = (labels[wrong] + torch.from_numpy(rng.integers(1, classes, len(wrong)))) % classes
+    labels[noisy] = (labels[noisy] + torch.from_numpy(rng.integers(1, classes, len(noisy)))) % classes
     return replace(images, labels=labels)
 
 
 def resize(images: ImageDataset, size: tuple[int, int]) -> ImageDataset:
-    """The same images at another size (bilinear, antialiased)."""
+    """The same images, resized (bilinear, antialiased)."""
     if tuple(images.images.shape[2:]) == tuple(size):
         return images
     from torchvision.transforms.v2 import functional as TF
@@ -165,7 +206,7 @@ def channel_stats(images: ImageDataset) -> tuple[tuple[float, ...], tuple[float,
     """Mean and standard deviation of each channel, scaled to 0–1."""
     count = images.images[:, 0].numel()
     total = squares = torch.zeros(images.images.shape[1], dtype=torch.float64)
-    for part in images.images.split(256):  # as numbers, images take eight times the memory
+    for part in images.images.split(256):  # float64 takes eight times the memory of uint8
         values = part.double() / 255
         total, squares = total + values.sum(dim=(0, 2, 3)), squares + values.square().sum(dim=(0, 2, 3))
     mean = total / count
@@ -174,7 +215,7 @@ def channel_stats(images: ImageDataset) -> tuple[tuple[float, ...], tuple[float,
 
 
 def read_digits(_: Path) -> tuple[ImageDataset, ImageDataset | None, tuple[str, ...]]:
-    """1,797 real 8×8 handwritten digits that scikit-learn carries; gray levels 0–16."""
+    """The 1,797 handwritten digits of scikit-learn, 8×8, with gray levels 0–16 scaled to 0–255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -211,9 +252,9 @@ def read_mnist(name: str) -> Reader:
         kind, raw = getattr(datasets, name), folder / name / "raw"
         files = [raw / file.removesuffix(".gz") for file, _ in kind.resources]
         ensure_downloaded(folder, kind, all(file.exists() for file in files))
-        for file in files:  # a header of 16 or 8 bytes, then a byte for each image element or label
-            pictures = 60_000 if file.name.startswith("train") else 10_000
-            if file.stat().st_size != (16 + 28 * 28 * pictures if "images" in file.name else 8 + pictures):
+        for file in files:  # a header of 16 or 8 bytes, then a byte for each pixel or label
+            count = 60_000 if file.name.startswith("train") else 10_000
+            if file.stat().st_size != (16 + 28 * 28 * count if "images" in file.name else 8 + count):
                 raise damaged(file)
         sets = [kind(str(folder), train=train) for train in (True, False)]
         parts = [ImageDataset(s.data[:, None].contiguous(), s.targets) for s in sets]
@@ -222,37 +263,76 @@ def read_mnist(name: str) -> Reader:
     return read
 
 
-def ensure_downloaded(folder: Path, kind: Any, complete: bool) -> None:
-    """Download what is missing of a data set of torchvision's, with its progress bar and checksums."""
+def ensure_downloaded(folder: Path, dataset: Any, complete: bool) -> None:
+    """Download the missing files of a torchvision data set, with its progress bar and checksums."""
     if complete:
         return
-    home = folder / getattr(kind, "base_folder", f"{kind.__name__}/raw")
+    home = folder / getattr(dataset, "base_folder", f"{dataset.__name__}/raw")
     make_folder(folder)
     try:
-        kind(str(folder), download=True)
+        dataset(str(folder), download=True)
     except (RuntimeError, OSError) as problem:
         if isinstance(problem, OSError) and problem.errno in REASONS:
             raise cannot_write(home, problem) from problem
         raise TITNError(
-            f"{kind.__name__} is not in {folder} and can't be downloaded ({problem}): connect to the internet, or put "
-            f"its files into {home}, or set TITN_DATA to the folder that holds {home.relative_to(folder)}; "
+            f"{dataset.__name__} is not in {folder} and can't be downloaded ({problem}): connect to the internet, or "
+            f"put its files into {home}, or set TITN_DATA to the folder that holds {home.relative_to(folder)}; "
             "data/README.md says where they come from. The data set 'digits' needs no download"
         ) from problem
 
 
 def damaged(file: Path) -> TITNError:
-    return TITNError(f"{file} is damaged or cut short: delete it, and it will be downloaded again (or copy it again)")
+    return TITNError(f"{file} is damaged or cut short: delete it to have it downloaded again, or copy it again")
 
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+MNIST_STUDENT = {"epochs": 9, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 0.2}
+
+PHOTOGRAPHS = DatasetInfo(partial(load_image_folder, size=(32, 32)), "a folder of images by class")
 DATASETS = {
     "digits": DatasetInfo(
-        read_digits, "handwritten digits, 8×8 gray, 1,797; comes with scikit-learn", image_size=(16, 16)
+        read_digits,
+        "handwritten digits, 1,797 grayscale images of 8×8; comes with scikit-learn",
+        image_size=(16, 16),
+        grayscale=True,
+        small_student="titn_nano",
+        student_recipe={"epochs": 48},
+        teacher_recipe={"epochs": 15, "batch_size": 64},
     ),
-    "mnist": DatasetInfo(read_mnist("MNIST"), "handwritten digits, 28×28 gray, 70,000", (0.1307,), (0.3081,)),
-    "fashion_mnist": DatasetInfo(read_mnist("FashionMNIST"), "clothes, 28×28 gray, 70,000", (0.2860,), (0.3530,)),
-    "cifar10": DatasetInfo(read_cifar("CIFAR10"), "ten kinds of things, 32×32 color, 60,000", CIFAR_MEAN, CIFAR_STD),
+    "mnist": DatasetInfo(
+        read_mnist("MNIST"),
+        "handwritten digits, 70,000 grayscale images of 28×28",
+        mean=(0.1307,),
+        std=(0.3081,),
+        grayscale=True,
+        published=PublishedResult("MNIST", 99.56, None),
+        small_student="titn_pico",
+        student_recipe=MNIST_STUDENT,
+        teacher_recipe={"epochs": 3},
+    ),
+    "fashion_mnist": DatasetInfo(
+        read_mnist("FashionMNIST"),
+        "clothes, 70,000 grayscale images of 28×28",
+        mean=(0.2860,),
+        std=(0.3530,),
+        grayscale=True,
+        small_student="titn_pico",
+        student_recipe=MNIST_STUDENT,
+        teacher_recipe={"epochs": 3},
+    ),
+    "cifar10": DatasetInfo(
+        read_cifar("CIFAR10"),
+        "photographs of 10 classes, 60,000 color images of 32×32",
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        published=PublishedResult("CIFAR-10", 92.03, 99.80),
+    ),
     "cifar100": DatasetInfo(
-        read_cifar("CIFAR100"), "a hundred kinds of things, 32×32 color, 60,000", CIFAR_MEAN, CIFAR_STD
+        read_cifar("CIFAR100"),
+        "photographs of 100 classes, 60,000 color images of 32×32",
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        published=PublishedResult("CIFAR-100", 74.71, 92.28),
+        published_epochs=600,
     ),
 }

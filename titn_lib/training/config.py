@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -136,7 +137,7 @@ def resolve_dataset(data: str) -> str:
     return str(Path(data).resolve()) if data not in DATASETS and Path(data).is_dir() else data
 
 
-def override(recipe: Recipe, changes: dict[str, object]) -> Recipe:
+def override(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     """The recipe with some settings changed.
 
     Raises:

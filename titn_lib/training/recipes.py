@@ -1,11 +1,13 @@
-"""What a run is made of: data, network, recipe, seed, teacher. All that is needed to make it again.
+"""Default recipes: how students and teachers are trained on a data set, by preset.
 
-Three presets: `smoke` (the published pipeline on a sliver of the data, to see in seconds that all works), `laptop`
-(minutes to an hour on two cores; ours) and `gpu` (the published recipe).
+Three presets: `smoke` (the published pipeline on a small subset, a test that takes seconds), `laptop` (our own recipe,
+minutes to an hour on two cores) and `gpu` (the published recipe). What differs between data sets is written in their
+entries of `data.datasets.DATASETS`, not here.
 """
 
 from dataclasses import replace
 
+from titn_lib.data.datasets import dataset_info
 from titn_lib.errors import TITNError, unknown
 from titn_lib.losses.registry import check_loss, needs_teacher
 from titn_lib.models.registry import MODELS, TEACHERS
@@ -14,48 +16,52 @@ from titn_lib.training.config import Recipe, Run, override, resolve_dataset
 from titn_lib.validation import to_2tuple
 
 RECIPE_PRESETS = ("smoke", "laptop", "gpu")
-GREY = ("digits", "mnist", "fashion_mnist")  # the paper's pipeline for MNIST suits these
 
 
 def published_recipe(data: str) -> Recipe:
-    """The paper's recipe for a student: batch 1024, SGD with a cosine, no warm-up.
+    """The paper's recipe for a student: batch 1024, SGD with cosine decay, no warm-up.
 
     Batch size, cosine, augmentation, CutMix and loss are those of the published code
     (github.com/tauhiddewan/Transformer-In-Tranformer-Network-TITN, commit 5d60a66). Optimizer, momentum, lr, its floor,
     weight decay and epochs are not in it: they come from a third party's reading of the paper. Seed there: 3407.
 
-    Ours are: the cosine moves every step, CutMix's λ is recomputed after clipping, and precision is the fastest of the
-    machine (there float32, without autocast: precision="32-true"). On CIFAR an epoch there has all 50,000 training
-    images and 49 steps, the incomplete last batch among them; here 45,000 and 43 full ones, 12 % fewer, since 10 % of
-    the images are the validation split.
+    Three things are ours. The cosine is updated every step. CutMix's λ is recomputed after clipping the box. Precision
+    is the fastest of the machine (there float32 without autocast: precision="32-true"). On CIFAR an epoch there has all
+    50,000 training images and 49 steps, the incomplete last batch included. Here it has 45,000 images and 43 full
+    batches, 12 % fewer steps, since 10 % of the images are the validation split.
     """
-    grey = data in GREY
+    info = dataset_info(data)
     return Recipe(
-        epochs=600 if data == "cifar100" else 350,
+        epochs=info.published_epochs,
         batch_size=1024,
         optimizer="sgd",
         lr=0.1,
         min_lr=1e-6,
         weight_decay=1e-4,
-        augmentation="paper_mnist" if grey else "paper_cifar",
-        cutmix=0.0 if grey else 1.0,
+        augmentation="paper_mnist" if info.grayscale else "paper_cifar",
+        cutmix=0.0 if info.grayscale else 1.0,
     )
 
 
 def published_teacher_recipe(data: str) -> Recipe:
-    """A teacher's recipe as near to the paper's as is known.
+    """A teacher's recipe, as close to the paper's as is known.
 
-    The published loop trains teachers, too, on the students' batches: batch size, cosine without warm-up, augmentation,
-    and cross-entropy without label smoothing are known. So is CutMix on photographs: the loop calls its criterion in a
-    way that only CutMix's can be called (ViT and TNT, trained by the same loop, saw it as well). SGD comes from a third
-    party's reading of the paper. Ours are: its settings (those of the students, but a weight decay of 5e-4), epochs,
-    fresh initial weights, and no CutMix on gray images, where the distilled students see none.
+    The published loop trains teachers on the same batches as students, so batch size, cosine without warm-up,
+    augmentation, and cross-entropy without label smoothing are known. So is CutMix on photographs: the loop's call of
+    its criterion fits CutMix only (ViT and TNT, trained by the same loop, had it as well). SGD comes from a third
+    party's reading of the paper. The rest is ours: SGD's settings (the students', but with a weight decay of 5e-4),
+    epochs, training from scratch, and no CutMix on grayscale images, where the distilled students have none.
     """
-    return replace(published_recipe(data), epochs=30 if data in GREY else 200, weight_decay=5e-4)
+    epochs = 30 if dataset_info(data).grayscale else 200
+    return replace(published_recipe(data), epochs=epochs, weight_decay=5e-4)
 
 
 def student_recipe(data: str, preset: str) -> Recipe:
-    """A student's recipe for a data set within a preset.
+    """The default recipe of a student.
+
+    Args:
+        data: a data set's name or folder. An unknown one gets the settings for photographs.
+        preset: "smoke", "laptop" or "gpu".
 
     Raises:
         TITNError: there is no such preset.
@@ -66,45 +72,55 @@ def student_recipe(data: str, preset: str) -> Recipe:
         return replace(published_recipe(data), epochs=1, batch_size=64, lr=0.01, train_images=512, test_images=512)
     if preset != "laptop":
         raise unknown("preset", preset, RECIPE_PRESETS)
-    ours = Recipe(optimizer="adamw", lr=2e-3, weight_decay=0.05, warmup_epochs=1, clip_norm=1.0)
-    if data == "digits":
-        return replace(ours, epochs=48, augmentation="shift")
-    if data in GREY:
-        return replace(ours, epochs=9, batch_size=64, lr=1e-3, warmup_epochs=0.2, augmentation="shift")
-    return replace(ours, epochs=14, augmentation="crop_flip")
+    info = dataset_info(data)
+    recipe = Recipe(
+        epochs=14,
+        optimizer="adamw",
+        lr=2e-3,
+        weight_decay=0.05,
+        warmup_epochs=1,
+        clip_norm=1.0,
+        augmentation="shift" if info.grayscale else "crop_flip",
+    )
+    return override(recipe, info.student_recipe)
 
 
 def teacher_recipe(data: str, preset: str) -> Recipe:
-    """A teacher's recipe: on a GPU `published_teacher_recipe`; the smaller presets are ours.
+    """The default recipe of a teacher: `published_teacher_recipe` on a GPU, our own in the smaller presets.
+
+    Args:
+        data: a data set's name or folder. An unknown one gets the settings for photographs.
+        preset: "smoke", "laptop" or "gpu".
 
     Raises:
         TITNError: there is no such preset.
     """
     if preset == "gpu":
         return published_teacher_recipe(data)
-    ours = Recipe(optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=1, label_smoothing=0.1)
-    grey = data in GREY
-    if preset == "smoke":
-        sliver = replace(ours, epochs=1, batch_size=64, lr=0.02, train_images=512, test_images=512)
-        return replace(sliver, augmentation="shift" if grey else "crop_flip")
-    if preset != "laptop":
+    if preset not in RECIPE_PRESETS:
         raise unknown("preset", preset, RECIPE_PRESETS)
-    if data == "digits":
-        return replace(ours, epochs=15, batch_size=64, augmentation="shift")
-    if grey:
-        return replace(ours, epochs=3, augmentation="shift")
-    return replace(ours, epochs=24, augmentation="crop_flip")
+    info = dataset_info(data)
+    recipe = Recipe(
+        epochs=24,
+        optimizer="sgd",
+        lr=0.1,
+        weight_decay=5e-4,
+        warmup_epochs=1,
+        label_smoothing=0.1,
+        augmentation="shift" if info.grayscale else "crop_flip",
+    )
+    if preset == "smoke":
+        return replace(recipe, epochs=1, batch_size=64, lr=0.02, train_images=512, test_images=512)
+    return override(recipe, info.teacher_recipe)
 
 
 def default_student(data: str, preset: str) -> str:
-    """The default student: the paper's on a GPU; elsewhere one of ours that is small enough."""
-    if preset == "gpu":
-        return "titn_paper"
-    return {"digits": "titn_nano", "mnist": "titn_pico", "fashion_mnist": "titn_pico"}.get(data, "titn_mini")
+    """The default student: the paper's on a GPU, elsewhere the small one of the data set's entry."""
+    return "titn_paper" if preset == "gpu" else dataset_info(data).small_student
 
 
 def default_teacher(preset: str) -> str:
-    """The default teacher: the paper's VGG16-BN on a GPU, our small VGG elsewhere."""
+    """The default teacher: the paper's VGG16-BN on a GPU, elsewhere our small VGG."""
     return "vgg16_bn" if preset == "gpu" else "vgg7_bn"
 
 
@@ -118,18 +134,22 @@ def make_run(
     image_size: tuple[int, int] | int | None = None,
     **changes: object,
 ) -> Run:
-    """A student's run, its teacher's inside.
+    """The run of a student with the default recipe, and the run of its teacher inside it.
 
     Args:
-        model: a student's or neighbor's name; by default the preset's (`default_student`).
-        teacher: a teacher's name, a name of `models.list_pretrained()`, or the path of its weights; by default the
-            preset's (`default_teacher`).
+        data: a data set's name, or the path of a folder of images.
+        model: the name of a student or a related system; by default `default_student`.
+        preset: "smoke", "laptop" or "gpu".
+        seed: of the student and the teacher.
+        loss: one of `losses.list_losses()`.
+        teacher: a teacher's name, a name of `models.list_pretrained()`, or the path of its weights; by default
+            `default_teacher`.
         image_size: height and width of the images (or one number for both), for teacher and student; by default the
             data set's own.
         changes: settings of the student's `Recipe` to change, such as `epochs=5`.
 
     Raises:
-        TITNError: an unknown name or setting, a bad image_size, or a teacher with nothing to learn from it.
+        TITNError: an unknown name or setting, a bad image_size, or a teacher for a loss that needs none.
     """
     check_loss(loss)
     if teacher and not needs_teacher(loss):
@@ -142,17 +162,31 @@ def make_run(
         size = MODELS[model].image_size
     data = resolve_dataset(data)
     recipe = override(student_recipe(data, preset), changes)
-    taught: Run | str | None = None
-    if needs_teacher(loss):
-        name = teacher or default_teacher(preset)
-        if name in TEACHERS:
-            # A batch that was made smaller, to fit the memory or the data, is made smaller for both.
-            its = teacher_recipe(data, preset)
-            if recipe.batch_size < student_recipe(data, preset).batch_size:
-                its = replace(its, batch_size=min(its.batch_size, recipe.batch_size))
-            taught = Run(data, name, its, seed, image_size=size)
-        elif name.endswith(".safetensors") or name in list_pretrained():
-            taught = name
-        else:
-            raise unknown("teacher", name, TEACHERS)
-    return Run(data, model, recipe, seed, loss, taught, size)
+    return Run(data, model, recipe, seed, loss, make_teacher(data, preset, seed, loss, teacher, size, recipe), size)
+
+
+def make_teacher(
+    data: str,
+    preset: str,
+    seed: int,
+    loss: str,
+    teacher: str | None,
+    image_size: tuple[int, int] | None,
+    student: Recipe,
+) -> Run | str | None:
+    """The run that trains the teacher, or the name or path of its weights; None if the loss needs no teacher.
+
+    Args:
+        student: the student's recipe. A batch made smaller, to fit the memory or the data, is smaller for both.
+    """
+    if not needs_teacher(loss):
+        return None
+    name = teacher or default_teacher(preset)
+    if name.endswith(".safetensors") or name in list_pretrained():
+        return name
+    if name not in TEACHERS:
+        raise unknown("teacher", name, TEACHERS)
+    recipe = teacher_recipe(data, preset)
+    if student.batch_size < student_recipe(data, preset).batch_size:
+        recipe = replace(recipe, batch_size=min(recipe.batch_size, student.batch_size))
+    return Run(data, name, recipe, seed, image_size=image_size)

@@ -1,0 +1,117 @@
+"""Default recipes: for every data set and preset exactly these, and a new data set is one entry."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from titn_lib import TITNError
+from titn_lib.data.datasets import DATASETS, DatasetInfo, dataset_info, load_dataset
+from titn_lib.data.images import ImageDataset
+from titn_lib.training.config import Recipe
+from titn_lib.training.recipes import default_student, make_run, student_recipe, teacher_recipe
+
+GRAY, COLOR = ("digits", "mnist", "fashion_mnist"), ("cifar10", "cifar100", "a/folder", "unknown")
+ADAMW = {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 1, "clip_norm": 1.0}
+SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "warmup_epochs": 1, "label_smoothing": 0.1}
+PAPER = {"optimizer": "sgd", "lr": 0.1, "batch_size": 1024, "weight_decay": 1e-4}
+PAPER_GRAY, PAPER_COLOR = {"augmentation": "paper_mnist"}, {"augmentation": "paper_cifar", "cutmix": 1.0}
+SMOKE = {"epochs": 1, "batch_size": 64, "train_images": 512, "test_images": 512}
+MNIST = {"epochs": 9, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 0.2, "augmentation": "shift"}
+STUDENTS = {
+    **{(data, "gpu"): {**PAPER, **PAPER_GRAY, "epochs": 350} for data in GRAY},
+    **{(data, "gpu"): {**PAPER, **PAPER_COLOR, "epochs": 600 if data == "cifar100" else 350} for data in COLOR},
+    **{(data, "smoke"): {**PAPER, **PAPER_GRAY, **SMOKE, "lr": 0.01} for data in GRAY},
+    **{(data, "smoke"): {**PAPER, **PAPER_COLOR, **SMOKE, "lr": 0.01} for data in COLOR},
+    ("digits", "laptop"): {**ADAMW, "epochs": 48, "augmentation": "shift"},
+    ("mnist", "laptop"): {**ADAMW, **MNIST},
+    ("fashion_mnist", "laptop"): {**ADAMW, **MNIST},
+    **{(data, "laptop"): {**ADAMW, "epochs": 14, "augmentation": "crop_flip"} for data in COLOR},
+}
+TEACHERS = {
+    **{(data, "gpu"): {**PAPER, **PAPER_GRAY, "epochs": 30, "weight_decay": 5e-4} for data in GRAY},
+    **{(data, "gpu"): {**PAPER, **PAPER_COLOR, "epochs": 200, "weight_decay": 5e-4} for data in COLOR},
+    **{(data, "smoke"): {**SGD, **SMOKE, "lr": 0.02, "augmentation": "shift"} for data in GRAY},
+    **{(data, "smoke"): {**SGD, **SMOKE, "lr": 0.02, "augmentation": "crop_flip"} for data in COLOR},
+    ("digits", "laptop"): {**SGD, "epochs": 15, "batch_size": 64, "augmentation": "shift"},
+    ("mnist", "laptop"): {**SGD, "epochs": 3, "augmentation": "shift"},
+    ("fashion_mnist", "laptop"): {**SGD, "epochs": 3, "augmentation": "shift"},
+    **{(data, "laptop"): {**SGD, "epochs": 24, "augmentation": "crop_flip"} for data in COLOR},
+}
+
+
+def test_the_pairs_are_all_there():
+    assert {data for data, _ in STUDENTS} == {data for data, _ in TEACHERS} == {*DATASETS, "a/folder", "unknown"}
+    assert len(STUDENTS) == len(TEACHERS) == 3 * (len(DATASETS) + 2)
+
+
+@pytest.mark.parametrize(("data", "preset"), STUDENTS)
+def test_every_recipe(data, preset):
+    assert student_recipe(data, preset) == Recipe(**STUDENTS[data, preset])
+    assert teacher_recipe(data, preset) == Recipe(**TEACHERS[data, preset])
+    small = {"digits": "titn_nano", "mnist": "titn_pico", "fashion_mnist": "titn_pico"}.get(data, "titn_mini")
+    assert default_student(data, preset) == ("titn_paper" if preset == "gpu" else small)
+
+
+def test_defaults_are_those_of_the_table():
+    """What the table leaves out, so that a changed default is noticed."""
+    rest = dataclasses.asdict(student_recipe("cifar10", "laptop"))
+    assert {name: value for name, value in rest.items() if name not in {**ADAMW, "epochs": 0, "augmentation": ""}} == {
+        "batch_size": 128, "min_lr": 1e-6, "ema_decay": 0.0, "label_smoothing": 0.0, "cutmix": 0.0, "mixup": 0.0,
+        "temperature": 4.0, "feature_weight": 2.5, "precision": "auto", "label_noise": 0.0, "train_images": 0,
+        "test_images": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [student_recipe, teacher_recipe])
+def test_an_unknown_preset(recipe):
+    with pytest.raises(TITNError, match="unknown preset 'lapto': did you mean 'laptop'"):
+        recipe("digits", "lapto")
+
+
+def test_what_the_paper_reports():
+    published = {name: info.published for name, info in DATASETS.items() if info.published}
+    assert published == {
+        "cifar10": ("CIFAR-10", 92.03, 99.80),
+        "cifar100": ("CIFAR-100", 74.71, 92.28),
+        "mnist": ("MNIST", 99.56, None),
+    }
+
+
+def test_a_new_data_set_is_one_entry(monkeypatch):
+    """Loaded, split, normalized and trained with recipes of its own, by code outside the library."""
+
+    def read_stripes(_: Path) -> tuple[ImageDataset, ImageDataset | None, tuple[str, ...]]:
+        labels = torch.arange(200) % 2
+        images = torch.zeros(200, 1, 12, 12, dtype=torch.uint8)
+        images[labels == 0, :, ::2] = 200
+        images[labels == 1, :, :, ::2] = 200
+        return ImageDataset(images, labels), None, ("horizontal", "vertical")
+
+    entry = DatasetInfo(
+        read_stripes, "stripes", image_size=(16, 16), grayscale=True, small_student="titn_pico",
+        student_recipe={"epochs": 2},
+    )  # fmt: skip
+    monkeypatch.setitem(DATASETS, "stripes", entry)
+    data = load_dataset("stripes")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [144, 16, 40]
+    assert (data.image_size, data.in_channels, data.classes) == ((16, 16), 1, ("horizontal", "vertical"))
+    assert data.mean[0] == pytest.approx(100 / 255, abs=0.01)
+    run = make_run("stripes", loss="hard")
+    assert (run.data, run.model, run.recipe.epochs, run.recipe.augmentation) == ("stripes", "titn_pico", 2, "shift")
+    assert (run.teacher.recipe.epochs, run.teacher.recipe.augmentation) == (24, "shift")
+    assert (student_recipe("stripes", "gpu").augmentation, student_recipe("stripes", "gpu").cutmix) == (
+        "paper_mnist",
+        0,
+    )
+    assert teacher_recipe("stripes", "gpu").epochs == 30
+    with pytest.raises(TITNError, match="did you mean 'stripes'"):
+        load_dataset("stripe")
+
+
+def test_a_mistyped_setting_of_an_entry_is_named(monkeypatch):
+    entry = dataclasses.replace(dataset_info("digits"), student_recipe={"epoch": 2})
+    monkeypatch.setitem(DATASETS, "mine", entry)
+    with pytest.raises(TITNError, match="unknown setting of a recipe 'epoch': did you mean 'epochs'"):
+        student_recipe("mine", "laptop")
