@@ -25,7 +25,7 @@ def with_kl_div(s, t, T, reduction="batchmean", student_T=None, teacher_T=None):
 
 @pytest.mark.filterwarnings("ignore:reduction")
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (by_hand, "✓"),
         (with_kl_div, "✓"),
@@ -41,11 +41,11 @@ def with_kl_div(s, t, T, reduction="batchmean", student_T=None, teacher_T=None):
         (lambda s, t, T: T**2 * F.cross_entropy(s / T, (t / T).softmax(-1)), "entropy is left in"),
         (
             lambda s, t, T: T**2 * F.kl_div((s / T).softmax(-1), (t / T).softmax(-1), reduction="batchmean"),
-            "it wants their logarithms",
+            "it expects their logarithms",
         ),
         (
             lambda s, t, T: T**2 * F.kl_div((s / T).log_softmax(-1), (t / T).log_softmax(-1), reduction="batchmean"),
-            "not a number (nan): this is what comes out when kl_div takes the logarithms",
+            "not a number (nan): this is what comes out when kl_div takes the teacher's log-probabilities",
         ),
         (lambda s, t, T: by_hand(s, t, 1.0), "there is no temperature at all"),
         (lambda s, t, T: T**2 * by_hand(s * T, t * T, 1.0), "the logits are multiplied by T"),
@@ -67,40 +67,40 @@ def with_kl_div(s, t, T, reduction="batchmean", student_T=None, teacher_T=None):
         (lambda s, t, T: None, "it returns None"),
     ],
 )
-def test_soft_loss(answer, says):
-    assert says in repr(exercise.check_soft_loss(answer))
+def test_soft_loss(answer, message):
+    assert message in repr(exercise.check_soft_loss(answer))
 
 
 @pytest.mark.parametrize(
-    ("answers", "says"),
+    ("answers", "message"),
     [((0, 0, -log(0.8)), "✓"), ((0, 0, 0.22), "✓"), ((0, 0.0, torch.tensor(0.223)), "✓"),
      ((100, 0, 0.22), "the largest logit only"), ((0, -log(0.8), 0.22), "these are the same"),
      ((0, 0, 0.11), "with the ½ in front"), ((0, 0, -log(0.8) / 2), "with the ½ in front"),
-     ((0, 0, 0), "a faithful copy gives it 0.8"), ((0, 0, 0.8), "its logarithm with a minus"),
+     ((0, 0, 0), "a faithful copy gives that class 0.8"), ((0, 0, 0.8), "its logarithm with a minus"),
      ((0, 0, 0.2), "−ln of the probability"), ((0, 0, log(0.8)), "a minus before"), ((0, 0, 0.0969), "base 10"),
      ((0, 0, "small"), "a number was asked for"), ((0, 0, 3), "too large"), ((0, 0, ...), "not written yet")],
 )  # fmt: skip
-def test_losses(answers, says):
-    assert says in repr(exercise.check_losses(*answers))
+def test_losses(answers, message):
+    assert message in repr(exercise.check_losses(*answers))
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (lambda s, t, T: soft_loss(s.detach(), t, T), "✓ right"),
         (lambda s, t, T: by_hand(s.clone().detach(), t, T), "✓ right"),
-        (soft_loss, "and so is the pupil"),
-        (lambda s, t, T: soft_loss(s, t.detach(), T), "and so is the pupil"),
-        (lambda s, t, T: soft_loss(s, t, T).detach(), "nobody learns"),
-        (lambda s, t, T: soft_loss(s, t, T).item(), "nobody learns"),
-        (lambda s, t, T: soft_loss(t, s.detach(), T), "KL is not the same both ways"),
+        (soft_loss, "still reaches the student"),
+        (lambda s, t, T: soft_loss(s, t.detach(), T), "still reaches the student"),
+        (lambda s, t, T: soft_loss(s, t, T).detach(), "reaches neither network"),
+        (lambda s, t, T: soft_loss(s, t, T).item(), "reaches neither network"),
+        (lambda s, t, T: soft_loss(t, s.detach(), T), "KL is not symmetric"),
         (lambda s, t, T: soft_loss(s.detach(), t, T + 1), "the number is off by"),
         (lambda s, t, T: 1 / 0, "it stopped with ZeroDivisionError"),
         (lambda s, t, T: ..., "not written yet"),
     ],
 )
-def test_wrong_pupil(answer, says):
-    assert says in repr(exercise.check_wrong_pupil(answer))
+def test_wrong_student(answer, message):
+    assert message in repr(exercise.check_wrong_student(answer))
 
 
 def prepared(teacher, images, labels, rng, shown=None, asked=None):
@@ -110,7 +110,7 @@ def prepared(teacher, images, labels, rng, shown=None, asked=None):
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (prepared, "✓ right"),
         (lambda *a: list(prepared(*a)), "✓ right"),
@@ -118,7 +118,7 @@ def prepared(teacher, images, labels, rng, shown=None, asked=None):
         (lambda *a: prepared(*a, asked=lambda images, labels, rng: cutmix(images, labels, rng)[0]), "mixed twice?"),
         (lambda *a: prepared(*a, shown="clean"), "nothing is mixed"),
         (lambda t, x, y, rng: prepared(t, x, y, np.random.default_rng(0)), "another rng mixes in the same way"),
-        (lambda t, x, y, rng: prepared(t, 2 * x, y, rng), "numbers that weren't in them"),
+        (lambda t, x, y, rng: prepared(t, 2 * x, y, rng), "values that weren't in them"),
         (
             lambda t, x, y, rng: (
                 *cutmix(x, y, copy.deepcopy(rng)),
@@ -132,13 +132,13 @@ def prepared(teacher, images, labels, rng, shown=None, asked=None):
         (lambda t, x, y, rng: (cutmix(x, y, rng)[0], y, teacher_forward(t, x).logits), "MixedTargets, as cutmix"),
         (lambda t, x, y, rng: (x[:1], MixedTargets(y, y), teacher_forward(t, x).logits), "32×1×16×16 was asked for"),
         (lambda t, x, y, rng: (*cutmix(x, y, rng), teacher_forward(t, x).logits[:3]), "32×10 was asked for"),
-        (lambda t, x, y, rng: (*cutmix(x, y, rng), t(x).requires_grad_()), "carries a gradient"),
+        (lambda t, x, y, rng: (*cutmix(x, y, rng), t(x).requires_grad_()), "carry a gradient"),
         (lambda t, x, y, rng: 1 / 0, "it stopped with ZeroDivisionError"),
         (lambda t, x, y, rng: ..., "not written yet"),
         (lambda t, x, y, rng: None, "it returns None"),
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1])
-def test_prepare(answer, says, seed):
+def test_prepare(answer, message, seed):
     torch.manual_seed(seed)
-    assert says in repr(exercise.check_prepare(answer))
+    assert message in repr(exercise.check_prepare(answer))

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from titn_lib.course.ex07_ablations import check_chances, check_gap, check_report
+from titn_lib.course.ex07_ablations import check_gap, check_probabilities, check_report
 
 
 def test_a_right_gap():
@@ -21,10 +21,10 @@ def test_a_right_gap():
     ("answer", "sentence"),
     [
         (lambda a, b: (a.var(correction=0) / len(a) + b.var(correction=0) / len(b)) ** 0.5, "one less"),
-        (lambda a, b: (a.var() + b.var()) ** 0.5, "spread of single runs"),
-        (lambda a, b: a.std() / len(a) ** 0.5 + b.std() / len(b) ** 0.5, "squares that add"),
-        (lambda a, b: a.std() / len(a) ** 0.5, "base is a mean of few runs, too"),
-        (lambda a, b: (a.var() / (len(a) - 1) + b.var() / (len(b) - 1)) ** 0.5, "taken off twice"),
+        (lambda a, b: (a.var() + b.var()) ** 0.5, "standard deviation of single runs"),
+        (lambda a, b: a.std() / len(a) ** 0.5 + b.std() / len(b) ** 0.5, "add their squares"),
+        (lambda a, b: a.std() / len(a) ** 0.5, "baseline is a mean of few runs, too"),
+        (lambda a, b: (a.var() / (len(a) - 1) + b.var() / (len(b) - 1)) ** 0.5, "n − 1 twice"),
         (lambda a, b: ((a.var() + b.var()) / 3) ** 0.5, "always three seeds"),
         (
             lambda a, b: (
@@ -49,15 +49,15 @@ def test_a_lost_sign_is_seen_every_time():
         assert "or has lost its sign" in verdict.message
 
 
-def test_chances():
-    assert check_chances(0.95**17, 12).right
-    assert "at least one" in check_chances(1 - 0.95**17, 12).message
-    assert "by √2 only" in check_chances(0.95**17, 6).message
-    assert "but of three" in check_chances(0.95**17, 4).message
-    assert all("rounded" in check_chances(rounded, 12).message for rounded in (0.42, 0.418, 0.4181))
-    assert all("per cent" in check_chances(share, 12).message for share in (42, 41.8, 100 * 0.95**17))
-    assert "too small" in check_chances(0.41, 12).message
-    assert "not written yet" in check_chances(..., 12).message
+def test_probabilities():
+    assert check_probabilities(0.95**17, 12).right
+    assert "at least one" in check_probabilities(1 - 0.95**17, 12).message
+    assert "by √2 only" in check_probabilities(0.95**17, 6).message
+    assert "but of three" in check_probabilities(0.95**17, 4).message
+    assert all("rounded" in check_probabilities(rounded, 12).message for rounded in (0.42, 0.418, 0.4181))
+    assert all("in percent" in check_probabilities(share, 12).message for share in (42, 41.8, 100 * 0.95**17))
+    assert "too small" in check_probabilities(0.41, 12).message
+    assert "not written yet" in check_probabilities(..., 12).message
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_dishonest_report(report):
         (lambda change, base: change[0] - base[0], "About half"),
         (lambda change, base: (change.mean() - base.mean()).abs() + 1, "that is invented"),
         (lambda change, base: torch.tensor(float("nan")), "that is invented"),
-        (lambda change, base: 0.0, "though from a run of the base to a run of the change it is between"),
+        (lambda change, base: 0.0, "though from a run of the baseline to a run of the change it is between"),
         (lambda change, base: change.min() - base.max(), "in [0-9]% of the tables"),
         (lambda change, base: change - base, "one number was asked for"),
         (lambda change, base: change.max() > base.mean(), "one number was asked for: the improvement in points"),

@@ -34,32 +34,32 @@ I = torch.eye(6)  # noqa: E741
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (by_loops, "✓"),
         (lambda a: rollout(list(a)), "✓"),
         (lambda a: torch.linalg.multi_dot([(step.mean(0) + I) / 2 for step in a.flip(0)]), "✓"),
         (lambda a: chain(a.mean(1)), "the residual is left out: a token also keeps"),
-        (lambda a: chain(a.mean(1) + I), "not made to sum to 1 again"),
+        (lambda a: chain(a.mean(1) + I), "not normalized to sum to 1"),
         (lambda a: chain((a.mean(1) + I).flip(0) / 2), "wrong order: the last one stands on the left"),
         (lambda a: chain(a.mean(1).flip(0)), "left out, and the blocks are multiplied in the wrong order"),
-        (lambda a: chain([(s + I) / (s + I).sum(0) for s in a.mean(1)]), "columns are made to sum to 1"),
-        (lambda a: chain([(s + I) / (s + I).sum(1, keepdim=True) for s in a.amax(1)]), "the strongest head"),
+        (lambda a: chain([(s + I) / (s + I).sum(0) for s in a.mean(1)]), "columns are normalized to sum to 1"),
+        (lambda a: chain([(s + I) / (s + I).sum(1, keepdim=True) for s in a.amax(1)]), "the maximum over heads"),
         (lambda a: torch.stack([chain((a[:, h] + I) / 2) for h in range(3)]).mean(0), "rolled out alone"),
         (lambda a: (chain(a.mean(1)) + I) / 2, "once at the end"),
         (lambda a: (a[-1].mean(0) + I) / 2, "only the last block"),
         (lambda a: a.mean(1), "the shape is"),
-        (lambda a: chain(a.mean(1)) ** 2, "✗ the shape is right, the numbers are off"),
+        (lambda a: chain(a.mean(1)) ** 2, "✗ the shape is right, the values are off"),
         (lambda a: ..., "not written yet"),
         (lambda a: a[9], "it stopped with IndexError"),
     ],
 )
-def test_rollout(answer, says):
-    assert says in repr(exercise.check_rollout(answer))
+def test_rollout(answer, message):
+    assert message in repr(exercise.check_rollout(answer))
 
 
 @pytest.mark.parametrize(
-    ("answers", "says"),
+    ("answers", "message"),
     [
         ((31 / 32 / 18, 1 / 32 + 31 / 32 / 18), "✓"),
         ((torch.tensor((1 - 0.5**5) / 18), 0.5**5 + (1 - 0.5**5) / 18), "✓"),
@@ -67,8 +67,8 @@ def test_rollout(answer, says):
         ((1 / 18**5, 0.1), "still sum to 1"),
         ((1 / 36, 0.1), "a single block; there are five"),
         ((31 / 32 / 17, 0.1), "all 18 tokens"),
-        ((31 / 32 / 18, 1 / 32), "it also reads itself"),
-        ((31 / 32 / 18, 31 / 32 / 18), "itself it also keeps"),
+        ((31 / 32 / 18, 1 / 32), "it also attends to itself"),
+        ((31 / 32 / 18, 31 / 32 / 18), "the token itself also keeps"),
         ((31 / 32 / 18, 0.5 + 1 / 36), "a single block; there are five"),
         ((0.0538, 0.1), "rounded"),
         ((31 / 32 / 18, 0.085), "rounded"),
@@ -77,11 +77,11 @@ def test_rollout(answer, says):
         (("a lot", 0.1), "a number was asked for"),
     ],
 )
-def test_uniform(answers, says):
-    assert says in repr(exercise.check_uniform(*answers))
+def test_uniform(answers, message):
+    assert message in repr(exercise.check_uniform(*answers))
 
 
-def test_the_rollout_of_even_attention_is_what_the_check_says():
+def test_the_check_agrees_with_the_rollout_of_uniform_attention():
     rolled = rollout([torch.full((1, 18, 18), 1 / 18, dtype=torch.float64)] * 5)
     assert exercise.check_uniform(rolled[0, 3], rolled[0, 0]).right
 
@@ -109,7 +109,7 @@ def spoil(function, model, images):
 
 
 @pytest.mark.parametrize(
-    ("answer", "suspect", "says"),
+    ("answer", "suspect", "message"),
     [
         (moved, "b", "✓"),
         (lambda f, m, x: float(moved(f, m, x)), "map_b", "✓"),
@@ -130,18 +130,18 @@ def spoil(function, model, images):
         (lambda f, m, x: f(m), "b", "it stopped with TypeError"),
         (lambda f, m, x: ..., "b", "not written yet"),
         (lambda f, m, x: None, "b", "it returns None"),
-        (spoil, "b", "has other weights now"),
+        (spoil, "b", "have changed: use the copy"),
         (one_by_one, "b", "✓"),
         (lambda f, m, x: moved(f, m, x, mean=False).sum(), "b", "moved gives 4.00; it should be 1"),
         (lambda f, m, x: 100 * moved(f, m, x), "b", "moved gives 100.00; it should be 1"),
-        (lambda f, m, x: moved(f, randomize_weights(m, m.config.depth + 1, seed=8), x), "b", "is never asked"),
+        (lambda f, m, x: moved(f, randomize_weights(m, m.config.depth + 1, seed=8), x), "b", "is never used"),
         (by_cosine, "b", "Is it the *rank* correlation?"),
         (lambda f, m, x: moved(lambda *a: f(*a).mean(dim=0, keepdim=True), m, x), "b", "each one's own correlation"),
         (lambda f, m, x: moved(f, m, x[:1]), "b", "each one's own correlation"),
     ],
 )
-def test_suspect(answer, suspect, says):
-    assert says in repr(exercise.check_suspect(answer, suspect))
+def test_suspect(answer, suspect, message):
+    assert message in repr(exercise.check_suspect(answer, suspect))
 
 
 def test_only_map_b_ignores_the_weights():

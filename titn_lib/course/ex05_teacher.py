@@ -17,34 +17,35 @@ from titn_lib.models.registry import create_model
 from titn_lib.models.teachers import Teacher
 from titn_lib.models.weights import load_model
 
-WHICH = 0  # the test digit that is to be misread
-COMPANY = 15
+TARGET_INDEX = 0  # the test digit that is to be misclassified
+COMPANY_SIZE = 15
 
 
-def bins_of(confidence: Tensor, right: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each bin: how many images it has, the sums of their confidence and of their right answers."""
-    which = (confidence * bins).long().clamp(max=bins - 1)
+def bins_of(confidence: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each bin: the number of images, the sum of their confidences, and the number classified correctly."""
+    bin_index = (confidence * bins).long().clamp(max=bins - 1)
     empty = torch.zeros(bins, dtype=torch.float64)
-    weights = (torch.ones_like(right), confidence, right)
-    counts, sure, correct = (empty.index_add(0, which, values.double()) for values in weights)
-    return counts, sure, correct
+    weights = (torch.ones_like(correct), confidence, correct)
+    counts, confidence_sums, correct_sums = (empty.index_add(0, bin_index, values.double()) for values in weights)
+    return counts, confidence_sums, correct_sums
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 10) -> Tensor:
-    confidence, answer = probabilities.max(dim=-1)
-    _, sure, right = bins_of(confidence, (answer == labels).double(), bins)
-    return (sure - right).abs().sum() / len(labels)
+    """The expected calibration error (Guo et al. 2017), of probabilities "image class" and labels "image"."""
+    confidence, predicted = probabilities.max(dim=-1)
+    _, confidence_sums, correct_sums = bins_of(confidence, (predicted == labels).double(), bins)
+    return (confidence_sums - correct_sums).abs().sum() / len(labels)
 
 
 def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
     """`answer(probabilities, labels, bins)`: "image class", "image" → the expected calibration error."""
 
     def parts(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-        """The gap of each bin that isn't empty, and its share of the images."""
-        confidence, said = probabilities.max(dim=-1)
-        counts, sure, right = bins_of(confidence, (said == labels).double(), bins)
+        """For each bin that is not empty: confidence minus accuracy, and its share of the images."""
+        confidence, predicted = probabilities.max(dim=-1)
+        counts, confidence_sums, correct_sums = bins_of(confidence, (predicted == labels).double(), bins)
         filled = counts > 0
-        return ((sure - right) / counts.clamp(min=1))[filled], (counts / len(labels))[filled]
+        return ((confidence_sums - correct_sums) / counts.clamp(min=1))[filled], (counts / len(labels))[filled]
 
     def unweighted(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return parts(probabilities, labels, bins)[0].abs().mean()
@@ -71,15 +72,15 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
 
     def true_class(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         confidence = probabilities.gather(-1, labels[:, None])[:, 0]
-        right = (probabilities.argmax(dim=-1) == labels).double()
-        _, sure, correct = bins_of(confidence, right, bins)
-        return (sure - correct).abs().sum() / len(labels)
+        correct = (probabilities.argmax(dim=-1) == labels).double()
+        _, confidence_sums, correct_sums = bins_of(confidence, correct, bins)
+        return (confidence_sums - correct_sums).abs().sum() / len(labels)
 
     def without_certain(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
-        confidence, said = probabilities.max(dim=-1)
+        confidence, predicted = probabilities.max(dim=-1)
         kept = confidence < 1
-        _, sure, right = bins_of(confidence[kept], (said == labels).double()[kept], bins)
-        return (sure - right).abs().sum() / len(labels)
+        _, confidence_sums, correct_sums = bins_of(confidence[kept], (predicted == labels).double()[kept], bins)
+        return (confidence_sums - correct_sums).abs().sum() / len(labels)
 
     def ten_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return calibration_error(probabilities, labels, 10)
@@ -87,61 +88,61 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
     def summed(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return parts(probabilities, labels, bins)[0].abs().sum()
 
-    def per_cent(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+    def percent(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return 100 * calibration_error(probabilities, labels, bins)
 
     def softmax_twice(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return calibration_error(probabilities.softmax(dim=-1), labels, bins)
 
-    cancel = "so that what is too sure makes up for what is too modest (one bin for all does the same)"
+    cancel = "so that overconfident bins cancel underconfident ones (one bin for all does the same)"
     mistakes = {
-        "every bin counts the same; it should count by its share of the images": unweighted,
-        "the gaps are added up and divided by the number of bins; a bin should count by its share of the "
+        "every bin has the same weight; the weight should be its share of the images": unweighted,
+        "the gaps are summed and divided by the number of bins; the weight of a bin should be its share of the "
         "images": over_all_bins,
-        "a bin counts by its number of images; divide by the number of all images": by_count,
+        "the weight of a bin is its number of images; divide by the number of all images": by_count,
         "the gaps are squared": squared,
         "the gaps are squared (and the root is taken at the end)": root,
-        "every bin counts the same, and the gaps are only added up": summed,
-        "it is given in per cent": per_cent,
-        "a softmax is taken of what are probabilities already": softmax_twice,
-        f"the gaps keep their signs (sure minus right), {cancel}": signed,
-        f"the gaps keep their signs (right minus sure), {cancel}": signed_other_way,
-        "the confidence is the true class's probability; it should be that of the answer, right or wrong": true_class,
-        "images with a confidence of exactly 1 fall out of the last bin": without_certain,
+        "every bin has the same weight, and the gaps are only summed": summed,
+        "it is given in percent": percent,
+        "softmax is applied to what are probabilities already": softmax_twice,
+        f"the gaps keep their signs (confidence minus accuracy), {cancel}": signed,
+        f"the gaps keep their signs (accuracy minus confidence), {cancel}": signed_other_way,
+        "the confidence is the true class's probability; use the predicted class's, right or wrong": true_class,
+        "images with a confidence of exactly 1 are missing from the last bin": without_certain,
         "there are ten bins, whatever `bins` says": ten_bins,
     }
     bins = iter([12, 5, 20])
     return compare(
-        one_number(answer), calibration_error, lambda: (*some_answers(), next(bins)), mistakes, tolerance=1e-5
+        as_scalar(answer), calibration_error, lambda: (*random_predictions(), next(bins)), mistakes, tolerance=1e-5
     )
 
 
-def some_answers() -> tuple[Tensor, Tensor]:
-    """Probabilities and labels, too modest in some bins and too sure in others. Some bins are empty, and some answers
-    are certain."""
+def random_predictions() -> tuple[Tensor, Tensor]:
+    """Probabilities and labels, underconfident in some bins and overconfident in others. Some bins are empty, and some
+    predictions have a confidence of 1."""
     logits = torch.randn(400, 10, dtype=torch.float64)
     labels = torch.distributions.Categorical(logits=2 * logits).sample()
-    logits[200:] *= 4  # too sure; the others are too modest
+    logits[200:] *= 4  # overconfident; the others are underconfident
     logits[:40] += 1000 * nn.functional.one_hot(torch.randint(10, (40,)), 10)
     return logits.softmax(dim=-1), labels
 
 
-def one_number(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, a tensor of one value as that value. Not a number (from the mean of an empty bin) says so."""
+def as_scalar(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, returning a float where it returned a tensor of one value. Raises where that is nan."""
 
     def wrapped(*arguments: Any) -> Any:
         got = answer(*arguments)
         got = got.item() if isinstance(got, Tensor) and got.numel() == 1 else got
         if isinstance(got, float) and math.isnan(got):
-            raise ValueError("it is not a number; an empty bin has no mean, so leave it out")
+            raise ValueError("the result is not a number; an empty bin has no mean, so leave it out")
         return got
 
     return wrapped
 
 
 def check_temperature(changed: Any, two_classes: Any, limit: Any) -> Verdict:
-    """How many of 360 answers change when all logits are divided by 4; what becomes of a probability of 0.9 among two
-    classes at T = 2; what the confidence tends to among ten classes when T grows without end."""
+    """How many of 360 predictions change when all logits are divided by 4; what a probability of 0.9 of two classes
+    becomes at T = 2; the limit of the confidence over ten classes when T tends to infinity."""
     return all_of(
         changed=number(changed, 0, {360: "all probabilities change; the largest stays the largest."}),
         two_classes=number(
@@ -149,10 +150,10 @@ def check_temperature(changed: Any, two_classes: Any, limit: Any) -> Verdict:
             0.75,
             {
                 0.45: "T divides the logits and not the probabilities.",
-                0.9: "the answer stays, its probability doesn't.",
-                0.5: "that is where it goes when T grows without end.",
+                0.9: "the prediction stays the same, its probability doesn't.",
+                0.5: "that is the limit when T tends to infinity.",
                 81 / 82: "that is T = 1/2: below 1 it sharpens, above it softens.",
-                75: "that is per cent: a probability is at most 1.",
+                75: "that is in percent: a probability is at most 1.",
             },
         ),
         limit=number(
@@ -160,60 +161,66 @@ def check_temperature(changed: Any, two_classes: Any, limit: Any) -> Verdict:
             0.1,
             {
                 0: "ten probabilities still add up to 1.",
-                1: "that is where it goes when T shrinks to nothing.",
+                1: "that is the limit when T tends to 0.",
                 0.5: "there are ten classes.",
-                10: "that is per cent: a probability is at most 1.",
+                10: "that is in percent: a probability is at most 1.",
             },
-            "all three are right: a temperature changes how sure a teacher is, and never what it answers.",
+            "all three are right: a temperature changes a teacher's confidence and never its prediction.",
         ),
     )
 
 
 def check_company(company: Any) -> Verdict:
-    """Fifteen test digits (their numbers) in whose company a teacher in training mode misreads the first one."""
+    """`company`: indices of fifteen test digits; among them a teacher in training mode misclassifies digit 0."""
     if unwritten(company):
         return NOT_YET
     data = load_dataset("digits")
     try:
-        numbers = [int(one) for one in company]
+        indices = [int(one) for one in company]
     except (TypeError, ValueError):
-        return Verdict(False, f"it is {describe(company)}; a list of {COMPANY} whole numbers was asked for.")
+        return Verdict(False, f"it is {describe(company)}; a list of {COMPANY_SIZE} indices (integers) was asked for.")
     if getattr(company, "dtype", None) in (bool, torch.bool) or any(isinstance(one, bool) for one in company):
-        return Verdict(False, "it is a mask of true and false; the digits' numbers were asked for (nonzero).")
-    if len(numbers) != COMPANY or len(set(numbers)) != COMPANY:
+        return Verdict(False, "it is a boolean mask; the digits' indices were asked for (`nonzero`).")
+    if len(indices) != COMPANY_SIZE or len(set(indices)) != COMPANY_SIZE:
         return Verdict(
             False,
-            f"{COMPANY} different digits were asked for; these are {len(numbers)}, {len(set(numbers))} of them "
+            f"{COMPANY_SIZE} different digits were asked for; these are {len(indices)}, {len(set(indices))} of them "
             "different.",
         )
-    if min(numbers) < 0 or max(numbers) >= len(data.test):
-        return Verdict(False, f"the test images have the numbers 0 to {len(data.test) - 1}.")
-    if WHICH in numbers:
-        return Verdict(False, f"number {WHICH} is in already: choose {COMPANY} others.")
-    alone, among = asked_both_ways(data, numbers)
-    frozen, moved = int(alone.argmax()), int(among.argmax())
-    share = f"{alone[frozen]:.2f} to {among[frozen]:.2f}"
+    if min(indices) < 0 or max(indices) >= len(data.test):
+        return Verdict(False, f"the test images have the indices 0 to {len(data.test) - 1}.")
+    if TARGET_INDEX in indices:
+        return Verdict(False, f"index {TARGET_INDEX} is in the batch already: choose {COMPANY_SIZE} others.")
+    in_eval, in_train = probabilities_in_both_modes(data, indices)
+    frozen, moved = int(in_eval.argmax()), int(in_train.argmax())
+    change = f"from {in_eval[frozen]:.2f} to {in_train[frozen]:.2f}"
     if frozen == moved:
         return Verdict(
             False,
-            f"in this company it still reads a {frozen}, with a probability that went from {share}. In training mode "
-            "each channel's mean over the batch is taken away: in which company does nothing of this digit stand out?",
+            f"in this batch it is still classified as {frozen}; the probability went {change}. Training mode subtracts "
+            "each channel's mean over the batch: in which batch does nothing of this digit stand out?",
         )
     return Verdict(
-        True, f"right: frozen it reads a {frozen}, in this company a {moved}; the {frozen} went from {share}."
+        True,
+        f"right: frozen, the teacher predicts {frozen}, in this batch {moved}; the probability of {frozen} went "
+        f"{change}.",
     )
 
 
-def asked_both_ways(data: DataSplits, company: list[int]) -> tuple[Tensor, Tensor]:
-    """What the shipped teacher says of the digit when it is frozen, and when it is in training mode in company."""
+def probabilities_in_both_modes(data: DataSplits, company: list[int]) -> tuple[Tensor, Tensor]:
+    """The pretrained teacher's probabilities for the target digit, in a batch with these test digits.
+
+    Returns:
+        "class" in evaluation mode, and "class" in training mode.
+    """
     teacher = load_model("vgg7_bn.digits")
-    batch = normalize(data.test.images[[WHICH, *company]], data.mean, data.std)
+    batch = normalize(data.test.images[[TARGET_INDEX, *company]], data.mean, data.std)
     with torch.no_grad():
         return teacher.eval()(batch)[0].softmax(dim=-1), teacher.train()(batch)[0].softmax(dim=-1)
 
 
 def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
-    """`answer(teacher)`: whether it is frozen: every layer in evaluation mode, and no weight that takes a gradient."""
+    """`answer(teacher)`: whether every layer is in evaluation mode and no weight requires a gradient."""
 
     def fresh() -> Teacher:
         teacher = create_model("vgg7_bn", in_channels=1, image_size=(16, 16))
@@ -227,23 +234,23 @@ def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
     thawed = fresh()
     list(thawed.parameters())[-1].requires_grad_(True)
     cases = (
-        (fresh(), True, "it calls a frozen teacher not frozen."),
-        (fresh().train(), False, "it does not see a teacher in training mode."),
+        (fresh(), True, "it returns False for a frozen teacher."),
+        (fresh().train(), False, "it returns True for a teacher in training mode."),
         (
             one_layer,
             False,
-            "it does not see a single batch normalization left in training mode: `teacher.training` speaks for the "
+            "it returns True though one batch normalization is in training mode: `teacher.training` is the flag of the "
             "outermost module only.",
         ),
         (
             dropping,
             False,
-            "it does not see a dropout left in training mode: every layer counts, not batch normalization alone.",
+            "it returns True though a dropout is in training mode: check every layer, not only batch normalization.",
         ),
-        (fresh().requires_grad_(True), False, "it does not see that the weights take gradients."),
-        (thawed, False, "it does not see that one of the weights, the last, takes a gradient."),
+        (fresh().requires_grad_(True), False, "it returns True though the weights require gradients."),
+        (thawed, False, "it returns True though one of the weights, the last, requires a gradient."),
     )
-    for teacher, truth, missed in cases:
+    for teacher, expected, message in cases:
         before = state_of(teacher.modules()), [weight.requires_grad for weight in teacher.parameters()]
         weights = copy.deepcopy(teacher.state_dict())
         got = call_answer(answer, teacher)
@@ -253,9 +260,9 @@ def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
             return Verdict(False, f"it returns {describe(got)}; True or False was asked for.")
         after = state_of(teacher.modules()), [weight.requires_grad for weight in teacher.parameters()]
         if before != after or any(not torch.equal(weights[name], now) for name, now in teacher.state_dict().items()):
-            return Verdict(False, "it changes the teacher that it is asked about; it should only look.")
-        if bool(got) is not truth:
-            return Verdict(False, missed)
+            return Verdict(False, "it changes the teacher; it should only inspect it.")
+        if bool(got) is not expected:
+            return Verdict(False, message)
     return Verdict(True, "right, on six teachers, frozen, half frozen and not.")
 
 

@@ -75,30 +75,30 @@ def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdic
     def negative(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return -soft_loss(student, teacher, T)
 
-    def over_pictures(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+    def over_images(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         p, q = (student / T).log_softmax(dim=0), (teacher / T).log_softmax(dim=0)
         return T**2 * divergence(q, p).mean()
 
     mistakes = {
         "T² is left out: the gradient then shrinks when T grows": without_square,
         "the loss is multiplied by T and not by T²": only_once,
-        "the KL goes the wrong way round: the teacher's probabilities are the ones to weight with": wrong_way,
-        "the mean is taken over all entries, so that the loss is as many times too small as there are "
+        "the KL goes the wrong way round: the teacher's probabilities are the weights": wrong_way,
+        "the mean is taken over all entries, so that the loss is too small by a factor of the number of "
         'classes (kl_div\'s reduction="mean" does this; "batchmean" is the mean over images)': over_entries,
         "the mean is taken over all entries and T² is left out": over_entries_without_square,
         "the loss is summed over images; the mean was asked for": summed,
-        "the teacher is not softened: its logits need the temperature, too": hard_teacher,
-        "the student is not softened: its logits need the temperature, too": hard_student,
+        "the teacher is not softened: divide its logits by the temperature, too": hard_teacher,
+        "the student is not softened: divide its logits by the temperature, too": hard_student,
         "neither is softened": cold,
         "this is the cross-entropy with the teacher's probabilities: its gradient is right, but the teacher's own "
-        "entropy is left in, so that a perfect student doesn't reach 0": cross_entropy,
-        "kl_div is given the student's probabilities; it wants their logarithms": no_logarithm,
-        "kl_div takes the logarithms of the teacher's probabilities for these themselves: give it exp() of them, or "
+        "entropy is left in, so that a perfect student does not reach 0": cross_entropy,
+        "kl_div is given the student's probabilities; it expects their logarithms": no_logarithm,
+        "kl_div takes the teacher's log-probabilities for probabilities: pass exp() of them, or "
         "log_target=True": no_log_target,
         "there is no temperature at all": no_temperature,
         "the logits are multiplied by T; they should be divided": hotter,
         "the sign is the wrong way round: a KL is never below 0": negative,
-        "the softmax runs over images; it should run over classes": over_pictures,
+        "the softmax runs over images; it should run over classes": over_images,
     }
     temperatures = iter([4.0, 2.0, 8.0])
 
@@ -109,12 +109,12 @@ def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdic
     if verdict.right:
         student = torch.randn(6, 10, requires_grad=True)
         if gradient(answer(student, torch.randn(6, 10), 4.0), student) == 0:
-            return Verdict(False, "the value is right, but no gradient reaches the student: it would learn nothing.")
+            return Verdict(False, "the value is right, but no gradient reaches the student: it would not train.")
     return verdict
 
 
 def gradient(loss: Tensor | float, logits: Tensor) -> float:
-    """How large the largest entry of the loss's gradient is; a plain number has none."""
+    """The largest absolute entry of the loss's gradient; 0 for a plain number."""
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return 0.0
     found = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0]
@@ -124,11 +124,11 @@ def gradient(loss: Tensor | float, logits: Tensor) -> float:
 COPY = -float(np.log(0.8))
 
 
-def check_losses(louder: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
+def check_losses(scaled: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
     """By how much the hard loss changes when the teacher's logits are multiplied by 100; the soft loss and the hard
-    loss of a student that says exactly what its teacher says: 0.8, 0.1 and 0.1."""
+    loss of a student with exactly its teacher's probabilities: 0.8, 0.1 and 0.1."""
     return all_of(
-        louder=number(louder, 0, {100: "hard labels ask for the largest logit only, and it stays where it is."}),
+        scaled=number(scaled, 0, {100: "hard labels depend on the largest logit only, and it stays the largest."}),
         soft_copy=number(
             soft_copy, 0, {COPY: "that is the hard loss; KL compares two distributions, and these are the same."}
         ),
@@ -136,27 +136,27 @@ def check_losses(louder: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
             hard_copy,
             COPY,
             {
-                0: "a hard label wants all of the probability for one class; a faithful copy gives it 0.8.",
-                COPY / 2: "that is with the ½ in front; it was asked for without.",
+                0: "a hard label is a one-hot target; a faithful copy gives that class 0.8.",
+                COPY / 2: "that is with the ½ in front; leave it out.",
                 0.8: "that is the probability; the loss is its logarithm with a minus.",
                 0.2: "the loss is a logarithm: −ln of the probability of the teacher's class.",
                 -COPY: "a loss has a minus before the logarithm.",
                 0.0969: "that is the logarithm to the base 10; the loss takes the natural one.",
             },
-            "all three are right: hard labels punish a faithful copy for not being surer than its teacher.",
+            "all three are right: hard labels penalize a faithful copy for not being more confident than its teacher.",
             within=0.02,
         ),
     )
 
 
-def check_wrong_pupil(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
-    """`answer(student_logits, teacher_logits, temperature)`: the soft loss by its value, but the teacher learns."""
+def check_wrong_student(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
+    """`answer(student_logits, teacher_logits, temperature)`: the soft loss by value, its gradient at the teacher."""
 
     def swapped(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return soft_loss(teacher, student, T)
 
     mistakes: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-        "student and teacher change places: KL is not the same both ways": swapped,
+        "student and teacher are swapped: KL is not symmetric": swapped,
         "T² is left out": lambda student, teacher, T: soft_loss(student, teacher, T) / T**2,
         "the loss is summed over images": lambda student, teacher, T: soft_loss(student, teacher, T) * len(student),
     }
@@ -167,10 +167,10 @@ def check_wrong_pupil(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verd
     loss = answer(student, teacher, 4.0)
     to_student, to_teacher = gradient(loss, student), gradient(loss, teacher)
     if to_student:
-        return Verdict(False, f"the value is right, and so is the pupil: a gradient of {to_student:.2g} reaches it.")
+        return Verdict(False, f"the value is right, but a gradient of {to_student:.2g} still reaches the student.")
     if not to_teacher:
-        return Verdict(False, "the value is right, and nobody learns: the gradient reaches neither of the two.")
-    return Verdict(True, "right: the value is that of soft_loss, and only the teacher would learn.")
+        return Verdict(False, "the value is right, but the gradient reaches neither network.")
+    return Verdict(True, "right: the value is that of soft_loss, and only the teacher would be trained.")
 
 
 def check_prepare(answer: Callable[..., Any]) -> Verdict:
@@ -199,26 +199,26 @@ def check_prepare(answer: Callable[..., Any]) -> Verdict:
             False, f"the logits are {describe(getattr(logits, 'shape', logits))}; 32×10 was asked for{wanted}."
         )
     if max_abs_diff(mixed, images) == 0:
-        return Verdict(False, "nothing is mixed: the images are the ones that you were given.")
+        return Verdict(False, "nothing is mixed: these are the images that were passed in.")
     if not torch.isin(mixed, images).all():
         return Verdict(
-            False, "the images have numbers that weren't in them: cutmix pastes, and they come normalized already."
+            False, "the images have values that weren't in them: cutmix pastes, and they are normalized already."
         )
     once_more = call_answer(answer, teacher, images.clone(), labels.clone(), rng_of(seed + 1))
     if isinstance(once_more, tuple | list) and max_abs_diff(once_more[0], mixed) == 0:
-        return Verdict(False, "another rng mixes in the same way: draw from the one that you are given.")
+        return Verdict(False, "another rng mixes in the same way: draw from the rng that is passed in.")
     if logits.requires_grad:
-        return Verdict(False, "the teacher's answer carries a gradient: ask it with teacher_forward, or under no_grad.")
-    of_mixed, of_whole = (teacher_forward(teacher, pictures).logits for pictures in (mixed, images))
+        return Verdict(False, "the teacher's logits carry a gradient: use teacher_forward, or no_grad.")
+    of_mixed, of_whole = (teacher_forward(teacher, batch).logits for batch in (mixed, images))
     if max_abs_diff(logits, of_mixed) <= 1e-3:
-        return Verdict(True, "right: teacher and student see the very same images.")
+        return Verdict(True, "right: teacher and student get the very same images.")
     changed = (of_mixed.argmax(dim=-1) != logits.argmax(dim=-1)).sum()
-    told = f"on {changed} of 32 images it answers otherwise than on what the student sees."
+    effect = f"its prediction differs on {changed} of 32 images."
     if max_abs_diff(logits, of_mixed.softmax(dim=-1)) <= 1e-3:
         return Verdict(False, "these are the teacher's probabilities; its logits were asked for.")
     if max_abs_diff(logits, of_whole) <= 1e-3:
-        return Verdict(False, f"the teacher is asked about the images before they were mixed: {told}")
-    return Verdict(False, f"the teacher is asked about other images than those you return (mixed twice?): {told}")
+        return Verdict(False, f"the teacher gets the images before they were mixed: {effect}")
+    return Verdict(False, f"the teacher gets other images than those you return (mixed twice?): {effect}")
 
 
 def rng_of(seed: int) -> np.random.Generator:

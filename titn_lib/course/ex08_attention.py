@@ -26,14 +26,14 @@ def check_rollout(answer: Callable[[Tensor], Tensor]) -> Verdict:
     def rollout(attention: Tensor) -> Tensor:
         return interpret.rollout(list(attention))
 
-    def plus(attention: Tensor, heads: Tensor) -> Tensor:
+    def add_residual(attention: Tensor, heads: Tensor) -> Tensor:
         return (heads + torch.eye(attention.shape[-1])) / 2
 
     def no_residual(attention: Tensor) -> Tensor:
         return chain(attention.mean(dim=1))
 
-    def not_normed(attention: Tensor) -> Tensor:
-        return chain(2 * plus(attention, attention.mean(dim=1)))
+    def not_normalized(attention: Tensor) -> Tensor:
+        return chain(2 * add_residual(attention, attention.mean(dim=1)))
 
     def backwards(attention: Tensor) -> Tensor:
         return rollout(attention.flip(0))
@@ -42,21 +42,21 @@ def check_rollout(answer: Callable[[Tensor], Tensor]) -> Verdict:
         return no_residual(attention.flip(0))
 
     def columns(attention: Tensor) -> Tensor:
-        mixed = plus(attention, attention.mean(dim=1))
+        mixed = add_residual(attention, attention.mean(dim=1))
         return chain(mixed / mixed.sum(dim=-2, keepdim=True))
 
     def strongest(attention: Tensor) -> Tensor:
-        mixed = plus(attention, attention.amax(dim=1))
+        mixed = add_residual(attention, attention.amax(dim=1))
         return chain(mixed / mixed.sum(dim=-1, keepdim=True))
 
     def heads_apart(attention: Tensor) -> Tensor:
-        return torch.stack([chain(plus(attention, head)) for head in attention.unbind(dim=1)]).mean(dim=0)
+        return torch.stack([chain(add_residual(attention, head)) for head in attention.unbind(dim=1)]).mean(dim=0)
 
     def at_the_end(attention: Tensor) -> Tensor:
-        return plus(attention, no_residual(attention))
+        return add_residual(attention, no_residual(attention))
 
     def last_alone(attention: Tensor) -> Tensor:
-        return plus(attention, attention[-1].mean(dim=0))
+        return add_residual(attention, attention[-1].mean(dim=0))
 
     def transposed(attention: Tensor) -> Tensor:
         return rollout(attention.mT)
@@ -65,66 +65,66 @@ def check_rollout(answer: Callable[[Tensor], Tensor]) -> Verdict:
         return rollout(attention).mT
 
     def added_up(attention: Tensor) -> Tensor:
-        mixed = plus(attention, attention.sum(dim=1))
+        mixed = add_residual(attention, attention.sum(dim=1))
         return chain(mixed / mixed.sum(dim=-1, keepdim=True))
 
     mistakes = {
-        "the residual is left out: a token also keeps what it has": no_residual,
-        "the rows are not made to sum to 1 again after I was added": not_normed,
+        "the residual is left out: a token also keeps its own features": no_residual,
+        "the rows are not normalized to sum to 1 after I was added": not_normalized,
         "the blocks are multiplied in the wrong order: the last one stands on the left": backwards,
         "the residual is left out, and the blocks are multiplied in the wrong order": backwards_bare,
-        "columns are made to sum to 1; it should be rows": columns,
-        "the strongest head is taken; it should be the mean over heads": strongest,
+        "columns are normalized to sum to 1; it should be rows": columns,
+        "the maximum over heads is taken; it should be the mean": strongest,
         "each head is rolled out alone and the mean taken at the end; take it in every block": heads_apart,
         "the residual is added once at the end; every block has one": at_the_end,
-        "only the last block is looked at": last_alone,
-        "the attention is transposed: a row is what a query reads": transposed,
+        "only the last block is used": last_alone,
+        "the attention is transposed: a row is what a query attends to": transposed,
         "the result is transposed: row i says where token i comes from": turned,
-        "the heads are added up; it should be their mean": added_up,
+        "the heads are summed; it should be their mean": added_up,
     }
     return compare(answer, rollout, lambda: ((2 * torch.randn(4, 3, 6, 6)).softmax(dim=-1),), mistakes)
 
 
 def check_uniform(patch: Any, itself: Any) -> Verdict:
-    """The class token's row of the rollout, 5 blocks of 18 tokens, all attention even: a patch, the token itself."""
-    kept, even = 1 / 32, 1 / 18
-    others = (1 - kept) * even
+    """The class token's row of the rollout, 5 blocks of 18 tokens, uniform attention: a patch, the token itself."""
+    kept, uniform = 1 / 32, 1 / 18
+    others = (1 - kept) * uniform
     wrong = {
         **{
             round(value, d): "that is rounded: write the expression."
             for value in (others, kept + others)
             for d in (3, 4)
         },
-        even: "that is attention alone; half of every block's mixing is I.",
-        even**5: "rows of a product of such matrices still sum to 1; yours would sum to much less.",
-        even / 2: "that is a single block; there are five.",
+        uniform: "that is attention alone; half of every block's matrix is I.",
+        uniform**5: "rows of a product of such matrices still sum to 1; yours would sum to much less.",
+        uniform / 2: "that is a single block; there are five.",
         **{
-            round(100 * value, d): "that is per cent: give a share."
+            round(100 * value, d): "that is in percent: give a share."
             for value in (others, kept + others)
             for d in (1, 2)
         },
-        1 / 32: "the class token keeps that in five halvings; it also reads itself.",
-        0.5 + even / 2: "that is a single block; there are five.",
-        (1 - kept) / 17: "what is not kept is shared by all 18 tokens, itself among them.",
+        1 / 32: "the class token keeps that in five halvings; it also attends to itself.",
+        0.5 + uniform / 2: "that is a single block; there are five.",
+        (1 - kept) / 17: "what is not kept is spread over all 18 tokens, itself among them.",
     }
     return all_of(
         for_a_patch=number(patch, others, {**wrong, kept + others: "that is the token itself."}),
         for_itself=number(
             itself,
             kept + others,
-            {**wrong, others: "that is any other token; itself it also keeps."},
-            "both are right: in five blocks a token keeps ½⁵ of itself, and shares the rest evenly.",
+            {**wrong, others: "that is any other token; the token itself also keeps a share."},
+            "both are right: in five blocks a token keeps ½⁵ of itself and spreads the rest evenly.",
         ),
     )
 
 
 def map_a(model: nn.Module, images: Tensor) -> Tensor:
-    """A map for the answer that the class head gives."""
+    """A map for the class head's prediction."""
     return interpret.relevance(model, images, classes=interpret.head_logits_fn(model)(images).argmax(dim=-1)).image
 
 
 def map_b(model: nn.Module, images: Tensor) -> Tensor:
-    """A map for the answer that the class head gives."""
+    """A map for the class head's prediction."""
     local = F.pad(images, (1, 1, 1, 1), mode="replicate")
     strength = (local[:, :, 1:-1, 2:] - local[:, :, 1:-1, :-2]) ** 2 + (
         local[:, :, 2:, 1:-1] - local[:, :, :-2, 1:-1]
@@ -134,39 +134,39 @@ def map_b(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def map_c(model: nn.Module, images: Tensor) -> Tensor:
-    """A map for the answer that the class head gives."""
+    """A map for the class head's prediction."""
     classes = interpret.head_logits_fn(model)(images).argmax(dim=-1)
     return interpret.blur((interpret.input_gradient(model, images, classes) * images).abs(), width=1.0).sum(dim=1)
 
 
 def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspect: Any) -> Verdict:
-    """`moved(map_function, model, images)`: the mean rank correlation of the maps before and after all weights are made
-    fresh; and which of the maps a, b, c doesn't depend on them."""
+    """`moved(map_function, model, images)`: the mean rank correlation of the maps before and after all weights are
+    randomized; and which of the maps a, b, c does not depend on them."""
     model = create_model("titn_nano", in_channels=1, image_size=(8, 8), depth=5).eval()
     images, before = torch.randn(4, 1, 8, 8), {name: value.clone() for name, value in model.state_dict().items()}
-    asked = []  # whether the model that was passed in, again and again
+    unchanged = []  # for each call: whether it was the model that was passed in
 
-    def still(one: nn.Module, images: Tensor) -> Tensor:
-        asked.append(all(torch.equal(value, before[name]) for name, value in one.state_dict().items()))
+    def image_only(one: nn.Module, images: Tensor) -> Tensor:
+        unchanged.append(all(torch.equal(value, before[name]) for name, value in one.state_dict().items()))
         return images.sum(dim=1)
 
     def by_part(part: str) -> MapFunction:
-        """Maps in an order of their own for every set of weights of one part of the network."""
+        """Random maps, seeded by the weights of one part of the network."""
 
-        def drawn(model: nn.Module, images: Tensor) -> Tensor:
+        def seeded_by_weights(model: nn.Module, images: Tensor) -> Tensor:
             total = sum(float(value.double().sum()) for name, value in model.state_dict().items() if part in name)
             generator = torch.Generator().manual_seed(abs(hash(round(total, 6))) % 2**31)
             return torch.rand(len(images), 8, 8, generator=generator)
 
-        return drawn
+        return seeded_by_weights
 
-    def mostly_drawn(model: nn.Module, pictures: Tensor) -> Tensor:
-        """The first image's map stays, and its numbers are large; the others' don't."""
-        first = (pictures == images[0]).flatten(1).all(dim=1)[:, None, None]
-        return torch.where(first, 1000 * pictures.sum(dim=1), by_part("")(model, pictures))
+    def first_map_fixed(model: nn.Module, batch: Tensor) -> Tensor:
+        """The first image's map depends on the image only and has large values; the others depend on the weights."""
+        first = (batch == images[0]).flatten(1).all(dim=1)[:, None, None]
+        return torch.where(first, 1000 * batch.sum(dim=1), by_part("")(model, batch))
 
     values = []
-    for one in (still, by_part("heads."), by_part("blocks."), by_part("pixel_embedding."), mostly_drawn):
+    for one in (image_only, by_part("heads."), by_part("blocks."), by_part("pixel_embedding."), first_map_fixed):
         got = call_answer(moved, one, model, images)
         if isinstance(got, Verdict):
             return got
@@ -175,29 +175,34 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
             return Verdict(False, f"moved returns {describe(got)}; one number was asked for: the mean over images.")
         values.append(value)
     changed = any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    heads, blocks, start = (abs(value) > 0.99 for value in values[1:4])
+    heads, blocks, embedding = (abs(value) > 0.99 for value in values[1:4])
     if changed:
-        return Verdict(False, "the model that was passed in has other weights now: randomize makes a copy, use that.")
+        return Verdict(
+            False,
+            "the weights of the model that was passed in have changed: use the copy that randomize_weights makes.",
+        )
     if not 0.9 < values[0] < 1.01:
-        return Verdict(False, f"for a map that looks only at the image, moved gives {values[0]:.2f}; it should be 1.")
-    if not any(asked):
-        return Verdict(False, "the model that was passed in is never asked: one of the two maps should be its own.")
-    if heads and blocks and start:
+        return Verdict(False, f"for a map that depends on the image only, moved gives {values[0]:.2f}; it should be 1.")
+    if not any(unchanged):
+        return Verdict(False, "the model that was passed in is never used: one of the two maps should be its own.")
+    if heads and blocks and embedding:
         return Verdict(False, "both maps come from the same weights.")
     if blocks:
-        return Verdict(False, "the blocks kept their weights: ask randomize for depth + 1.")
-    if start:
-        return Verdict(False, "the blocks are fresh, the pixel embedding isn't: ask randomize for depth + 1.")
+        return Verdict(False, "the blocks kept their weights: call randomize_weights with depth + 1.")
+    if embedding:
+        return Verdict(
+            False, "the blocks are random, the pixel embedding isn't: call randomize_weights with depth + 1."
+        )
     if max(map(abs, values[1:4])) > 0.5:
         return Verdict(
             False,
-            f"for maps that have nothing to do with each other moved gives {max(values[1:4]):.2f}; it should be near "
+            f"for unrelated maps moved gives {max(values[1:4]):.2f}; it should be near "
             "0. Is it the *rank* correlation?",
         )
     if values[4] > 0.6:
         return Verdict(
             False,
-            f"if one image of four keeps its map, and the others' are drawn anew, moved gives {values[4]:.2f}; it "
+            f"if one of four images keeps its map and the other maps are random, moved gives {values[4]:.2f}; it "
             "should be about 0.25: the mean over images of each one's own correlation.",
         )
     if unwritten(suspect):
@@ -209,5 +214,5 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
             False, f"map_{letter} changes with the weights." if known else f"{describe(suspect)} is none of a, b, c."
         )
     return Verdict(
-        True, "right: map_b is an edge detector. It asks the model, but adds up all its probabilities: always 1."
+        True, "right: map_b is an edge detector. It runs the model, but sums all its probabilities, which is always 1."
     )
