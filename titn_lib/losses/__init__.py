@@ -1,6 +1,6 @@
-"""What a student is trained on: labels, a teacher's logits, a teacher's feature maps.
+"""Training losses: cross-entropy with the labels, distillation from a teacher's logits or feature maps, and others.
 
-registry.py names every loss; objective.py joins a network and its loss.
+registry.py names every loss and says how to add one. objective.py joins a network and its loss.
 """
 
 from titn_lib.losses.distillation import (
@@ -13,11 +13,12 @@ from titn_lib.losses.distillation import (
     soft_loss,
     teacher_forward,
 )
-from titn_lib.losses.features import FeatureLoss, ManifoldLoss, similarity_mse
+from titn_lib.losses.features import FeatureDistillationLoss, FeatureLoss, ManifoldLoss, similarity_mse
 from titn_lib.losses.objective import Objective
-from titn_lib.losses.registry import list_losses, make_objective
+from titn_lib.losses.registry import list_losses, make_objective, register_loss
 
 __all__ = [
+    "FeatureDistillationLoss",
     "FeatureLoss",
     "ManifoldLoss",
     "Objective",
@@ -29,6 +30,7 @@ __all__ = [
     "list_losses",
     "make_objective",
     "mixed_cross_entropy",
+    "register_loss",
     "similarity_mse",
     "soft_loss",
     "teacher_forward",

@@ -9,15 +9,22 @@ from titn_lib.models.related.adavit import AdaViT
 
 
 class BudgetObjective(Objective):
-    """`Objective`, and 2 · ((patches − γ)² + |heads − γ| + |sublayers − γ|) of the shares of open gates, as in the
-    published code. (There the class token counts as a patch, and heads only where a sublayer is open.)"""
+    """Adds 2 · ((patches − γ)² + |heads − γ| + |sublayers − γ|) to the loss of `Objective` (arXiv 2111.15668).
+
+    Each term compares γ (`AdaViTConfig.budget`) with the share of gates that are open. The weights are those of the
+    published code. There, the class token also counts as a patch, and heads count only where a sublayer is open.
+    """
 
     def forward(
         self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None = None
     ) -> LossAndLogits:
-        """As `Objective.forward`; raises TITNError also for a network without gates."""
+        """Returns the loss and the network's logits, as `Objective.forward`.
+
+        Raises:
+            TITNError: the network has no gates.
+        """
         if not isinstance(self.network, AdaViT):
             raise TITNError(f"{self.network.config.name} has no gates to close: choose adavit_nano for 'budget'")
         loss, logits = super().forward(images, targets, teacher_output)
-        patches, heads, sublayers = (kind.mean() - self.network.config.budget for kind in self.network.last_gates)
+        patches, heads, sublayers = (gates.mean() - self.network.config.budget for gates in self.network.last_gates)
         return loss + 2 * (patches.square() + heads.abs() + sublayers.abs()), logits

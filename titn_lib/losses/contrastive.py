@@ -1,16 +1,17 @@
-"""LaCViT: label-aware contrastive training (Long et al. 2023, arXiv 2303.18013), two runs for any network with tokens.
+"""LaCViT: label-aware contrastive training (Long et al. 2023, arXiv 2303.18013) of a network with tokens, in two runs.
 
-    1. objective "contrastive"    `contrastive_loss` of z = P(x) / |P(x)| for two views of every image; x is what the
-                                  class head reads (`pool`), P a projection: Linear D → D, ReLU, Linear D → 128
-    2. objective "heads"          starts from the first run (`Run.start`): the encoder is frozen, the heads learn by CE
+    1. loss "contrastive"     `contrastive_loss` of z = P(x) / |P(x)| for two views of every image. x is the input of
+                              the class head (`Heads.pool`); P is a projection: Linear D → D, ReLU, Linear D → 128.
+    2. loss "linear_probe"    starts from the first run's weights (`Run.init_from`). The encoder is frozen, and the
+                              heads are trained with cross-entropy.
 
-The first run leaves the heads as they were drawn, so its accuracies are those of guessing. In the second, LayerNorm and
-Linear of each head learn: a linear classifier, since the one's scale and shift could as well be the other's.
+The first run never updates the heads, so its accuracy is at chance level. The second run trains the LayerNorm and the
+Linear of each head. This is a linear classifier, since the Linear can absorb the scale and shift of the LayerNorm.
 
-Published: the loss, τ = 0.1, P, both stages, to fine-tune pretrained ViTs (up to 10.78 percentage points above CE, on
-CUB-200-2011). The authors' code multiplies the loss by τ / 0.07, as does the code of supervised contrastive learning
-that it comes from: a larger learning rate, but for Adam. Ours: the loss without this factor, as in the equation, and a
-distillation head that learns in the second run what the class head learns.
+Published: the loss, τ = 0.1, P and both stages, to fine-tune pretrained ViTs (up to 10.78 percentage points above CE,
+on CUB-200-2011). The authors' code multiplies the loss by τ / 0.07, as does the code of supervised contrastive learning
+that it builds on. This acts as a larger learning rate, except with Adam. Ours: the loss without this factor, as in the
+equation, and a distillation head that is trained in the second run like the class head.
 """
 
 from typing import Any
@@ -34,16 +35,19 @@ PROJECTION_WIDTH = 128
 def contrastive_loss(
     z: Float[Tensor, "image width"], labels: Int[Tensor, " image"], temperature: float = TEMPERATURE
 ) -> Float[Tensor, ""]:
-    """Every image is an anchor i, drawn to the others of its class, P(i) (Khosla et al. 2020, eq. 2; their sum over
-    anchors is a mean here):
+    """Supervised contrastive loss (Khosla et al. 2020, eq. 2, with a mean over anchors instead of their sum).
+
+    Every image is an anchor i, and P(i) are the other images of its class:
 
         mean over i of  −1/|P(i)| Σ_{p∈P(i)} log( exp(z_i·z_p/τ) / Σ_{a≠i} exp(z_i·z_a/τ) )
 
-    An anchor alone in its class is left out; where all are, the loss is 0. Anchors are compared within their batch (and
-    process) only: gradients added up over small batches bring no image more to compare with.
+    An anchor without a second image of its class is left out. If all are, the loss is 0. Anchors are compared only
+    within their batch and process, so accumulating gradients over small batches doesn't replace a large batch.
 
     Args:
-        z: rows of length 1.
+        z: features, each row of length 1.
+        labels: the class of each row.
+        temperature: τ.
     """
     with torch.autocast(z.device.type, enabled=False):  # bfloat16 would round what 1/τ then magnifies
         scores = z @ z.T / temperature
@@ -54,10 +58,14 @@ def contrastive_loss(
     return -(log_shares.sum(dim=-1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
 
 
-class Stage(Objective):
-    """What both stages share; TITNError where the network has no tokens, or there is something to distill."""
+class ContrastiveStage(Objective):
+    """What both stages share.
 
-    HEADS_LEARN: bool  # and nothing else does, or all but them
+    Raises:
+        TITNError: the network has no tokens, or `loss` is a distillation loss.
+    """
+
+    TRAINS_HEADS: bool  # True: the heads and nothing else. False: everything but the heads.
     network: TokenClassifier
 
     def __init__(self, network: Classifier, loss: str = "cross_entropy", *settings: Any):
@@ -66,20 +74,22 @@ class Stage(Objective):
         if not isinstance(network, TokenClassifier):
             raise TITNError(f"{network.config.name} has no tokens for contrastive training: choose a TITN, TNT or ViT")
         super().__init__(network, loss, *settings)
-        # Where several processes add up their gradients, they must not wait for those that never come.
+        # DistributedDataParallel must not wait for gradients that are never computed.
         self._ddp_params_and_buffers_to_ignore = [
-            f"network.{name}" for name, _ in network.named_parameters() if name.startswith("heads") != self.HEADS_LEARN
+            f"network.{name}" for name, _ in network.named_parameters() if name.startswith("heads") != self.TRAINS_HEADS
         ]
 
     def head_logits(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "head batch classes"]:
+        """Each head's logits, in float32."""
         return torch.stack(list(self.network.heads.forward_all(tokens))).float()
 
 
-class Contrastive(Stage):
-    """The first stage, for the encoder and the projection, which is not kept; label smoothing has no place in it."""
+class Contrastive(ContrastiveStage):
+    """The first stage: trains the encoder and the projection. The projection is discarded after training, and label
+    smoothing has no effect."""
 
     VIEWS = 2
-    HEADS_LEARN = False
+    TRAINS_HEADS = False
 
     def __init__(self, network: Classifier, *settings: Any):
         super().__init__(network, *settings)
@@ -89,17 +99,17 @@ class Contrastive(Stage):
     def forward(
         self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None = None
     ) -> LossAndLogits:
-        """Returns the contrastive loss, and the mean of the heads' logits, without gradient."""
+        """Returns the contrastive loss, and the mean of the heads' logits without gradient."""
         tokens = self.network.forward_features(images).hidden_states[-1]
         z = F.normalize(self.projection(self.network.heads.pool(tokens)).float(), dim=-1)
         return contrastive_loss(z, targets.a), self.head_logits(tokens).mean(dim=0).detach()
 
 
-class LinearProbe(Stage):
-    """The second stage. The encoder gets no gradient, so the optimizer passes it by, weight decay and all; and it stays
-    in evaluation mode, or its batch normalization would go on measuring."""
+class LinearProbe(ContrastiveStage):
+    """The second stage, linear probing. The encoder is frozen: it gets no updates and no weight decay, and it stays in
+    evaluation mode so that the statistics of its batch normalization don't change."""
 
-    HEADS_LEARN = True
+    TRAINS_HEADS = True
 
     def train(self, mode: bool = True) -> "LinearProbe":
         super().train(mode)
@@ -109,32 +119,36 @@ class LinearProbe(Stage):
     def forward(
         self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None = None
     ) -> LossAndLogits:
-        """Returns the mean of the heads' CE, and of their logits."""
+        """Returns the mean of the heads' cross-entropies, and the mean of their logits."""
         with torch.no_grad():
             tokens = self.network.forward_features(images).hidden_states[-1]
         logits = self.head_logits(tokens)
         return self.label_loss(logits, targets), logits.mean(dim=0)
 
 
-# --- how features lie on the sphere, once every row has length 1
+# --- measures of features on the unit sphere: every row is scaled to length 1 first
 
 
 def average_cosine(features: Float[Tensor, "image width"]) -> float:
-    """The mean cosine of two different images: 0 where no direction is preferred (isotropy), 1 where all are one."""
+    """The mean cosine similarity of two different images: 0 for isotropic features, 1 if all are parallel."""
     unit = F.normalize(features, dim=-1)
     n = len(features)
     return ((unit.sum(dim=0).square().sum() - n) / (n * (n - 1))).item()
 
 
 def alignment(features: Float[Tensor, "image width"], labels: Int[Tensor, " image"]) -> float:
-    """The mean squared distance of two images of one class (Wang and Isola 2020, α = 2; their pairs are views of one
-    image): 0 where every class is a point."""
+    """The mean squared distance between two images of one class, 0 if every class is a single point.
+
+    After Wang and Isola 2020 with α = 2; their pairs are two views of one image.
+    """
     unit = F.normalize(features, dim=-1)
     pairs = (labels[:, None] == labels).triu(diagonal=1)
     return (2 - 2 * unit @ unit.T)[pairs].mean().item()
 
 
 def uniformity(features: Float[Tensor, "image width"]) -> float:
-    """log of the mean of exp(−2 · squared distance) over all pairs (Wang and Isola 2020, t = 2): 0 where all images
-    are one point, lower the more evenly they lie on the sphere."""
+    """log of the mean of exp(−2 · squared distance) over all pairs (Wang and Isola 2020, t = 2).
+
+    0 if all images are a single point; lower the more evenly they are spread over the sphere.
+    """
     return torch.pdist(F.normalize(features, dim=-1)).square().mul(-2).exp().mean().log().item()

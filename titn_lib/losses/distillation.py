@@ -1,10 +1,10 @@
-"""Distillation losses on logits, and the teacher they learn from.
+"""Distillation losses on logits, and the teacher's forward pass.
 
     hard    cross-entropy with the teacher's predicted class: the published TITN (and DeiT) loss
     soft    KL divergence to all of the teacher's probabilities (Hinton et al. 2015)
     dkd     decoupled knowledge distillation: the target class and the ranking of the others (Zhao et al. 2022)
 
-The teacher is frozen, in evaluation mode, sees the same augmented images as the student, and receives no gradient.
+The teacher is frozen and in evaluation mode. It gets the same augmented images as the student and no gradient.
 """
 
 from collections.abc import Callable
@@ -25,24 +25,28 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class TeacherOutput(NamedTuple):
-    """A teacher's logits for a batch, and a feature map for each of its stages."""
+    """A teacher's output for a batch.
+
+    Attributes:
+        logits: of its classifier.
+        maps: the feature map after each of its stages; none for a teacher that is not one of `models.teachers`.
+    """
 
     logits: Float[Tensor, "batch classes"]
     maps: list[Float[Tensor, "batch _channel _height _width"]]
 
 
 def freeze(teacher: Network) -> Network:
-    """Put the teacher in evaluation mode and stop its gradients, for good."""
+    """Put a teacher in evaluation mode and turn off the gradients of its parameters, in place."""
     return teacher.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def teacher_forward(teacher: nn.Module, images: Images) -> TeacherOutput:
-    """The teacher's output for a batch, without gradient. A teacher that is not one of `models.teachers` gives logits and
-    no feature maps.
+    """The teacher's logits and feature maps for a batch, without gradient.
 
     Raises:
-        TITNError: the teacher, or a part of it, is in training mode: its batch normalization statistics would
+        TITNError: the teacher, or a part of it, is in training mode, so that its batch normalization statistics would
             change with every batch.
     """
     if any(part.training for part in teacher.modules()):
@@ -56,7 +60,7 @@ def teacher_forward(teacher: nn.Module, images: Images) -> TeacherOutput:
 def mixed_cross_entropy(
     logits: Float[Tensor, "batch classes"], targets: MixedTargets, smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
-    """λ·CE(a) + (1 − λ)·CE(b) (Yun et al. 2019, CutMix)."""
+    """λ·CE(logits, a) + (1 − λ)·CE(logits, b), as in CutMix (Yun et al. 2019). `smoothing` is label smoothing."""
     first = F.cross_entropy(logits, targets.a, label_smoothing=smoothing)
     if targets.lam == 1:
         return first
@@ -67,7 +71,7 @@ def mixed_cross_entropy(
 def hard_loss(
     student_logits: Float[Tensor, "batch classes"], teacher_logits: Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
-    """CE(student, argmax of the teacher) (Touvron et al. 2021, eq. 3): no temperature, no KL."""
+    """CE(student, argmax of the teacher), without temperature or KL divergence (Touvron et al. 2021, eq. 3)."""
     return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
 
 
@@ -78,7 +82,7 @@ def soft_loss(
 ) -> Float[Tensor, ""]:
     """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over images (Hinton et al. 2015).
 
-    T² keeps the gradient's size when T changes.
+    The factor T² keeps the size of the gradient when T changes.
     """
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
@@ -93,26 +97,28 @@ def dkd_loss(
     alpha: float = 1.0,
     beta: float = 8.0,
 ) -> Float[Tensor, ""]:
-    """T²·(α·TCKD + β·NCKD), the mean over images (Zhao et al. 2022): the right class against all others, and
-    the others among themselves. `soft_loss` is the same with α = 1 and β = 1 − p_target of the teacher.
+    """Decoupled knowledge distillation: T²·(α·TCKD + β·NCKD), the mean over images (Zhao et al. 2022).
 
-    The authors let it grow over the first 20 of 240 epochs; here it has its full weight from the start.
+    TCKD compares the probability of the target class against that of all others. NCKD compares the distributions over
+    the other classes. `soft_loss` is the same with α = 1 and β = 1 − p_target of the teacher.
+
+    The authors increase the weight of this loss over the first 20 of 240 epochs. Here it is constant.
     """
-    right = F.one_hot(labels, student_logits.shape[-1]).bool()
-    pairs, others = [], []
+    is_target = F.one_hot(labels, student_logits.shape[-1]).bool()
+    binary, non_target = [], []
     for logits in (student_logits / temperature, teacher_logits / temperature):
-        rest = logits.masked_fill(right, -1e4)
-        against = torch.stack([logits.gather(-1, labels[:, None])[:, 0], rest.logsumexp(dim=-1)], dim=-1)
-        pairs.append(F.log_softmax(against, dim=-1))
-        others.append(F.log_softmax(rest, dim=-1))
-    target, ranking = (
-        F.kl_div(student, teacher, log_target=True, reduction="batchmean") for student, teacher in (pairs, others)
+        rest = logits.masked_fill(is_target, -1e4)
+        pair = torch.stack([logits.gather(-1, labels[:, None])[:, 0], rest.logsumexp(dim=-1)], dim=-1)
+        binary.append(F.log_softmax(pair, dim=-1))
+        non_target.append(F.log_softmax(rest, dim=-1))
+    tckd, nckd = (
+        F.kl_div(student, teacher, log_target=True, reduction="batchmean") for student, teacher in (binary, non_target)
     )
-    return temperature**2 * (alpha * target + beta * ranking)
+    return temperature**2 * (alpha * tckd + beta * nckd)
 
 
+# Student logits, teacher logits, labels (of a mixed image the dominant class), temperature → loss.
 LogitLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-# Student logits, teacher logits, labels (of a mixed image the dominant class), temperature → loss. Add yours here.
 LOGIT_LOSSES: dict[str, LogitLoss] = {
     "hard": lambda student, teacher, labels, temperature: hard_loss(student, teacher),
     "soft": lambda student, teacher, labels, temperature: soft_loss(student, teacher, temperature),
@@ -128,17 +134,20 @@ def distillation_loss(
     temperature: float = 4.0,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """½·CE(class head, labels) + ½·loss(distillation head, teacher): what TITN is trained with.
+    """TITN's training loss: ½·CE(class head, labels) + ½·loss(distillation head, teacher).
 
     Args:
-        logits: of both heads, as a model with a distillation token returns them in training; of a model with one head,
-            its logits.
-        teacher_logits: of the same images, for the same classes.
-        targets: labels, or `MixedTargets` of CutMix or MixUp.
-        loss: one of `LOGIT_LOSSES`, or "cross_entropy": both halves use the labels.
+        logits: `TokenLogits` of both heads, as a model with a distillation token returns in training mode, or the
+            logits of a model with one head, which then has both terms.
+        teacher_logits: the teacher's, for the same images and classes; None for "cross_entropy".
+        targets: labels, or the `MixedTargets` of CutMix or MixUp.
+        loss: "hard", "soft", "dkd", a logit loss of your own (`register_loss`), or "cross_entropy", which trains both
+            heads with the labels.
+        temperature: of the losses "soft" and "dkd".
+        label_smoothing: share of each label that is spread over all classes, in the cross-entropy with the labels.
 
     Raises:
-        TITNError: an unknown loss, or a teacher that is missing or has other classes.
+        TITNError: the loss is unknown, or the teacher's logits are missing or have another shape.
     """
     if loss != "cross_entropy" and loss not in LOGIT_LOSSES:
         raise unknown("loss", loss, ["cross_entropy", *LOGIT_LOSSES])
@@ -147,13 +156,13 @@ def distillation_loss(
     class_logits, distillation_logits = logits if isinstance(logits, TokenLogits) else (logits, logits)
     if teacher_logits is not None and teacher_logits.shape != class_logits.shape:
         raise TITNError(
-            f"the teacher knows {teacher_logits.shape[-1]} classes and the student {class_logits.shape[-1]}: train a "
-            "teacher on the student's"
+            f"the teacher's logits have the shape {tuple(teacher_logits.shape)} and the student's "
+            f"{tuple(class_logits.shape)}: pass the same images to both, and a teacher for the student's classes"
         )
-    label_half = mixed_cross_entropy(class_logits, targets, label_smoothing)
+    class_loss = mixed_cross_entropy(class_logits, targets, label_smoothing)
     if loss == "cross_entropy":
-        return label_half / 2 + mixed_cross_entropy(distillation_logits, targets, label_smoothing) / 2
+        return class_loss / 2 + mixed_cross_entropy(distillation_logits, targets, label_smoothing) / 2
     if teacher_logits is None:
         raise TITNError(f"the loss {loss!r} needs the teacher's logits: pass them, or choose 'cross_entropy'")
-    teacher_half = LOGIT_LOSSES[loss](distillation_logits, teacher_logits.float(), targets.dominant, temperature)
-    return label_half / 2 + teacher_half / 2
+    teacher_loss = LOGIT_LOSSES[loss](distillation_logits, teacher_logits.float(), targets.dominant, temperature)
+    return class_loss / 2 + teacher_loss / 2

@@ -1,7 +1,7 @@
 """Distillation losses between a student's patch tokens and a teacher's feature maps.
 
 feature     match the feature maps themselves. The TITN abstract says "distillation within the feature extraction
-            layer"; its published code has no such term, so the form is ours, after Li et al. 2022.
+            layer". Its published code has no such term, so the form is ours, after Li et al. 2022.
 manifold    match the similarities between patches (Hao et al. 2022)
 """
 
@@ -17,13 +17,13 @@ from titn_lib.models.teachers import Teacher
 
 
 class FeatureDistillationLoss(nn.Module):
-    """Pairs a student's patch tokens with a teacher's feature maps.
+    """Base class of losses between a student's patch tokens and a teacher's feature maps.
 
-    Three blocks (a third, two thirds and all of the way) are paired with the teacher's last three stages; a map is
-    averaged or repeated to the grid of patches.
+    Three of the student's blocks (at one third, two thirds and all of its depth) are paired with the teacher's last
+    three stages. Adaptive average pooling resizes each map to the grid of patches. A subclass defines `pair_loss`.
     """
 
-    WEIGHTED = False  # whether a recipe's feature_weight multiplies it
+    WEIGHTED = False  # whether the recipe's feature_weight multiplies the loss
 
     def __init__(self, student: TokenClassifier, teacher: Teacher):
         super().__init__()
@@ -41,6 +41,7 @@ class FeatureDistillationLoss(nn.Module):
         hidden_states: list[Float[Tensor, "batch token width"]],
         maps: list[Float[Tensor, "batch _channel _height _width"]],
     ) -> list[tuple[Float[Tensor, "batch patch width"], Float[Tensor, "batch patch _channel"]]]:
+        """For each pair, the student's patch tokens and the teacher's features at the same patches."""
         return [
             (
                 hidden_states[block][:, 1 : 1 + self.patches],
@@ -55,7 +56,7 @@ class FeatureDistillationLoss(nn.Module):
         student: Float[Tensor, "batch patch width"],
         teacher: Float[Tensor, "batch patch _channel"],
     ) -> Float[Tensor, ""]:
-        """The loss of one pair."""
+        """The loss of one pair. `index` (0, 1 or 2) is the pair's position."""
         raise NotImplementedError
 
     def forward(
@@ -63,19 +64,24 @@ class FeatureDistillationLoss(nn.Module):
         hidden_states: list[Float[Tensor, "batch token width"]],
         maps: list[Float[Tensor, "batch _channel _height _width"]],
     ) -> Float[Tensor, ""]:
-        """The mean over pairs."""
+        """The mean loss over the pairs.
+
+        Args:
+            hidden_states: the student's tokens after every block, the class token first.
+            maps: the teacher's feature maps, one for each stage.
+        """
         pairs = enumerate(self.match_features(hidden_states, maps))
         return torch.stack([self.pair_loss(index, *pair) for index, pair in pairs]).mean()
 
 
 class FeatureLoss(FeatureDistillationLoss):
-    """Pulls patch tokens towards the teacher's feature maps.
+    """The mean squared error between projected patch tokens and the teacher's feature maps.
 
-    A Linear projects each token to the map's channels, both are standardized over channels (LayerNorm without
-    parameters), and the mean squared difference is averaged over pairs. Standardizing and averaging are ours: Li et al.
-    (2022, locality guidance) project as we do, but sum the mean squared differences of three pairs as they are, with a
-    weight of 2.5. Standardized, the loss is blind to the teacher's scale: an independent pair starts near 2, a perfect
-    one ends at 0.
+    A Linear projects each token to the channels of the map. Both are standardized over channels (LayerNorm without
+    parameters), and their mean squared error is averaged over pairs. Standardizing and averaging are ours. Li et al.
+    (2022, locality guidance) project in the same way, but sum the errors of three pairs without standardizing, with a
+    weight of 2.5. Standardizing makes the loss independent of the teacher's scale. It starts near 2 for unrelated
+    features and is 0 for a perfect match.
     """
 
     WEIGHTED = True
@@ -90,14 +96,17 @@ class FeatureLoss(FeatureDistillationLoss):
         student: Float[Tensor, "batch patch width"],
         teacher: Float[Tensor, "batch patch _channel"],
     ) -> Float[Tensor, ""]:
-        projected, channels = self.projections[index](student), teacher.shape[-1:]
+        projected = self.projections[index](student)
+        channels = teacher.shape[-1:]
         return F.mse_loss(F.layer_norm(projected, channels), F.layer_norm(teacher, channels))
 
 
 class ManifoldLoss(FeatureDistillationLoss):
-    """Pulls the similarity (cosine) between patch tokens towards that between places of the teacher's maps
-    (Hao et al. 2022): within an image, between images at one place, and among `SAMPLE` tokens drawn from
-    all. Widths need not agree. Their teacher is a transformer too; pairing with a CNN's maps is ours.
+    """The squared error between the student's and the teacher's matrices of cosine similarities (Hao et al. 2022).
+
+    There are three matrices: between the patches of an image, between the images at one patch position, and between
+    `SAMPLE` tokens drawn from the whole batch. Student and teacher may have different widths. Hao et al. distill from a
+    transformer; pairing with the feature maps of a CNN is ours.
     """
 
     WITHIN, BETWEEN, SAMPLED = 4.0, 0.1, 0.2  # weights, as published
@@ -118,7 +127,7 @@ class ManifoldLoss(FeatureDistillationLoss):
 
 
 def similarity_mse(student: Float[Tensor, "*group row width"], teacher: Float[Tensor, "*group row _width"]) -> Tensor:
-    """Mean squared difference between the cosines of all pairs of rows."""
+    """The mean squared error between the cosine similarities of all pairs of rows."""
     student, teacher = (F.normalize(rows.float(), dim=-1) for rows in (student, teacher))
     return F.mse_loss(student @ student.mT, teacher @ teacher.mT)
 

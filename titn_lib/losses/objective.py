@@ -19,26 +19,34 @@ LossAndLogits = tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]
 
 
 class Objective(nn.Module):
-    """A network and the loss it is trained with.
+    """A network and the loss it is trained with, as one module.
 
-        cross_entropy   CE of both heads with the labels, half each (a network with one head: CE)
+        cross_entropy   the mean of both heads' CE with the labels (CE for a network with one head)
         hard            ½·CE(class head, labels) + ½·CE(distillation head, argmax of the teacher)    [TITN, published]
         soft            ½·CE(class head, labels) + ½·T²·KL(teacher ‖ distillation head)
-        dkd             ½·CE(class head, labels) + ½·`dkd_loss`; the dominant class of a mixed image counts
-        +feature        adds `feature_weight` times `FeatureLoss`; alone, on top of cross-entropy
-        +manifold       adds `ManifoldLoss`; alone, on top of cross-entropy
+        dkd             ½·CE(class head, labels) + ½·`dkd_loss`, with the dominant class of a mixed image
+        +feature        adds `feature_weight` times `FeatureLoss`; without a logit loss, to cross-entropy
+        +manifold       adds `ManifoldLoss`; without a logit loss, to cross-entropy
 
-    A network without a distillation token uses its one head for both halves.
+    A network without a distillation token uses its one head for both terms.
+
+    Args:
+        network: the student.
+        loss: one of the above, such as "soft+feature".
+        teacher: of a distillation loss; its output is an argument of `forward`.
+        temperature: T, of "soft" and "dkd".
+        feature_weight: of "feature".
+        label_smoothing: of the cross-entropy with the labels.
 
     Raises:
-        TITNError: a loss that needs a teacher without one, or feature maps of a teacher that is not one of
+        TITNError: a distillation loss without a teacher, or a feature loss with a teacher that is not one of
             `models.teachers`.
 
     Attributes:
-        progress: how much of the run is over, from 0 to 1; training sets it before every step.
+        progress: the finished share of the run, from 0 to 1; the trainer sets it before every step.
     """
 
-    VIEWS = 1  # of each image in a batch, one after the other: "(view batch) channel height width"
+    VIEWS = 1  # augmented views of each image in a batch, as "(view batch) channel height width"
 
     def __init__(
         self,
@@ -70,10 +78,10 @@ class Objective(nn.Module):
     def forward(
         self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None = None
     ) -> LossAndLogits:
-        """Returns the loss, and the network's logits (the mean of both heads).
+        """Returns the loss and the network's logits, the mean of both heads.
 
         Raises:
-            TITNError: the loss needs the teacher's output and there is none, or one for other classes.
+            TITNError: the teacher's output is missing, or is for other classes.
         """
         if teacher_output is None and self.loss != "cross_entropy":
             raise TITNError(f"the loss {self.loss!r} needs the teacher's output: pass it (teacher_forward)")
@@ -88,8 +96,10 @@ class Objective(nn.Module):
         return loss, (heads.class_logits + heads.distillation_logits) / 2
 
     def forward_heads(self, images: Images) -> tuple[list[Float[Tensor, "batch token outer_width"]], TokenLogits]:
-        """The tokens after every block (none of a network without tokens), and each head's logits in float32, whatever
-        the mode; the same logits twice for a network with one head."""
+        """The tokens after every block, and both heads' logits in float32, in training and in evaluation mode.
+
+        A network without tokens has no hidden states. A network with one head has the same logits twice.
+        """
         if isinstance(self.network, TokenClassifier):
             hidden_states = self.network.forward_features(images).hidden_states
             heads = self.network.heads.forward_all(hidden_states[-1])

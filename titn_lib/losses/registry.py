@@ -1,4 +1,4 @@
-"""Every loss by name, as `Run.loss` and the command line's --loss know them.
+"""Every loss by name, for `Run.loss`, `make_objective` and the command line's --loss.
 
     cross_entropy        labels only
     hard, soft, dkd      a loss on the distillation head's logits     `distillation.LOGIT_LOSSES`
@@ -6,20 +6,33 @@
     soft+feature         one of each
     contrastive, …       an objective of its own                      `OBJECTIVES`
 
-A loss of your own: a function in `distillation.LOGIT_LOSSES`, a `FeatureDistillationLoss` in `features.FEATURE_LOSSES`,
-or an `Objective` in `OBJECTIVES`. One entry is all it takes.
+Add a loss with three lines, in a notebook or in distillation.py. From then on its name works everywhere, also in
+combinations such as "mse+feature":
+
+    @titn_lib.losses.register_loss("mse")
+    def mse_loss(student_logits, teacher_logits, labels, temperature):
+        return (student_logits - teacher_logits).square().mean()
+
+The same decorator takes a subclass of `FeatureDistillationLoss`, which compares feature maps, and a subclass of
+`Objective`, which replaces the whole training loss and needs no teacher.
 """
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch import nn
 
 from titn_lib.errors import TITNError, unknown
 from titn_lib.losses.budget import BudgetObjective
 from titn_lib.losses.contrastive import Contrastive, LinearProbe
-from titn_lib.losses.distillation import LOGIT_LOSSES
-from titn_lib.losses.features import FEATURE_LOSSES
+from titn_lib.losses.distillation import LOGIT_LOSSES, LogitLoss
+from titn_lib.losses.features import FEATURE_LOSSES, FeatureDistillationLoss
 from titn_lib.losses.objective import Objective
 from titn_lib.losses.relabeling import Relabeling
 from titn_lib.models.base import Classifier, TokenClassifier
+
+Loss = TypeVar("Loss", bound=LogitLoss | type[FeatureDistillationLoss] | type[Objective])
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "budget": BudgetObjective,
@@ -30,9 +43,43 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def list_losses() -> list[str]:
-    """All names: cross-entropy, the losses that need a teacher and their combinations, then other objectives."""
+    """All names: cross-entropy, the distillation losses and their combinations, then other objectives."""
     combined = [f"{logit}+{feature}" for logit in LOGIT_LOSSES for feature in FEATURE_LOSSES]
     return ["cross_entropy", *LOGIT_LOSSES, *FEATURE_LOSSES, *combined, *OBJECTIVES]
+
+
+BUILT_IN = frozenset(list_losses())
+
+
+def register_loss(name: str) -> Callable[[Loss], Loss]:
+    """Decorator that makes a loss available by name.
+
+    Args:
+        name: letters, digits and underscores. A loss of your own may be registered again, as a notebook cell that runs
+            twice does; a built-in one can't be replaced.
+
+    Raises:
+        TITNError: the name is taken by a built-in loss, or has other characters.
+    """
+    if not re.fullmatch(r"\w+", name):
+        raise TITNError(f"a loss can't be called {name!r}: use letters, digits and underscores")
+    if name in BUILT_IN:
+        raise TITNError(f"there is a built-in loss {name!r} already: choose another name")
+
+    def register(loss: Loss) -> Loss:
+        for table in (LOGIT_LOSSES, FEATURE_LOSSES, OBJECTIVES):
+            table.pop(name, None)
+        if not isinstance(loss, type):
+            LOGIT_LOSSES[name] = loss
+        elif issubclass(loss, FeatureDistillationLoss):
+            FEATURE_LOSSES[name] = loss
+        elif issubclass(loss, Objective):
+            OBJECTIVES[name] = loss
+        else:
+            raise TITNError(f"{loss} is not a loss: register a function, a FeatureDistillationLoss or an Objective")
+        return loss
+
+    return register
 
 
 def needs_teacher(loss: str) -> bool:
@@ -59,12 +106,12 @@ def make_objective(
     feature_weight: float = 2.5,
     label_smoothing: float = 0.0,
 ) -> Objective:
-    """The network with the loss of this name.
+    """The network with the loss of this name. The arguments are those of `Objective`.
 
     Raises:
-        TITNError: an unknown loss, or one that doesn't fit the network or its teacher.
+        TITNError: the loss is unknown, or doesn't fit the network or the teacher.
     """
     check_loss(loss, network)
-    objective = OBJECTIVES.get(loss, Objective)
-    method = "cross_entropy" if loss in OBJECTIVES else loss
-    return objective(network, method, teacher, temperature, feature_weight, label_smoothing)
+    if loss in OBJECTIVES:
+        return OBJECTIVES[loss](network, "cross_entropy", teacher, temperature, feature_weight, label_smoothing)
+    return Objective(network, loss, teacher, temperature, feature_weight, label_smoothing)

@@ -17,22 +17,25 @@ from titn_lib.models.base import Classifier
 def relabel(
     logits: Float[Tensor, "image classes"], labels: Int[Tensor, " image"], delta: float = 0.2
 ) -> Int[Tensor, " image"]:
-    """The likeliest class where it is likelier than the label by more than `delta`, the label elsewhere."""
-    chances = logits.float().softmax(dim=-1)
-    highest, likeliest = chances.max(dim=-1)
-    return torch.where(highest - chances.gather(-1, labels[:, None])[:, 0] > delta, likeliest, labels)
+    """Replace a label by the predicted class if its probability exceeds the label's by more than `delta`."""
+    probabilities = logits.float().softmax(dim=-1)
+    highest, predicted = probabilities.max(dim=-1)
+    of_label = probabilities.gather(-1, labels[:, None])[:, 0]
+    return torch.where(highest - of_label > delta, predicted, labels)
 
 
 class Relabeling(Objective):
-    """CE with labels that the network may doubt, from `WARM_UP` of the run on: every head learns `relabel` of the
-    mean of their logits. Begun before the network knows more than its labels, it agrees with itself ever more, up to
-    one class for all images and a loss of 0.
+    """Cross-entropy with labels that the network may replace.
+
+    During the last fifth of the run, the target of both heads is `relabel` of the mean of their logits. Relabeling that
+    starts before the network is more accurate than its labels collapses. The network then trains on its own predictions
+    until it predicts one class for all images, with a loss of 0.
 
     Raises:
-        TITNError: there is something to distill, or images are mixed (of which no one class is the true one).
+        TITNError: `loss` is a distillation loss, or images are mixed, so that no single class is the true one.
     """
 
-    WARM_UP = 0.8
+    WARM_UP = 0.8  # the share of the run with the given labels
     DELTA = 0.2
 
     def __init__(self, network: Classifier, loss: str = "cross_entropy", *settings: Any):
@@ -43,9 +46,9 @@ class Relabeling(Objective):
     def forward(
         self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None = None
     ) -> LossAndLogits:
-        """Returns the loss, and the network's logits (the mean of both heads)."""
+        """Returns the loss and the network's logits, the mean of both heads."""
         if targets.lam != 1:
-            raise TITNError("relabeling can't tell one true class of mixed images: leave cutmix and mixup out")
+            raise TITNError("relabeling needs one true class and can't use mixed images: leave cutmix and mixup out")
         _, heads = self.forward_heads(images)
         logits = (heads[0] + heads[1]) / 2
         labels = targets.a
@@ -55,17 +58,23 @@ class Relabeling(Objective):
 
 
 class RelabelingQuality(NamedTuple):
-    """Shares in 0–1; nan where there is nothing to share."""
+    """Precision and recall in 0–1; nan where the denominator is 0."""
 
-    precision: float  # of the changed labels, those that are right now
-    recall: float  # of the wrong labels, those that are right now
+    precision: float  # the share of the changed labels that are right now
+    recall: float  # the share of the wrong labels that are right now
 
 
 def relabeling_quality(
     relabeled: Int[Tensor, " image"], given: Int[Tensor, " image"], true: Int[Tensor, " image"]
 ) -> RelabelingQuality:
-    """How far wrong labels were set right, and right ones left alone; `true` are the labels before `add_label_noise`."""
+    """How well relabeling corrects wrong labels and leaves right ones alone.
+
+    Args:
+        relabeled: labels after `relabel`.
+        given: labels after `add_label_noise`.
+        true: labels before `add_label_noise`.
+    """
     wrong = given != true
     changed = relabeled != given
-    set_right = (wrong & (relabeled == true)).sum()
-    return RelabelingQuality((set_right / changed.sum()).item(), (set_right / wrong.sum()).item())
+    corrected = (wrong & (relabeled == true)).sum()
+    return RelabelingQuality((corrected / changed.sum()).item(), (corrected / wrong.sum()).item())

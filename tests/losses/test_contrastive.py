@@ -1,4 +1,4 @@
-"""LaCViT: the contrastive loss by hand, by loops and at its minimum; what each of the two runs learns, and leaves."""
+"""LaCViT: the contrastive loss by hand, by loops and at its minimum; what each of the two runs trains and leaves."""
 
 import math
 from dataclasses import replace
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from titn_lib import TITNError, create_model
 from titn_lib.data.mixing import MixedTargets
-from titn_lib.losses import contrastive as lacvit
+from titn_lib.losses import contrastive
 from titn_lib.losses.distillation import mixed_cross_entropy
 from titn_lib.training.config import Recipe, Run
 from titn_lib.training.optim import make_optimizer
@@ -19,7 +19,7 @@ from titn_lib.training.trainer import WEIGHTS
 
 QUICK = Recipe(epochs=12, batch_size=64, lr=2e-3, clip_norm=1.0, augmentation="shift", train_images=512, test_images=64)
 FIRST = Run("digits", "titn_nano", QUICK, model_settings={"depth": 1}, loss="contrastive")
-SECOND = replace(FIRST, loss="linear_probe", start=FIRST)
+SECOND = replace(FIRST, loss="linear_probe", init_from=FIRST)
 
 
 def rows(*shape):
@@ -41,8 +41,8 @@ def test_by_hand():
     """
     z = torch.tensor([[1.0, 0], [1, 0], [0, 1], [-1, 0]])
     labels = torch.tensor([4, 4, 4, 7])
-    assert lacvit.contrastive_loss(z, labels, 0.5).item() == pytest.approx(1.1282, abs=5e-5)
-    assert lacvit.contrastive_loss(z, torch.arange(4)).item() == 0
+    assert contrastive.contrastive_loss(z, labels, 0.5).item() == pytest.approx(1.1282, abs=5e-5)
+    assert contrastive.contrastive_loss(z, torch.arange(4)).item() == 0
 
 
 def by_loops(z, labels, temperature):
@@ -59,10 +59,10 @@ def by_loops(z, labels, temperature):
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_by_loops(temperature):
     z, labels = rows(12, 5), torch.tensor([0, 1, 2, 1, 0, 0, 3, 1, 4, 0, 2, 1])  # 3 and 4 are alone
-    ours = lacvit.contrastive_loss(z, labels, temperature)
+    ours = contrastive.contrastive_loss(z, labels, temperature)
     assert ours.item() == pytest.approx(by_loops(z, labels, temperature), abs=1e-12)
     order = torch.randperm(12)
-    torch.testing.assert_close(lacvit.contrastive_loss(z[order], labels[order], temperature), ours)
+    torch.testing.assert_close(contrastive.contrastive_loss(z[order], labels[order], temperature), ours)
 
 
 def test_two_classes_far_apart():
@@ -71,11 +71,11 @@ def test_two_classes_far_apart():
     n, labels = 4, torch.arange(2).repeat_interleave(4)
     bound = math.log(n - 1 + n * math.exp(-2 / 0.5))
     apart = torch.tensor([[1.0, 0, 0]]).repeat(8, 1) * torch.tensor([1.0, -1]).repeat_interleave(4)[:, None]
-    assert lacvit.contrastive_loss(apart, labels, 0.5).item() == pytest.approx(bound, abs=1e-6)
+    assert contrastive.contrastive_loss(apart, labels, 0.5).item() == pytest.approx(bound, abs=1e-6)
     free = torch.randn(8, 3, requires_grad=True)
     optimizer = torch.optim.Adam([free], lr=0.05)
     for _ in range(200):
-        loss = lacvit.contrastive_loss(F.normalize(free, dim=-1), labels, 0.5)
+        loss = contrastive.contrastive_loss(F.normalize(free, dim=-1), labels, 0.5)
         assert loss > bound - 1e-6
         optimizer.zero_grad()
         loss.backward()
@@ -86,22 +86,22 @@ def test_two_classes_far_apart():
 def test_gradient():
     labels = torch.tensor([0, 0, 1, 1, 2])
     assert torch.autograd.gradcheck(
-        lambda z: lacvit.contrastive_loss(F.normalize(z, dim=-1), labels), rows(5, 3).requires_grad_()
+        lambda z: contrastive.contrastive_loss(F.normalize(z, dim=-1), labels), rows(5, 3).requires_grad_()
     )
 
 
 def test_half_precision_does_not_round_the_scores():
     z, labels = rows(16, 8).float(), torch.arange(16) % 4
     with torch.autocast("cpu", torch.bfloat16):
-        inside = lacvit.contrastive_loss(z, labels)
-    assert torch.equal(inside, lacvit.contrastive_loss(z, labels))
+        inside = contrastive.contrastive_loss(z, labels)
+    assert torch.equal(inside, contrastive.contrastive_loss(z, labels))
 
 
 # --- the first run: all but the heads
 
 
 @pytest.mark.parametrize("settings", [{}, {"pooling": "class"}, {"distillation_token": False}])
-def test_reads_what_the_class_head_reads(settings):
+def test_the_projection_has_the_class_heads_input(settings):
     model = create_model("titn_nano", depth=1, **settings)
     tokens = model.forward_features(torch.randn(3, 3, 32, 32)).hidden_states[-1]
     torch.testing.assert_close(
@@ -128,7 +128,7 @@ def moved(objective, weight_decay, views):
 
 @pytest.mark.parametrize("model", ["titn_nano", "titn_mini", "mvt_nano"])
 def test_the_first_run_moves_all_but_the_heads(model):
-    objective = lacvit.Contrastive(create_model(model, depth=1))
+    objective = contrastive.Contrastive(create_model(model, depth=1))
     names, logits = moved(objective, 0.5, views=2)
     assert names == {name for name in objective.state_dict() if not name.startswith("network.heads.")}
     assert not logits.requires_grad
@@ -136,7 +136,7 @@ def test_the_first_run_moves_all_but_the_heads(model):
 
 
 def test_the_loss_of_the_first_run_is_that_of_both_views():
-    objective = lacvit.Contrastive(create_model("titn_nano", depth=1))
+    objective = contrastive.Contrastive(create_model("titn_nano", depth=1))
     images, labels = images_and_labels(views=2)
     loss, logits = objective(images, labels)
     tokens = objective.network.forward_features(images).hidden_states[-1]
@@ -152,16 +152,16 @@ def test_the_loss_of_the_first_run_is_that_of_both_views():
 # --- the second run: the heads alone
 
 
-@pytest.mark.parametrize("model", ["titn_nano", "titn_mini", "mvt_nano"])  # titn_mini measures batches
+@pytest.mark.parametrize("model", ["titn_nano", "titn_mini", "mvt_nano"])  # titn_mini has batch normalization
 def test_the_second_run_moves_nothing_but_the_heads(model):
-    objective = lacvit.LinearProbe(create_model(model, depth=1))
+    objective = contrastive.LinearProbe(create_model(model, depth=1))
     names, _ = moved(objective, 0.5, views=1)
     assert names == {name for name in objective.state_dict() if name.startswith("network.heads.")}
     assert {name.split(".")[3] for name in names} == {"0", "1"}  # LayerNorm and Linear
 
 
 def test_the_loss_of_the_second_run_is_that_of_its_heads():
-    objective = lacvit.LinearProbe(create_model("titn_nano", depth=1), "none", None, 4.0, 2.5, 0.1)
+    objective = contrastive.LinearProbe(create_model("titn_nano", depth=1), "cross_entropy", None, 4.0, 2.5, 0.1)
     images, labels = images_and_labels(views=1)
     mixed = MixedTargets(labels.a, labels.a.flip(0), 0.7)
     loss, logits = objective(images, mixed)
@@ -171,20 +171,20 @@ def test_the_loss_of_the_second_run_is_that_of_its_heads():
 
 
 def test_two_runs_one_after_the_other(tmp_path):
-    """From the first to the second the encoder stays bit by bit, and far more than the guessed tenth is right."""
+    """From the first run to the second the encoder stays the same bit for bit, and accuracy is far above chance."""
     record = train(SECOND, tmp_path, device="cpu", progress=False)
-    before, after = (load_file(folder / WEIGHTS) for folder in (tmp_path / "start", tmp_path))
+    before, after = (load_file(folder / WEIGHTS) for folder in (tmp_path / "init_from", tmp_path))
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert changed == {name for name in after if name.startswith("heads.")}
     assert record.test["top1"] > 60
 
 
 def test_several_processes_do_not_wait_for_gradients_that_never_come(tmp_path):
-    """A group of one; DistributedDataParallel complains in the second step of gradients that stayed out."""
+    """In a group of one, DistributedDataParallel raises in the second step if a gradient is missing."""
     group = f"file://{tmp_path / 'group'}"
     torch.distributed.init_process_group("gloo", init_method=group, rank=0, world_size=1)
     try:
-        for stage in (lacvit.Contrastive, lacvit.LinearProbe):
+        for stage in (contrastive.Contrastive, contrastive.LinearProbe):
             objective = stage(create_model("titn_nano", depth=1))
             together = torch.nn.parallel.DistributedDataParallel(objective)
             for _ in range(2):
@@ -196,8 +196,8 @@ def test_several_processes_do_not_wait_for_gradients_that_never_come(tmp_path):
 def test_what_does_not_fit(tmp_path):
     with pytest.raises(TITNError, match="vgg7_bn has no tokens for contrastive training: choose a TITN, TNT or ViT"):
         train(replace(FIRST, model="vgg7_bn", model_settings={}), tmp_path, device="cpu", progress=False)
-    for stage in (lacvit.Contrastive, lacvit.LinearProbe):
-        with pytest.raises(TITNError, match="asks no teacher: choose distillation 'none', not 'hard'"):
+    for stage in (contrastive.Contrastive, contrastive.LinearProbe):
+        with pytest.raises(TITNError, match="needs no teacher: choose the loss 'cross_entropy', not 'hard'"):
             stage(create_model("titn_nano"), "hard", create_model("vgg7_bn"))
 
 
@@ -207,16 +207,16 @@ def test_what_does_not_fit(tmp_path):
 def test_measures_by_hand():
     """Three rows of lengths 2, 3, 5: cosines 0, 0, −1; squared distances 2, 2, 4."""
     features = torch.tensor([[2.0, 0], [0, 3], [0, -5]])
-    assert lacvit.average_cosine(features) == pytest.approx(-1 / 3)
-    assert lacvit.alignment(features, torch.tensor([0, 0, 0])) == pytest.approx(8 / 3)
-    assert lacvit.alignment(features, torch.tensor([0, 1, 1])) == pytest.approx(4)
+    assert contrastive.average_cosine(features) == pytest.approx(-1 / 3)
+    assert contrastive.alignment(features, torch.tensor([0, 0, 0])) == pytest.approx(8 / 3)
+    assert contrastive.alignment(features, torch.tensor([0, 1, 1])) == pytest.approx(4)
     expected = math.log((2 * math.exp(-4) + math.exp(-8)) / 3)
-    assert lacvit.uniformity(features) == pytest.approx(expected)
+    assert contrastive.uniformity(features) == pytest.approx(expected)
 
 
 def test_measures_of_one_point_and_of_all_directions():
     labels, point = torch.zeros(500, dtype=torch.long), torch.ones(500, 32)
     everywhere = torch.randn(500, 32)
-    measures = lacvit.average_cosine, lambda rows: lacvit.alignment(rows, labels), lacvit.uniformity
+    measures = contrastive.average_cosine, lambda rows: contrastive.alignment(rows, labels), contrastive.uniformity
     assert [measure(point) for measure in measures] == pytest.approx([1, 0, 0], abs=1e-4)
     assert [measure(everywhere) for measure in measures] == pytest.approx([0, 2, -4 + 4**2 / 2 / 32], abs=0.05)
