@@ -1,4 +1,4 @@
-"""Where the project's files are, and files that are either whole or not there."""
+"""The project's folders, atomic file writes, locks, and Markdown tables."""
 
 import errno
 import os
@@ -24,19 +24,21 @@ REASONS = {
 
 
 def repo_root() -> Path | None:
-    """The top of the checkout that this library is used from, if it is."""
+    """The root of the checkout that contains this library; None for an installed package."""
     top = Path(__file__).resolve().parent.parent
     return top if (top / "pyproject.toml").exists() else None
 
 
 def records_dir() -> Path:
-    """The folder with experiments/, results/ and benchmarks/: the checkout, or what an installed package brings of it,
-    without weights and images."""
+    """The folder with experiments/, results/ and benchmarks/.
+
+    It is the checkout, or in an installed package a copy without weights and images.
+    """
     return repo_root() or Path(__file__).parent / "recorded"
 
 
 def cannot_write(path: Path, problem: OSError) -> TITNError:
-    """The sentence for a write that failed."""
+    """The error for a failed write, with the reason and the way out."""
     return TITNError(f"cannot write {path}: {REASONS.get(problem.errno or 0, problem.strerror or str(problem))}")
 
 
@@ -44,7 +46,7 @@ def make_folder(path: str | Path) -> Path:
     """Create a folder and its parents.
 
     Raises:
-        TITNError: it can't be created or written to.
+        TITNError: the folder can't be created or written to.
     """
     path = Path(path)
     try:
@@ -58,10 +60,10 @@ def make_folder(path: str | Path) -> Path:
 
 @contextmanager
 def lock_dir(folder: Path) -> Iterator[None]:
-    """Keep other processes' runs out of a folder. (Where the disk knows no locks, nothing does.)
+    """Context in which no other process can lock the folder. File systems without locks give no protection.
 
     Raises:
-        Busy: another process is there.
+        Busy: another process holds the lock.
     """
     lock = FileLock(folder / ".lock")
     with suppress(NotImplementedError):
@@ -76,10 +78,10 @@ def lock_dir(folder: Path) -> Iterator[None]:
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that, whenever the machine stops, the old or the new content is there, whole.
+    """Write a file so that even after a crash it has either the whole old or the whole new content.
 
     Raises:
-        TITNError: the folder can't be written to or the disk is full; nothing half-written is left behind.
+        TITNError: the folder can't be written to or the disk is full. No partial file is left behind.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -100,10 +102,24 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a renaming survive a power cut, where the system can."""
+    """Flush a folder's entries to disk, so that a renamed file survives a power cut, where the system supports it."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def markdown_table(head: list[str], rows: list[list[str]], align: bool = False) -> str:
+    """A Markdown table.
+
+    Args:
+        align: pad all cells of a column to the same width, for reading in a terminal.
+    """
+    widths = [max(len(row[i]) for row in [head, *rows]) if align else 0 for i in range(len(head))]
+    rule = ["-" * max(3, width) for width in widths]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [head, rule, *rows]
+    )

@@ -1,7 +1,6 @@
-"""The training loop: it learns, stops and goes on without a trace, on one process or two."""
+"""The training loop: it trains, stops and resumes bit for bit, in one process or two."""
 
 import json
-import math
 import os
 import random
 import signal
@@ -35,9 +34,11 @@ from titn_lib.training.config import Recipe, Run
 from titn_lib.training.distributed import start_fabric
 from titn_lib.training.evaluation import evaluate
 from titn_lib.training.optim import learning_rate, make_optimizer
-from titn_lib.training.recipes import BUDGETS, make_run, published_recipe, published_teacher_recipe, teacher_recipe
+from titn_lib.training.recipes import (
+    make_run,
+)
 from titn_lib.training.records import load_record, versions
-from titn_lib.training.run import train
+from titn_lib.training.run import train, train_comparison
 from titn_lib.training.trainer import CHECKPOINT, WEIGHTS
 
 QUICK = Recipe(epochs=2, batch_size=32, lr=1e-3, precision="32-true", train_images=256, test_images=64)
@@ -51,17 +52,17 @@ STEPS = 8  # an epoch
 def finished(tmp_path_factory):
     """Teacher, student alone and distilled student, trained for a few seconds."""
     out = tmp_path_factory.mktemp("finished")
-    return out, compare(DISTILLED, out, device="cpu", progress=False)
+    return out, train_comparison(DISTILLED, out, device="cpu", progress=False)
 
 
 @pytest.fixture
-def lessons(monkeypatch):
-    """At each step, the objective and the images and labels that it is given."""
+def steps(monkeypatch):
+    """For each step, the objective, its images and its targets."""
     given, forward = [], Objective.forward
 
     def note(self, images, labels, teacher_output=None):
         given.append((self, images, labels))
-        return forward(self, images, labels, answer)
+        return forward(self, images, labels, teacher_output)
 
     monkeypatch.setattr(Objective, "forward", note)
     return given
@@ -69,9 +70,9 @@ def lessons(monkeypatch):
 
 @pytest.fixture
 def ticking(monkeypatch):
-    """A clock that goes on by a second whenever it is looked at."""
+    """A clock that advances by a second with every call."""
     clock = count()
-    monkeypatch.setattr(run_module.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: float(next(clock)))
 
 
 def test_three_runs_side_by_side(finished):
@@ -93,7 +94,7 @@ def test_three_runs_side_by_side(finished):
 def test_what_is_finished_is_loaded_and_not_redone(finished, monkeypatch):
     out, records = finished
     monkeypatch.setattr(run_module, "load_dataset", None)
-    assert compare(DISTILLED, out, progress=False) == records
+    assert train_comparison(DISTILLED, out, progress=False) == records
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path, finished):
@@ -126,36 +127,36 @@ def test_nothing_is_chosen_on_the_test_set(tmp_path, monkeypatch, finished):
     assert (record.history, record.validation) == (records["alone"].history, records["alone"].validation)
 
 
-def test_a_large_validation_split_is_glimpsed_after_each_epoch_and_measured_whole_at_the_end(tmp_path, monkeypatch):
+def test_a_large_validation_split_is_sampled_after_each_epoch_and_used_whole_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "EPOCH_VAL_IMAGES", 20)
-    asked = []
+    sizes = []
     monkeypatch.setattr(
-        training, "evaluate", lambda *args, **more: asked.append(len(args[1])) or evaluate(*args, **more)
+        trainer, "evaluate", lambda *args, **more: sizes.append(len(args[1])) or evaluate(*args, **more)
     )
     record = train(STUDENT, tmp_path, device="cpu", progress=False)
-    assert asked == [20, 20, 64, 64]
+    assert sizes == [20, 20, 64, 64]
     assert record.validation["num_images"] == 64
     assert all(round(point["validation_top1"], 3) % 5 == 0 for point in record.history)
 
 
-def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, monkeypatch, finished):
-    asked, learned = [], []
-    ask, step = trainer.teacher_forward, trainer.Trainer.train_step
+def test_the_teacher_has_the_students_images_and_is_not_trained(tmp_path, monkeypatch, finished):
+    teachers, students = [], []
+    run_teacher, step = trainer.teacher_forward, trainer.Trainer.train_step
 
     def spy(teacher, images):
         assert not teacher.training
-        answer = ask(teacher, images)
-        asked.append((images.clone(), answer.logits.clone()))
-        return answer
+        output = run_teacher(teacher, images)
+        teachers.append((images.clone(), output.logits.clone()))
+        return output
 
     forward = Objective.forward
 
-    def note(self, images, labels, answer):
-        learned.append((images.clone(), answer.logits.clone()))
-        return forward(self, images, labels, answer)
+    def note(self, images, labels, teacher_output):
+        students.append((images.clone(), teacher_output.logits.clone()))
+        return forward(self, images, labels, teacher_output)
 
     def watched(self, order):
-        if self.place.step == 0 and self.place.epoch == 0:
+        if self.state.step == 0 and self.state.epoch == 0:
             self.before = {name: value.clone() for name, value in self.teacher.state_dict().items()}
         step(self, order)
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -167,10 +168,10 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, mon
     monkeypatch.setattr(trainer.Trainer, "train_step", watched)
     run = replace(DISTILLED, recipe=replace(QUICK, epochs=1, augmentation="crop_flip", cutmix=1.0))
     train(run, tmp_path, teacher_dir=finished[0] / "teacher", device="cpu", progress=False)
-    assert len(asked) == len(learned) == 8
-    for (seen, said), (shown, heard) in zip(asked, learned, strict=True):
-        assert torch.equal(seen, shown)
-        assert torch.equal(said, heard)
+    assert len(teachers) == len(students) == 8
+    for (teacher_images, logits), (student_images, targets) in zip(teachers, students, strict=True):
+        assert torch.equal(teacher_images, student_images)
+        assert torch.equal(logits, targets)
     alone, distilled = (load_file(finished[0] / name / WEIGHTS) for name in ("alone", "distilled"))
     assert not torch.equal(alone["heads.class_head.1.weight"], distilled["heads.class_head.1.weight"])
 
@@ -178,14 +179,14 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(tmp_path, mon
 # --- step by step
 
 
-def test_batches_are_normalised_pictures_in_an_order_of_seed_and_epoch(tmp_path, lessons):
+def test_batches_are_normalized_images_in_an_order_of_seed_and_epoch(tmp_path, steps):
     for seed in (0, 1):
         train(replace(STUDENT, seed=seed), tmp_path / str(seed), device="cpu", progress=False)
     data = load_dataset("digits")
     expected = normalize(subset(data.train, 256, "digits").images, data.mean, data.std)
     there = sorted(image.numpy().tobytes() for image in expected)
     starts = range(0, 4 * STEPS, STEPS)
-    epochs = [torch.cat([images for _, images, _ in lessons[start : start + STEPS]]) for start in starts]
+    epochs = [torch.cat([images for _, images, _ in steps[start : start + STEPS]]) for start in starts]
     for images in epochs:
         assert sorted(image.numpy().tobytes() for image in images) == there
     first, second, another_seeds, _ = epochs
@@ -193,7 +194,7 @@ def test_batches_are_normalised_pictures_in_an_order_of_seed_and_epoch(tmp_path,
     assert not torch.equal(first, another_seeds)
 
 
-def test_every_step_of_every_epoch_and_seed_varies_pictures_anew(tmp_path, monkeypatch):
+def test_every_step_of_every_epoch_and_seed_has_its_own_augmentation(tmp_path, monkeypatch):
     draws = []
     monkeypatch.setattr(trainer, "augment", lambda images, name, rng: draws.append(rng.random()) or images)
     for seed in (0, 1):
@@ -201,24 +202,24 @@ def test_every_step_of_every_epoch_and_seed_varies_pictures_anew(tmp_path, monke
     assert len(set(draws)) == 2 * 2 * STEPS
 
 
-@pytest.mark.parametrize(("alphas", "asked"), [({"cutmix": 0.8}, (0.8, 0.0)), ({"mixup": 0.3}, (0.0, 0.3))])
-def test_mixing_is_the_one_that_was_asked_for(tmp_path, monkeypatch, alphas, asked):
+@pytest.mark.parametrize(("alphas", "expected"), [({"cutmix": 0.8}, (0.8, 0.0)), ({"mixup": 0.3}, (0.0, 0.3))])
+def test_mixing_is_the_one_of_the_recipe(tmp_path, monkeypatch, alphas, expected):
     seen = []
     monkeypatch.setattr(trainer, "mix_batch", lambda *given: seen.append(given[3:]) or mix_batch(*given))
     train(replace(STUDENT, recipe=replace(QUICK, epochs=1, **alphas)), tmp_path, device="cpu", progress=False)
-    assert set(seen) == {asked}
+    assert set(seen) == {expected}
 
 
-def test_the_recipes_settings_reach_the_objective(tmp_path, lessons):
+def test_the_recipes_settings_reach_the_objective(tmp_path, steps):
     recipe = replace(QUICK, epochs=1, temperature=3.0, feature_weight=0.7, label_smoothing=0.2)
     run = replace(STUDENT, model_settings={"depth": 3}, recipe=recipe)
     run = replace(run, loss="soft+feature", teacher="vgg7_bn.digits")
     train(run, tmp_path, device="cpu", progress=False)
-    objective, *_ = lessons[0]
-    assert (objective.temperature, objective.patch_weight, objective.label_smoothing) == (3.0, 0.7, 0.2)
+    objective, *_ = steps[0]
+    assert (objective.temperature, objective.feature_weight, objective.label_smoothing) == (3.0, 0.7, 0.2)
 
 
-def test_each_step_has_the_schedules_rate_and_no_longer_gradient_than_allowed(tmp_path, monkeypatch):
+def test_each_step_has_the_scheduled_learning_rate_and_a_clipped_gradient(tmp_path, monkeypatch):
     rates, lengths = [], []
 
     def make(*given, **options):
@@ -254,12 +255,12 @@ def test_the_moving_average_is_measured_and_kept(tmp_path, monkeypatch):
             if value.is_floating_point():
                 average[name] = decay * average[name] + (1 - decay) * value if name in average else value.clone()
 
-    def listen(network, *rest, **more):
+    def note(network, *rest, **more):
         measured.append({name: value.clone() for name, value in network.state_dict().items()})
         return measure(network, *rest, **more)
 
     monkeypatch.setattr(trainer.Trainer, "train_step", watched)
-    monkeypatch.setattr(trainer, "evaluate", listen)
+    monkeypatch.setattr(trainer, "evaluate", note)
     recipe = replace(QUICK, epochs=1, ema_decay=decay)
     run = replace(STUDENT, model_settings={"depth": 1, "pixel_embedding": "stem"}, recipe=recipe)
     train(run, tmp_path, device="cpu", progress=False)
@@ -276,22 +277,24 @@ def test_what_is_recorded_can_be_measured_again_whatever_the_precision(tmp_path)
     assert again["loss"] == pytest.approx(record.test["loss"], rel=1e-5)
 
 
-# --- another start, another goal, wrong labels
+# --- initial weights, objectives, label noise
 
 
 def test_a_run_starts_from_anothers_weights(tmp_path, finished):
-    """With a learning rate of nothing it ends where it started: at the weights of the run before."""
+    """With a learning rate of 0 it ends where it started, at the weights of the run before."""
     still = replace(QUICK, epochs=1, lr=0.0, min_lr=0.0)
-    train(replace(STUDENT, recipe=still, start=STUDENT), tmp_path, init_from_dir=finished[0] / "alone", progress=False)
+    train(
+        replace(STUDENT, recipe=still, init_from=STUDENT), tmp_path, init_from_dir=finished[0] / "alone", progress=False
+    )
     there, here = load_file(finished[0] / "alone" / WEIGHTS), load_file(tmp_path / WEIGHTS)
     assert all(torch.equal(there[name], here[name]) for name in there)
-    assert not (tmp_path / "start").exists()
-    assert Run.from_dict(json.loads(json.dumps(asdict(load_record(tmp_path).run)))).start == STUDENT
+    assert not (tmp_path / "init_from").exists()
+    assert Run.from_dict(json.loads(json.dumps(asdict(load_record(tmp_path).run)))).init_from == STUDENT
 
 
-def test_first_weights_that_do_not_fit(tmp_path, finished):
-    start = str(finished[0] / "alone" / WEIGHTS)
-    wider = replace(STUDENT, model_settings={"depth": 1, "outer_width": 64}, start=start)
+def test_initial_weights_that_do_not_fit(tmp_path, finished):
+    weights = str(finished[0] / "alone" / WEIGHTS)
+    wider = replace(STUDENT, model_settings={"depth": 1, "outer_width": 64}, init_from=weights)
     with pytest.raises(TITNError, match=r"the initial weights, of titn_nano, don't fit titn_nano \(.* differs\)"):
         train(wider, tmp_path, device="cpu", progress=False)
 
@@ -302,10 +305,10 @@ class TwoViews(Objective):
 
     def forward(self, images, labels, teacher_output=None):
         self.seen.append((images.detach(), labels.a, self.progress))
-        return super().forward(images, labels, answer)
+        return super().forward(images, labels, teacher_output)
 
 
-def test_an_objective_may_ask_for_two_views(tmp_path, monkeypatch):
+def test_an_objective_may_need_two_views(tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "twice", TwoViews)
     run = replace(STUDENT, loss="twice", recipe=replace(QUICK, epochs=1, augmentation="shift"))
     train(run, tmp_path, device="cpu", progress=False)
@@ -314,16 +317,16 @@ def test_an_objective_may_ask_for_two_views(tmp_path, monkeypatch):
         assert len(images) == len(labels) == 64
         assert torch.equal(labels[:32], labels[32:])
         assert not torch.equal(images[:32], images[32:])
-    with pytest.raises(TITNError, match="'twice' can't learn from mixed images"):
+    with pytest.raises(TITNError, match="the loss 'twice' can't use mixed images"):
         train(replace(run, recipe=replace(run.recipe, cutmix=1.0)), tmp_path / "mixed", device="cpu", progress=False)
 
 
-def test_training_accuracy_of_mixed_pictures_counts_the_class_with_the_greater_share(tmp_path, monkeypatch):
+def test_training_accuracy_of_mixed_images_counts_the_dominant_class(tmp_path, monkeypatch):
     weights = []
     forward = Objective.forward
 
     def always_right(self, images, labels, teacher_output=None):
-        loss, logits = forward(self, images, labels, answer)
+        loss, logits = forward(self, images, labels, teacher_output)
         weights.append(labels.lam)
         right = labels.a if labels.lam > 0.5 else labels.b
         return loss, torch.nn.functional.one_hot(right, logits.shape[1]).float()
@@ -335,20 +338,20 @@ def test_training_accuracy_of_mixed_pictures_counts_the_class_with_the_greater_s
     assert record.history[0]["train_top1"] == 100
 
 
-def test_labels_are_wrong_as_often_as_asked_and_nowhere_else(tmp_path, lessons):
+def test_label_noise_is_in_the_training_labels_and_nowhere_else(tmp_path, steps):
     clean = subset(load_dataset("digits").train, 256, "digits")
     noisy = add_label_noise(clean, 0.4, 10, seed=0)
     assert int((noisy.labels != clean.labels).sum()) == round(0.4 * 256)
     assert not torch.equal(add_label_noise(clean, 0.4, 10, seed=1).labels, noisy.labels)
     recipe = replace(QUICK, epochs=1, label_noise=0.4)
     record = train(replace(STUDENT, recipe=recipe), tmp_path, device="cpu", progress=False)
-    assert torch.equal(torch.cat([labels.a for *_, labels in lessons]).bincount(), noisy.labels.bincount())
+    assert torch.equal(torch.cat([labels.a for *_, labels in steps]).bincount(), noisy.labels.bincount())
     model = load_model(tmp_path / WEIGHTS)
     honest = evaluate(model, subset(load_dataset("digits").test, 64, "digits"), model.preprocessing)
     assert honest["top1"] == record.test["top1"]
 
 
-# --- stopping and going on
+# --- stopping and resuming
 
 EVERYTHING = replace(
     DISTILLED,
@@ -366,7 +369,7 @@ from test_training import EVERYTHING
 resume = trainer.Trainer.resume
 def note(self):
     resume(self)
-    print(self.place.epoch * self.steps + self.place.step, flush=True)
+    print(self.state.epoch * self.steps + self.state.step, flush=True)
 trainer.Trainer.resume = note
 run_module.train(EVERYTHING, {out!r}, teacher_dir={teacher!r}, device="cpu", progress=False)
 """
@@ -378,17 +381,17 @@ def start(out, teacher):
 
 
 def test_killed_at_three_random_moments_and_resumed_bit_for_bit(tmp_path, finished):
-    """SIGKILL leaves no time to tidy up; EMA, feature projections, CutMix and warm-up are all on their way."""
+    """SIGKILL leaves no time to clean up. EMA, feature projections, CutMix and warm-up are all in progress."""
     teacher = finished[0] / "teacher"
     train(EVERYTHING, tmp_path / "whole", teacher_dir=teacher, device="cpu", progress=False)
-    out, chance = tmp_path / "killed", random.Random()
+    out, rng = tmp_path / "killed", random.Random()
     kills, seen, began = 0, 0.0, []
     deadline = time.monotonic() + 240
     child = start(out, teacher)
     while kills < 3 and child.poll() is None and time.monotonic() < deadline:
         now = (out / CHECKPOINT).stat().st_mtime if (out / CHECKPOINT).exists() else 0.0
         if now > seen:
-            time.sleep(chance.uniform(0, 0.25))
+            time.sleep(rng.uniform(0, 0.25))
             child.kill()
             began.append(int(child.communicate()[0]))
             kills, seen = kills + 1, (out / CHECKPOINT).stat().st_mtime
@@ -398,7 +401,7 @@ def test_killed_at_three_random_moments_and_resumed_bit_for_bit(tmp_path, finish
     assert child.returncode == 0
     assert kills == 3
     assert began[0] == 0
-    assert all(earlier < later for earlier, later in pairwise(began)), "every sitting goes on where the last one was"
+    assert all(earlier < later for earlier, later in pairwise(began)), "every session resumes where the last stopped"
     whole, resumed = (load_file(folder / WEIGHTS) for folder in (tmp_path / "whole", out))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert load_record(tmp_path / "whole").history == load_record(out).history
@@ -416,20 +419,20 @@ def test_a_time_limit_leaves_a_checkpoint(tmp_path):
 def test_stopped_after_every_single_step(tmp_path, run):
     run = replace(run, recipe=replace(run.recipe, train_images=96, cutmix=1.0, augmentation="shift"))
     train(run, tmp_path / "whole", device="cpu", progress=False)
-    sittings = 0
-    while sittings < 10:
-        sittings += 1
+    sessions = 0
+    while sessions < 10:
+        sessions += 1
         try:
             train(run, tmp_path / "stopped", device="cpu", progress=False, max_minutes=0)
             break
         except Interrupted:
             continue
-    assert sittings == 7  # two epochs of three steps, and the one that finds nothing left to do
+    assert sessions == 7  # two epochs of three steps, and one that finds nothing left to do
     whole, stopped = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
-def test_ctrl_c_while_the_end_is_measured_does_not_get_lost(tmp_path, monkeypatch):
+def test_ctrl_c_during_the_last_evaluation_does_not_get_lost(tmp_path, monkeypatch):
     measure = trainer.evaluate
 
     def interrupted(*arguments, **options):
@@ -448,7 +451,7 @@ def test_ctrl_c_ends_between_two_steps(tmp_path, monkeypatch, number):
 
     def interrupted(self, order):
         step(self, order)
-        if self.place.step == 2:
+        if self.state.step == 2:
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(trainer.Trainer, "train_step", interrupted)
@@ -490,35 +493,35 @@ def test_no_record_without_weights(tmp_path, monkeypatch):
 
 
 def test_a_time_limit_is_for_all_that_the_run_needs(tmp_path, monkeypatch, ticking):
-    asked, finish = [], trainer.Trainer.fit
+    left, fit = [], trainer.Trainer.fit
 
-    def note(self, minutes, quiet):
-        asked.append(minutes)
-        return finish(self, minutes, quiet)
+    def note(self, deadline, progress):
+        left.append(deadline.minutes_left)
+        return fit(self, deadline, progress)
 
-    monkeypatch.setattr(trainer.Trainer, "finish", note)
+    monkeypatch.setattr(trainer.Trainer, "fit", note)
     short = replace(QUICK, epochs=1, train_images=64)
     run = replace(DISTILLED, recipe=short, teacher=replace(TEACHER, recipe=short))
-    compare(run, tmp_path, device="cpu", progress=False, max_minutes=1000)
-    teacher, distilled, alone = asked
+    train_comparison(run, tmp_path, device="cpu", progress=False, max_minutes=1000)
+    teacher, distilled, alone = left
     assert 1000 > teacher > distilled > alone
 
 
-def test_seconds_add_up_over_sittings(tmp_path, ticking):
+def test_seconds_add_up_over_sessions(tmp_path, ticking):
     whole = train(STUDENT, tmp_path / "whole", device="cpu", progress=False)
     with pytest.raises(Interrupted):
         train(STUDENT, tmp_path / "cut", device="cpu", progress=False, max_minutes=0.5)
     assert torch.load(tmp_path / "cut" / CHECKPOINT)["progress"]["seconds"] > 10
     done = train(STUDENT, tmp_path / "cut", device="cpu", progress=False)
     assert done.seconds == pytest.approx(whole.seconds, abs=6)
-    assert done.images_per_second == whole.images_per_second == 32  # a second a step: the measuring does not count
+    assert done.images_per_second == whole.images_per_second == 32  # a second per step: evaluation does not count
 
 
 def test_two_processes_follow_one(tmp_path):
     """Twenty steps with the same global batch; gloo, on the CPU."""
     script = tmp_path / "go.py"
     script.write_text(
-        "import sys; from titn_lib.recipes import Recipe, Run; from titn_lib.training import train\n"
+        "import sys; from titn_lib.training import Recipe, Run, train\n"
         "recipe = Recipe(epochs=2, batch_size=32, optimizer='sgd', lr=0.05, precision='32-true',\n"
         "                augmentation='shift', cutmix=1.0, train_images=320, test_images=50)\n"
         "run = Run('digits', 'titn_nano', recipe, model_settings={'depth': 1})\n"
@@ -621,11 +624,13 @@ def test_teachers_that_do_not_fit(tmp_path, finished):
         train(replace(student, teacher=str(tmp_path / "t.safetensors")), tmp_path, device="cpu", progress=False)
 
 
-def test_a_teacher_of_other_classes_or_another_normalisation_is_refused(tmp_path):
+def test_a_teacher_of_other_classes_or_another_normalization_is_refused(tmp_path):
     teacher, path = load_model("vgg7_bn.digits"), tmp_path / "t.safetensors"
     for change in ({"std": (0.9,)}, {"classes": tuple("abcdefghij")}):
         save_model(teacher, path, replace(teacher.preprocessing, **change))
-        with pytest.raises(TITNError, match="the teacher learned digits, with other classes or another normalization"):
+        with pytest.raises(
+            TITNError, match="the teacher was trained on digits, with other classes or another normalization"
+        ):
             train(replace(STUDENT, loss="hard", teacher=str(path)), tmp_path, device="cpu", progress=False)
 
 
@@ -664,7 +669,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_a_folder_without_permission(tmp_path, monkeypatch):
-    """Root may write anywhere, so the system's answer is put in its mouth."""
+    """Root may write anywhere, so the system's reply is simulated."""
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(TITNError, match="no permission: choose another folder"):
         train(STUDENT, tmp_path / "out")
@@ -700,7 +705,7 @@ def test_sgd_has_momentum_and_decays_all():
     torch.testing.assert_close([p.detach() for p in model.parameters()], weights)
 
 
-def test_adamw_decays_matrices_and_no_table():
+def test_adamw_decays_matrices_and_no_embedding():
     model = create_model("titn_nano", depth=1)
     decayed, others = make_optimizer(model, Recipe(weight_decay=0.05)).param_groups
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
@@ -722,7 +727,7 @@ def test_evaluate_counts_by_hand():
             return torch.stack([-((torch.arange(10) - i) % 10).float() for i in k])
 
     images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 2, 2)
-    labels = (torch.arange(10) + torch.tensor([0, 0, 0, 1, 1, 4, 4, 5, 6, 9])) % 10  # the rank of the right answer
+    labels = (torch.arange(10) + torch.tensor([0, 0, 0, 1, 1, 4, 4, 5, 6, 9])) % 10  # the rank of the true class
     network, about = Echo(), Preprocessing("x", tuple("0123456789"), (0.0,), (1.0,))
     result = evaluate(network, ImageDataset(images, labels), about)
     assert (result["top1"], result["top5"], result["num_images"]) == (pytest.approx(30), pytest.approx(70), 10)
@@ -730,7 +735,7 @@ def test_evaluate_counts_by_hand():
     assert result["loss"] == pytest.approx(expected)
 
 
-def test_predict_says_what_it_takes_and_leaves_no_trace():
+def test_predict_checks_its_images_and_leaves_the_network_as_it_was():
     network = create_model("titn_mini", depth=1)
     about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
@@ -766,7 +771,7 @@ def test_predict_leaves_a_compiled_network_compiled():
     assert calls == [1], "an evaluation doesn't compile for its own sizes"
 
 
-def test_large_pictures_are_measured_few_at_a_time():
+def test_large_images_are_evaluated_in_small_batches():
     network, sizes = create_model("titn_nano", depth=1, image_size=64), []
     network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
@@ -777,89 +782,9 @@ def test_large_pictures_are_measured_few_at_a_time():
 def test_a_student_that_does_not_fit_is_noticed_before_its_teacher_is_trained(tmp_path):
     for changes, says in [
         ({"image_size": (18, 18)}, "can't be cut into patches of 4"),
-        ({"model": "cmt_nano"}, "cmt_nano has no tokens to learn by 'hard' distillation"),
+        ({"model": "cmt_nano"}, "cmt_nano has no distillation or patch tokens for the loss 'hard'"),
     ]:
-        run = make_run("digits", **{"budget": "smoke", **changes})
+        run = make_run("digits", **{"preset": "smoke", **changes})
         with pytest.raises(TITNError, match=says):
-            compare(run, tmp_path, device="cpu", progress=False)
+            train_comparison(run, tmp_path, device="cpu", progress=False)
         assert not (tmp_path / "teacher").exists()
-
-
-def test_a_recipe_from_the_budget():
-    run = make_run(data="cifar100", model="titn_paper", preset="gpu")
-    assert (run.recipe.epochs, run.recipe.batch_size, run.recipe.lr, run.recipe.cutmix) == (600, 1024, 0.1, 1.0)
-    assert run.teacher.model == "vgg16_bn"
-    assert make_run(seed=3).seed == make_run(seed=3).teacher.seed == 3
-    assert Run.from_dict(__import__("dataclasses").asdict(run)) == run
-    assert make_run("digits", teacher="vgg7_bn.digits").teacher == "vgg7_bn.digits"
-    with pytest.raises(TITNError, match="unknown budget 'huge'"):
-        make_run(budget="huge")
-    with pytest.raises(TITNError, match="did you mean 'epochs'"):
-        make_run(epoch=3)
-    with pytest.raises(TITNError, match="unknown student 'vgg7_bn'"):
-        make_run(model="vgg7_bn")
-    for changes, says in [
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"lr": -1.0}, "lr can't be negative"),
-        ({"ema_decay": 1.5}, "ema_decay must be below 1"),
-        ({"seed": -1}, "a seed can't be negative"),
-        ({"image_size": (0, 8)}, "image_size is a height and a width, or one number for both, 1 or more"),
-        ({"lr": math.nan}, "lr must be a finite number and is nan"),
-        ({"temperature": 0.0}, "temperature must be more than 0"),
-        ({"distillation": "none", "teacher": "vgg7_bn"}, "'none' asks no teacher"),
-    ]:
-        with pytest.raises(TITNError, match=says):
-            make_run(**changes)
-    with pytest.raises(TITNError, match=r"image_size is a height and a width, .* not \(0, 8\)"):
-        Run("digits", "titn_nano", recipe=Recipe(), image_size=(0, 8))
-
-
-@pytest.mark.parametrize("data", ["mnist", "cifar10", "cifar100"])
-def test_the_published_recipe(data):
-    recipe = published_recipe(data)
-    assert (recipe.epochs, recipe.batch_size, recipe.optimizer) == (600 if data == "cifar100" else 350, 1024, "sgd")
-    assert (recipe.lr, recipe.min_lr, recipe.weight_decay, recipe.warmup_epochs) == (0.1, 1e-6, 1e-4, 0)
-    assert (recipe.augmentation, recipe.cutmix) == (("paper_mnist", 0) if data == "mnist" else ("paper_cifar", 1))
-
-
-@pytest.mark.parametrize("data", ["mnist", "cifar10", "cifar100"])
-def test_the_gpu_teacher_sees_what_the_published_students_see(data):
-    recipe, students = teacher_recipe(data, "gpu"), published_recipe(data)
-    assert recipe == published_teacher_recipe(data)
-    for name in ("batch_size", "optimizer", "lr", "warmup_epochs", "label_smoothing", "augmentation", "cutmix"):
-        assert getattr(recipe, name) == getattr(students, name), name
-    assert recipe.cutmix == (0 if data == "mnist" else 1)
-
-
-def test_our_own_teachers_learn_with_smoothed_labels():
-    for data in ("digits", "mnist", "cifar10"):
-        assert {teacher_recipe(data, budget).label_smoothing for budget in BUDGETS if budget != "gpu"} == {0.1}
-
-
-def test_a_number_that_is_a_text():
-    recipe = Recipe()
-    object.__setattr__(recipe, "lr", "fast")  # the tests' type checker would stop it at the door
-    with pytest.raises(TITNError, match="lr must be a number"):
-        recipe.__post_init__()
-    recipe = Recipe()
-    object.__setattr__(recipe, "epochs", 2.5)
-    with pytest.raises(TITNError, match=r"epochs must be a whole number and is 2\.5"):
-        recipe.__post_init__()
-
-
-def test_a_smaller_batch_is_smaller_for_the_teacher_too():
-    run = make_run(batch_size=8)
-    assert (run.recipe.batch_size, run.teacher.recipe.batch_size) == (8, 8)
-    run = make_run("mnist")
-    assert (run.model, run.recipe.batch_size, run.teacher.recipe.batch_size) == ("titn_pico", 64, 128)
-
-
-def test_a_preset_for_large_pictures_gets_large_pictures():
-    assert make_run(data="cifar10", model="titn_paper_224").teacher.image_size == (224, 224)
-    assert make_run(data="cifar10").image_size is None
-
-
-def test_a_folder_is_the_same_from_anywhere(tmp_path, monkeypatch):
-    (tmp_path / "images").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert make_run("images") == make_run("images/") == make_run(str(tmp_path / "images"))

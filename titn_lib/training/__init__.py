@@ -1,4 +1,4 @@
-"""Recipes, runs and their records: `train(make_run("cifar10"), "runs/mine")`."""
+"""Training: recipes, runs, the training loop and records. `train(make_run("cifar10"), "runs/mine")` does it all."""
 
 from titn_lib.training.config import Recipe, Run
 from titn_lib.training.evaluation import evaluate

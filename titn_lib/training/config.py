@@ -1,4 +1,4 @@
-"""What a run is made of: data, network, recipe, seed, teacher. A run is reproduced from these alone."""
+"""The settings of a run: data, network, recipe, seed, loss and teacher. They are enough to reproduce it."""
 
 import dataclasses
 import json
@@ -22,22 +22,22 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training split.
-        batch_size: images a step, over all processes together; what is left over at an epoch's end is left out.
-        optimizer: "sgd" (momentum 0.9) or "adamw" (`training.make_optimizer` says what decays).
-        lr, min_lr: the learning rate's peak and floor; it follows a cosine, step by step, after a linear warm-up.
-        warmup_epochs: length of the warm-up.
+        batch_size: images per step, over all processes together. An epoch's last, incomplete batch is dropped.
+        optimizer: "sgd" (momentum 0.9) or "adamw". `training.make_optimizer` says which parameters have weight decay.
+        lr, min_lr: the peak and the final learning rate. After a linear warm-up it follows a cosine, step by step.
+        warmup_epochs: length of the warm-up; fractions are allowed.
         weight_decay: as the optimizer defines it.
-        clip_norm: longest gradient allowed; 0 for any.
-        ema_decay: evaluate an exponential moving average of the weights with this decay a step; 0 for none.
-        label_smoothing: share of each label spread over all classes.
-        augmentation: a pipeline of `augment.PIPELINES`.
-        cutmix, mixup: α of their Beta(α, α); 0 for none. Every batch has one of the two that aren't 0, by a coin.
-        temperature: of soft distillation.
-        feature_weight: of feature distillation.
-        precision: "32-true", "bf16-mixed", "16-mixed", or "auto": the fastest the machine is made for.
-        label_noise: share of the training labels that are replaced by another class at random (`datasets.add_label_noise`).
-        train_images: learn from so many images only (the same share of each class); 0 for all.
-        test_images: validate and test on so many images only; 0 for all.
+        clip_norm: maximum norm of the gradient; 0 for no clipping.
+        ema_decay: evaluate and save an exponential moving average of the weights, with this decay per step; 0 for none.
+        label_smoothing: share of each label that is spread over all classes.
+        augmentation: one of `data.transforms.PIPELINES`.
+        cutmix, mixup: α of their Beta(α, α); 0 for none. With both, each batch uses one of them at random.
+        temperature: of the distillation losses "soft" and "dkd".
+        feature_weight: of the distillation loss "feature".
+        precision: "32-true", "bf16-mixed", "16-mixed", or "auto" for the fastest that the hardware supports.
+        label_noise: share of the training labels that are replaced by another class at random.
+        train_images: train on a stratified subset of this size; 0 for all images.
+        test_images: validate and test on subsets of this size; 0 for all images.
     """
 
     epochs: int = 10
@@ -86,18 +86,19 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. With the same machine and versions, the same run gives the same weights.
+    """The settings of one training run. On the same machine with the same versions, they give the same weights.
 
     Attributes:
-        data: a name or folder for `datasets.load_dataset`.
-        model: a name for `models.create_model`.
-        recipe: how it is trained.
-        seed: of the initial weights, the order of images, and every draw of augmentation.
+        data: a name or a folder for `load_dataset`.
+        model: a name for `create_model`.
+        recipe: the hyperparameters of training.
+        seed: of the initialization, the order of images, and data augmentation.
         loss: one of `losses.list_losses()`.
-        teacher: the run that makes the teacher, or the path of a weights file; None for a loss without a teacher.
+        teacher: the run that trains the teacher, or a name or path for `load_model`; None for a loss without a teacher.
         image_size: height and width of the images; None for the data set's own.
-        model_settings: settings of the model to change, such as {"depth": 6}.
-        init_from: the run that makes the initial weights, or a name or path for `models.load_model`; None to start afresh.
+        model_settings: settings of the model that differ from its preset, such as {"depth": 6}.
+        init_from: the run that trains the initial weights, or a name or path for `load_model`; None for random
+            initialization.
     """
 
     data: str
@@ -120,20 +121,20 @@ class Run:
             object.__setattr__(self, "image_size", to_2tuple(self.image_size))
 
     @classmethod
-    def from_dict(cls, about: dict) -> "Run":
-        """The run that `dataclasses.asdict` turned into plain values."""
-        size = about.get("image_size")
+    def from_dict(cls, values: dict) -> "Run":
+        """The inverse of `dataclasses.asdict`; `values` may come from JSON."""
+        size = values.get("image_size")
         others = {
             name: cls.from_dict(run) if isinstance(run, dict) else run
-            for name, run in about.items()
+            for name, run in values.items()
             if name in ("teacher", "init_from")
         }
-        recipe = Recipe(**about["recipe"])
-        return cls(**{**about, **others, "recipe": recipe, "image_size": tuple(size) if size else None})
+        recipe = Recipe(**values["recipe"])
+        return cls(**{**values, **others, "recipe": recipe, "image_size": tuple(size) if size else None})
 
 
 def resolve_dataset(data: str) -> str:
-    """A data set's name as it is; a folder by its whole path, so that it is the same from anywhere."""
+    """A data set's name unchanged, or the absolute path of a folder, so that a run is the same from anywhere."""
     return str(Path(data).resolve()) if data not in DATASETS and Path(data).is_dir() else data
 
 
@@ -141,7 +142,7 @@ def override(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     """The recipe with some settings changed.
 
     Raises:
-        TITNError: there is no such setting, or its value makes no sense.
+        TITNError: a setting is unknown, or its value is out of range.
     """
     known = [f.name for f in dataclasses.fields(Recipe)]
     for name in changes:
@@ -150,16 +151,16 @@ def override(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     return replace(recipe, **changes)  # type: ignore[arg-type]
 
 
-def diff_runs(there: Run, wanted: Run) -> list[str]:
-    """The settings in which two runs differ."""
-    a, b = (json.loads(json.dumps(dataclasses.asdict(run))) for run in (there, wanted))
-    names = [name for name in b if name != "recipe" and a[name] != b[name]]
-    return names + [name for name, value in b["recipe"].items() if a["recipe"][name] != value]
+def diff_runs(a: Run, b: Run) -> list[str]:
+    """The names of the settings in which two runs differ, those of the recipe last."""
+    first, second = (json.loads(json.dumps(dataclasses.asdict(run))) for run in (a, b))
+    names = [name for name in second if name != "recipe" and first[name] != second[name]]
+    return names + [name for name, value in second["recipe"].items() if first["recipe"][name] != value]
 
 
-def require_same_run(there: Run, wanted: Run, out: Path) -> None:
-    """Raises TITNError if the run in a folder isn't the one that is wanted."""
-    if names := diff_runs(there, wanted):
+def require_same_run(saved: Run, wanted: Run, out: Path) -> None:
+    """Raises TITNError if the run saved in a folder differs from the wanted one."""
+    if names := diff_runs(saved, wanted):
         raise TITNError(
             f"{out} holds another run ({', '.join(names)} differ): choose another folder, or delete that one"
         )

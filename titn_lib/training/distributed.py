@@ -1,4 +1,4 @@
-"""Devices, processes and interrupts."""
+"""Devices, processes, deadlines and interrupts."""
 
 import logging
 import math
@@ -23,34 +23,40 @@ TIME_LIMIT = "the time limit"
 
 @dataclass(frozen=True)
 class Deadline:
-    """When to stop, on the monotonic clock: never by default."""
+    """The time at which to stop, in seconds of `time.monotonic`. By default there is none."""
 
     at: float = math.inf
 
     @classmethod
     def after(cls, minutes: float | None) -> "Deadline":
+        """So many minutes from now; None for no deadline."""
         return cls() if minutes is None else cls(time.monotonic() + 60 * minutes)
 
     @property
     def minutes_left(self) -> float | None:
-        """None where there is no limit."""
+        """None if there is no deadline."""
         return None if math.isinf(self.at) else (self.at - time.monotonic()) / 60
 
     @property
     def passed(self) -> bool:
+        """Whether it is time to stop."""
         return time.monotonic() > self.at
 
 
 def start_fabric(precision: str, device: str = "auto") -> Fabric:
-    """Fabric for this process: alone, or one of those that `torchrun` started.
+    """Lightning Fabric for this process, which runs alone or was started by `torchrun`.
+
+    Args:
+        precision: as in `Recipe`.
+        device: "auto" (a GPU if there is one), "cpu" or "cuda".
 
     Raises:
-        TITNError: a GPU was asked for and there is none.
+        TITNError: `device` is "cuda" and there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise TITNError("no GPU that PyTorch can use is here: choose --device cpu, or install PyTorch for your GPU")
+        raise TITNError("PyTorch finds no GPU: choose --device cpu, or install PyTorch for your GPU")
     kernels.tune_malloc()
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each precision
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs each precision
     accelerator = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     fabric = Fabric(
@@ -58,26 +64,26 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
         devices=local,
         num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
-        plugins=[LightningEnvironment()] if world == 1 else None,  # else Fabric asks MPI, which may be there but broken
+        plugins=[LightningEnvironment()] if world == 1 else None,  # else Fabric detects MPI, which may be broken
         precision=choose_precision(accelerator) if precision == "auto" else precision,  # type: ignore[arg-type]
     )
     fabric.launch()
-    torch.backends.cudnn.benchmark = True  # of no effect without a GPU: the fastest of its convolutions
+    torch.backends.cudnn.benchmark = True  # on a GPU: choose the fastest convolution algorithms
     return fabric
 
 
 def all_reduce_sum(fabric: Fabric, values: Tensor) -> Tensor:
-    """The sum over all processes."""
+    """The sum of `values` over all processes."""
     return cast(Tensor, fabric.all_reduce(values, reduce_op="sum"))
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes for all."""
+    """Whether this process prints and writes files for all of them."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def choose_precision(accelerator: str) -> str:
-    """bfloat16 where the processor has instructions for it; else float16 on a GPU and float32 on a CPU."""
+    """bfloat16 if the hardware has instructions for it, else float16 on a GPU and float32 on a CPU."""
     if accelerator == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -86,14 +92,14 @@ def choose_precision(accelerator: str) -> str:
 
 @contextmanager
 def graceful_interrupt(deadline: Deadline) -> Iterator[Callable[[], str]]:
-    """Collects Ctrl-C, SIGTERM and the time limit, so that training can end between two steps.
+    """Context in which Ctrl-C, SIGTERM and the deadline end training between two steps.
 
-    Yields a function that says why to stop, or "". A second Ctrl-C interrupts at once.
+    Yields a function that returns the reason to stop, or "". A second Ctrl-C interrupts at once.
     """
-    asked = []
+    received = []
 
     def note(number: int, _: object) -> None:
-        asked.append(signal.Signals(number).name)
+        received.append(signal.Signals(number).name)
         signal.signal(number, before[signal.Signals(number)])
 
     before = {}
@@ -103,7 +109,7 @@ def graceful_interrupt(deadline: Deadline) -> Iterator[Callable[[], str]]:
         except ValueError:  # not the main thread: signals go elsewhere
             continue
     try:
-        yield lambda: asked[0] if asked else (TIME_LIMIT if deadline.passed else "")
+        yield lambda: received[0] if received else (TIME_LIMIT if deadline.passed else "")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

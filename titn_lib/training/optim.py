@@ -1,4 +1,4 @@
-"""The learning-rate schedule, the optimizer, and compiling."""
+"""The learning-rate schedule, the optimizer, and torch.compile."""
 
 import logging
 import math
@@ -6,49 +6,58 @@ import math
 import torch
 from torch import nn
 
-from titn_lib.kernels import build
+from titn_lib import kernels
+from titn_lib.torch_compat import set_recompile_limit
 from titn_lib.training.config import Recipe
 
-MIN_IMAGES_TO_COMPILE = 100_000  # images to learn from: two minutes for the smallest student
-COMPILED_NETWORKS = 64  # different ones in a process; PyTorch by itself leaves off after eight, and says little
+MIN_IMAGES_TO_COMPILE = 100_000  # over all epochs: two minutes for the smallest student
+COMPILED_NETWORKS = 64  # in one process; PyTorch's default limit is eight, after which it runs eagerly
 log = logging.getLogger(__name__)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """A linear warm-up, then half a cosine from `lr` down to `min_lr` at the last step."""
+    """Linear warm-up, then cosine decay from `lr` to `min_lr` at the last step. `step` counts over all epochs."""
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
     last = max(recipe.epochs * steps_per_epoch - 1, warmup + 1)
-    along = (step - warmup) / (last - warmup)
-    return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * min(along, 1.0))) / 2
+    progress = (step - warmup) / (last - warmup)
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def compile_blocks(network: nn.Module, pictures: int, device: torch.device) -> bool:
-    """Let torch.compile fuse what lies between matrix products, if the run is long enough to pay for it.
+def compile_blocks(network: nn.Module, num_images: int, device: torch.device) -> bool:
+    """Compile the network's blocks with torch.compile, if the run is long enough to amortize it.
 
-    One block is compiled and the code serves all: that takes some fifteen seconds, the whole network several times as
-    long, and is as fast. Without a compiler (or for a teacher, whose convolutions have nothing to fuse) all stays as
-    it is.
+    One block is compiled, and its code serves all. This takes some fifteen seconds. Compiling the whole network takes
+    several times as long and trains no faster. Nothing is compiled without a C++ compiler (on a CPU), or for a network
+    without blocks, such as a teacher: its convolutions leave nothing to fuse.
+
+    Args:
+        num_images: of the whole run, over all epochs.
+
+    Returns:
+        Whether the blocks are compiled.
     """
     blocks = getattr(network, "blocks", None)
-    if blocks is None or pictures < MIN_IMAGES_TO_COMPILE:
+    if blocks is None or num_images < MIN_IMAGES_TO_COMPILE:
         return False
-    if device.type == "cpu" and not build.find_compiler():
+    if device.type == "cpu" and not kernels.find_compiler():
         log.warning("training runs without torch.compile, a little slower: there is no C++ compiler (g++ or clang++)")
         return False
-    torch._dynamo.config.recompile_limit = COMPILED_NETWORKS
+    set_recompile_limit(COMPILED_NETWORKS)
     for block in blocks:
         block.compile(dynamic=False)
     return True
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
-    """SGD decays all weights, as published; AdamW decays matrices and not biases, token tables and norms (but TNT's
-    norms over all pixels of a patch, whose weights are matrices).
+    """The recipe's optimizer for the parameters that require a gradient.
+
+    SGD applies weight decay to all of them, as published. AdamW applies it to matrices, but not to biases, embeddings
+    and norms. TNT's norms over all pixels of a patch have matrices as weights and are decayed, too.
 
     Args:
-        fused: one kernel for all weights (PyTorch's can't work with float16's gradient scaling and clipping).
+        fused: update all parameters in one kernel. PyTorch's doesn't support clipping with float16's gradient scaling.
     """
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if recipe.optimizer == "sgd":

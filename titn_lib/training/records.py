@@ -1,4 +1,4 @@
-"""What a run leaves behind: a record with its settings, its curve and its result, and tables made from records."""
+"""Records of finished runs: settings, training curves and results; and Markdown tables of them."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ import torch
 
 from titn_lib import __version__
 from titn_lib.errors import TITNError
-from titn_lib.io import repo_root, write_atomically
+from titn_lib.io import markdown_table, repo_root, write_atomically
 from titn_lib.training.config import Run
 
 RECORD = "record.json"
@@ -24,18 +24,20 @@ RECORD = "record.json"
 
 @dataclass(frozen=True)
 class RunResult:
-    """One finished run.
+    """The record of a finished run.
 
     Attributes:
-        run: its settings; enough to make it again.
-        parameters, macs: the network's size, and multiply-accumulates for one image, with nothing left out.
-        history: for every epoch: epoch, lr, train_loss, train_top1, and loss, top1, top5 on the validation split (2,000
-            images of a large one).
-        validation, test: loss, top1, top5 (per cent) and num_images, with the last weights, as
-            `training.evaluate` measures them. The test split is read once, after training.
+        run: its settings, which are enough to repeat it.
+        parameters: of the network.
+        macs: multiply-accumulates for one image, with all gates open.
+        history: for every epoch: epoch, lr, train_loss, train_top1, and validation_loss, validation_top1 and
+            validation_top5 (on 2,000 images of a large validation split).
+        validation, test: loss, top1 and top5 (in percent) and num_images of the final weights, as
+            `training.evaluate` measures them. The test split is used once, after training.
         seconds: training and validation together, over all sessions.
-        images_per_second: images learned from, by the training time alone.
-        hardware, versions: where it ran, and the code it ran.
+        images_per_second: throughput of training alone.
+        hardware: device, CPU, cores, threads, processes, precision, system, and whether the network was compiled.
+        versions: of Python, this library and the packages that results depend on.
         finished: date and time, UTC.
     """
 
@@ -53,11 +55,12 @@ class RunResult:
 
 
 def save_record(record: RunResult, path: Path) -> None:
+    """Write a record as JSON, atomically."""
     write_atomically(path, json.dumps(dataclasses.asdict(record), indent=1).encode())
 
 
 def to_json(records: dict[str, RunResult]) -> bytes:
-    """Several records in one file."""
+    """Several records by name, as the content of one JSON file."""
     return json.dumps({name: dataclasses.asdict(record) for name, record in records.items()}, indent=1).encode()
 
 
@@ -65,15 +68,17 @@ def load_record(path: str | Path) -> RunResult:
     """The record in a file, or in a folder's record.json.
 
     Raises:
-        TITNError: there is none, or it is damaged.
+        TITNError: there is none, or it is damaged or names something unknown.
     """
     path = Path(path)
     path = path / RECORD if path.is_dir() else path
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return RunResult(**{**about, "run": Run.from_dict(about["run"])})
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return RunResult(**{**values, "run": Run.from_dict(values["run"])})
     except FileNotFoundError as problem:
         raise TITNError(f"there is no record {path}: check the path, or make the run first") from problem
+    except TITNError as problem:
+        raise TITNError(f"{path}: {problem}") from problem
     except (ValueError, KeyError, TypeError) as problem:
         raise TITNError(
             f"{path} is not a record of titn_lib or is damaged: delete it and make the run again"
@@ -81,7 +86,7 @@ def load_record(path: str | Path) -> RunResult:
 
 
 def hardware(precision: str, processes: int, device: torch.device) -> dict[str, object]:
-    """What the run ran on."""
+    """The device, the machine and the settings that speed and rounding depend on."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -98,13 +103,16 @@ def hardware(precision: str, processes: int, device: torch.device) -> dict[str, 
 
 
 def run_metadata(precision: str, processes: int, device: torch.device) -> dict[str, Any]:
-    """Where and when something was measured: a record's last three lines."""
+    """Where, when and with which versions something was measured, for a record: hardware, versions, finished."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"hardware": hardware(precision, processes, device), "versions": versions(), "finished": now}
 
 
 def versions() -> dict[str, str]:
-    """The packages a result depends on; of titn-lib in a checkout also the commit, as in "0.1.0+1a2b3c4"."""
+    """Versions of Python and of the packages that a result depends on.
+
+    In a checkout, the version of titn-lib includes the commit, as in "0.1.0+1a2b3c4".
+    """
     found = {"python": platform.python_version(), "titn-lib": __version__}
     for package in ("torch", "torchvision", "numpy", "lightning-fabric", "pytorch-lightning"):
         try:
@@ -136,9 +144,4 @@ def table(records: dict[str, RunResult]) -> str:
         ]
         for name, record in records.items()
     ]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    rule = ["-" * width for width in widths]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in [head, rule, *rows]
-    )
+    return markdown_table(head, rows, align=True)

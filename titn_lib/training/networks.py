@@ -1,0 +1,53 @@
+"""What a run's networks need before training: settings from the data, a checked teacher, initial weights."""
+
+from typing import Any
+
+from titn_lib.data.datasets import DataSplits
+from titn_lib.errors import TITNError
+from titn_lib.losses.distillation import freeze
+from titn_lib.models.base import Classifier
+from titn_lib.models.teachers import Teacher
+
+
+def data_kwargs(data: DataSplits) -> dict[str, Any]:
+    """The settings of a network that follow from the data set."""
+    return {"num_classes": len(data.classes), "in_channels": data.in_channels, "image_size": data.image_size}
+
+
+def prepare_teacher(teacher: Classifier, data: DataSplits) -> Teacher:
+    """The teacher, frozen.
+
+    Raises:
+        TITNError: it is a student, or was trained for other images, classes or another normalization.
+    """
+    if not isinstance(teacher, Teacher):
+        raise TITNError(f"{teacher.config.name} is a student, not a teacher: choose a teacher, or its weights")
+    for name, value in data_kwargs(data).items():
+        if getattr(teacher.config, name) != value:
+            raise TITNError(
+                f"the teacher was made for {name}={getattr(teacher.config, name)}, and {data.name} needs "
+                f"{name}={value}: train a teacher on {data.name}"
+            )
+    its = teacher.preprocessing
+    if its and (its.classes, its.mean, its.std) != (data.classes, data.mean, data.std):
+        raise TITNError(
+            f"the teacher was trained on {its.data}, with other classes or another normalization than {data.name}: "
+            f"train a teacher on {data.name}"
+        )
+    return freeze(teacher)
+
+
+def load_initial_weights(network: Classifier, initial: Classifier) -> None:
+    """Copy the weights of `initial` into `network`. Parameters that only `network` has (gates, say) stay unchanged.
+
+    Raises:
+        TITNError: `initial` has parameters that `network` lacks, or of another shape.
+    """
+    own, given = network.state_dict(), initial.state_dict()
+    wrong = [name for name, weight in given.items() if name not in own or own[name].shape != weight.shape]
+    if wrong:
+        raise TITNError(
+            f"the initial weights, of {initial.config.name}, don't fit {network.config.name} ({wrong[0]} differs): "
+            "start from the same model, for the same images and classes"
+        )
+    network.load_state_dict(given, strict=False)
