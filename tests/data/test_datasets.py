@@ -1,4 +1,4 @@
-"""Data: splits that never move, files that are missing or damaged, a reader's own images."""
+"""Data: splits that never move, files that are missing or damaged, image files."""
 
 import hashlib
 import pickle
@@ -39,7 +39,7 @@ def test_digits_need_no_files_and_are_real(tmp_path, monkeypatch, no_internet):
     assert data.classes == tuple("0123456789")
 
 
-def test_a_picture_that_pillow_has_opened_and_one_that_is_transparent(tmp_path):
+def test_a_image_that_pillow_has_opened_and_one_that_is_transparent(tmp_path):
     ink = Image.new("RGBA", (40, 40), (0, 0, 0, 0))  # black everywhere, and nowhere opaque …
     ink.paste((0, 0, 0, 255), (0, 0, 20, 40))  # … but on the left
     read = load_image(ink, 1, (4, 4))
@@ -51,7 +51,7 @@ def test_a_picture_that_pillow_has_opened_and_one_that_is_transparent(tmp_path):
         assert opened.getpixel((30, 0)) == (0, 0, 0, 0)
 
 
-def test_means_and_deviations_are_those_of_all_pictures_at_once():
+def test_means_and_deviations_are_those_of_all_images_at_once():
     images = ImageDataset(torch.randint(0, 256, (700, 2, 5, 4), dtype=torch.uint8), torch.zeros(700, dtype=torch.long))
     values = images.images.double() / 255
     mean, std = channel_stats(images)
@@ -66,7 +66,7 @@ def test_where_none_are_published_means_and_deviations_are_the_training_splits()
     assert (data.mean, data.std) != channel_stats(data.test)
 
 
-def test_pictures_are_resized_without_aliasing():
+def test_images_are_resized_without_aliasing():
     images = ImageDataset(torch.randint(0, 256, (3, 2, 32, 32), dtype=torch.uint8), torch.arange(3))
     assert torch.equal(resize(images, (8, 16)).images, TF.resize(images.images, [8, 16], antialias=True))
 
@@ -91,8 +91,8 @@ def test_the_split_is_stratified_fixed_and_without_overlap():
         shares = part.labels.bincount() / len(part)
         assert (shares - 0.1).abs().max() < 0.012
     indices = ImageDataset(torch.arange(100).reshape(100, 1, 1, 1).to(torch.uint8), torch.arange(100) % 10)
-    kept, aside = stratified_split(indices, 0.1, "x")
-    assert sorted([*kept.images.flatten().tolist(), *aside.images.flatten().tolist()]) == list(range(100))
+    kept, held_out = stratified_split(indices, 0.1, "x")
+    assert sorted([*kept.images.flatten().tolist(), *held_out.images.flatten().tolist()]) == list(range(100))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def small_cifar(tmp_path, monkeypatch):
     return home
 
 
-def test_cifars_pictures_stand_upright(small_cifar):
+def test_cifars_images_stand_upright(small_cifar):
     """A file of CIFAR's keeps an image channel by channel, row by row."""
     there, data = pickle.loads((small_cifar / "test_batch").read_bytes()), load_dataset("cifar10")
     assert torch.equal(data.test.images, torch.from_numpy(there["data"]).reshape(20, 3, 32, 32))
@@ -190,22 +190,22 @@ def test_an_unknown_name():
         load_dataset("no/such/folder")
 
 
-# --- a reader's own images
+# --- image files
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def class_folders(tmp_path):
     rng = np.random.default_rng(0)
-    for kind, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+    for kind, color in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
         (tmp_path / kind).mkdir()
         for i in range(12):
             noise = rng.integers(0, 40, (20 + i, 30, 3))
-            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / kind / f"{i}.png")
+            Image.fromarray((np.array(color) + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / kind / f"{i}.png")
     return tmp_path
 
 
-def test_a_folder_of_pictures(pictures):
-    data = load_dataset(str(pictures))
+def test_a_folder_of_images(class_folders):
+    data = load_dataset(str(class_folders))
     assert data.classes == ("blue", "red")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [17, 2, 5]
     red = data.train.images[data.train.labels == 1].float()
@@ -214,11 +214,11 @@ def test_a_folder_of_pictures(pictures):
 
 
 def test_a_folder_with_its_own_split_keeps_it(tmp_path):
-    for part, grey in (("train", 10), ("test", 200)):
+    for part, gray in (("train", 10), ("test", 200)):
         for kind in "ab":
             (tmp_path / part / kind).mkdir(parents=True)
             for i in range(20):
-                Image.new("L", (8, 8), grey).save(tmp_path / part / kind / f"{i}.PNG")
+                Image.new("L", (8, 8), gray).save(tmp_path / part / kind / f"{i}.PNG")
         (tmp_path / part / ".hidden").mkdir()
     data = load_dataset(str(tmp_path))
     assert data.classes == ("a", "b")
@@ -229,25 +229,25 @@ def test_a_folder_with_its_own_split_keeps_it(tmp_path):
         load_dataset(str(tmp_path))
 
 
-def test_an_empty_class_folder_and_a_corrupt_picture_are_named(pictures):
-    (pictures / "green").mkdir()
+def test_an_empty_class_folder_and_a_corrupt_image_are_named(class_folders):
+    (class_folders / "green").mkdir()
     with pytest.raises(TITNError, match=r"the class folder .*green holds no image"):
-        load_dataset(str(pictures))
-    whole = (pictures / "red" / "3.png").read_bytes()
+        load_dataset(str(class_folders))
+    whole = (class_folders / "red" / "3.png").read_bytes()
     for content in (b"", b"GIF89a nonsense", whole[: len(whole) // 2]):
-        (pictures / "green" / "x.png").write_bytes(content)
+        (class_folders / "green" / "x.png").write_bytes(content)
         with pytest.raises(TITNError, match=r"x\.png is not an image or is damaged"):
-            load_dataset(str(pictures))
+            load_dataset(str(class_folders))
 
 
-def test_a_folder_that_is_too_small(pictures):
+def test_a_folder_that_is_too_small(class_folders):
     for kind in ("red", "blue"):
         for i in range(1, 12):
-            (pictures / kind / f"{i}.png").unlink()
+            (class_folders / kind / f"{i}.png").unlink()
     with pytest.raises(TITNError, match="too few images to split"):
-        load_dataset(str(pictures))
+        load_dataset(str(class_folders))
     with pytest.raises(TITNError, match="needs a subfolder of images for each class"):
-        load_dataset(str(pictures / "red"))
+        load_dataset(str(class_folders / "red"))
 
 
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
@@ -255,11 +255,11 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
     assert load_image(tmp_path / "deep.png", 1, (8, 8)).unique().tolist() == [127]
 
 
-def test_a_picture_is_turned_upright(tmp_path):
-    picture, exif = Image.new("L", (8, 8)), Image.Exif()
-    picture.paste(255, (0, 0, 8, 4))  # the upper half is white …
+def test_a_image_is_turned_upright(tmp_path):
+    image, exif = Image.new("L", (8, 8)), Image.Exif()
+    image.paste(255, (0, 0, 8, 4))  # the upper half is white …
     exif[0x0112] = 6  # … and the camera was turned: it belongs on the right
-    picture.save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "turned.png", exif=exif)
     read = load_image(tmp_path / "turned.png", 1, (8, 8))[0]
     assert read[:, 4:].min() == 255
     assert read[:, :4].max() == 0
@@ -267,10 +267,10 @@ def test_a_picture_is_turned_upright(tmp_path):
 
 def test_one_number_is_both_sides_and_none_is_refused():
     assert load_dataset("digits", 24).image_size == (24, 24)
-    grey = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10))
-    assert torch.equal(load_image(grey, 1, 5), load_image(grey, 1, (5, 5)))
+    gray = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10))
+    assert torch.equal(load_image(gray, 1, 5), load_image(gray, 1, (5, 5)))
     with pytest.raises(TITNError, match="image_size is a height and a width"):
-        load_image(grey, 1, (0, 5))
+        load_image(gray, 1, (0, 5))
     assert make_run("cifar10", image_size=16).image_size == (16, 16)
 
 
@@ -282,7 +282,7 @@ def test_a_size_is_height_and_width():
     assert read[:, :14].max() == 0
 
 
-def test_reading_one_picture(tmp_path):
+def test_reading_one_image(tmp_path):
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 255  # the middle is white
     Image.fromarray(wide).save(tmp_path / "wide.png")

@@ -1,4 +1,4 @@
-"""Rollout, relevance and their tests against hand computation, slow references, and models whose answer is known."""
+"""Rollout, relevance and faithfulness tests: by hand, against slow references, and on models whose map is known."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from titn_lib import TITNError, create_model, load_model
+from titn_lib import TITNError, create_model, interpret, load_model
 from titn_lib.data.datasets import load_dataset
 from titn_lib.data.transforms import normalize
 
@@ -31,7 +31,7 @@ def make(name, **settings):
     return model.eval()
 
 
-def pictures(model, count=3):
+def random_images(model, count=3):
     return torch.randn(count, model.config.in_channels, *model.config.image_size)
 
 
@@ -41,11 +41,11 @@ def student(request):
     return make(name, **settings)
 
 
-# --- what can be asked, and what can't
+# --- attention, heads and gradients
 
 
 def test_attention_of_both_streams(student):
-    maps = interpret.attention(student, pictures(student))
+    maps = interpret.attention(student, random_images(student))
     assert [len(maps.outer), len(maps.inner)] == [2, 0 if "vit" in student.config.name else 2]
     for one in [*maps.outer, *maps.inner]:
         assert not one.requires_grad
@@ -54,9 +54,9 @@ def test_attention_of_both_streams(student):
 
 def test_refusals():
     images, model = torch.zeros(1, 1, 8, 12), make("tnt_paper")
-    with pytest.raises(TITNError, match="Teacher has no attention to look at: take a student"):
+    with pytest.raises(TITNError, match="Teacher has no attention maps: take a student"):
         interpret.attention(create_model("vgg7_bn").eval(), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(TITNError, match="tnt_paper has no distillation token: ask for head='class'"):
+    with pytest.raises(TITNError, match="tnt_paper has no distillation token: choose head='class'"):
         interpret.relevance(model, images, head="distillation")
     with pytest.raises(TITNError, match="unknown head 'clas': did you mean 'class'"):
         interpret.outer_rollout(model, images, head="clas")
@@ -64,9 +64,9 @@ def test_refusals():
         interpret.relevance(model.train(), images)
 
 
-def test_answers_are_the_heads_own():
+def test_logits_are_those_of_the_head():
     model = make("titn_paper")
-    images = pictures(model)
+    images = random_images(model)
     both = model.train()(images)
     model.eval()
     torch.testing.assert_close(interpret.head_logits_fn(model)(images), both.class_logits)
@@ -76,7 +76,7 @@ def test_answers_are_the_heads_own():
 
 def test_input_gradient_is_the_slope():
     model = make("titn_paper").double()
-    images, classes = pictures(model).double(), torch.tensor([1, 4, 0])
+    images, classes = random_images(model).double(), torch.tensor([1, 4, 0])
     gradient = interpret.input_gradient(model, images, classes, "distillation")
     shifted = images.clone()
     shifted[:, 0, 5, 7] += 1e-5
@@ -96,20 +96,18 @@ def test_rollout_by_hand():
     # means over heads: [[.5 .5] [.2 .8]] and [[.2 .8] [1 0]]; with half of I: [[.75 .25] [.1 .9]] and [[.6 .4] [.5 .5]]
     torch.testing.assert_close(interpret.rollout_step(first), torch.tensor([[0.75, 0.25], [0.1, 0.9]]))
     torch.testing.assert_close(interpret.rollout([first, second]), torch.tensor([[0.49, 0.51], [0.425, 0.575]]))
-    torch.testing.assert_close(
-        interpret.rollout_step(2 * first).sum(dim=-1), torch.ones(2)
-    )  # rows are made to sum to 1
+    torch.testing.assert_close(interpret.rollout_step(2 * first).sum(dim=-1), torch.ones(2))  # rows are normalized
 
 
-def test_gradients_weigh_attention_by_hand():
+def test_gradient_rollout_step_by_hand():
     attention = torch.tensor([[[0.5, 0.5], [0.2, 0.8]], [[0.1, 0.9], [1.0, 0.0]]])
     gradient = torch.tensor([[[2.0, -1.0], [0.0, 1.0]], [[10.0, 0.0], [-3.0, 5.0]]])
-    mixed = interpret.gradient_rollout_step(attention, gradient)
-    torch.testing.assert_close(mixed, torch.tensor([[1 + (1 + 1) / 2, 0.0], [0.0, 1 + 0.8 / 2]]))
+    step = interpret.gradient_rollout_step(attention, gradient)
+    torch.testing.assert_close(step, torch.tensor([[1 + (1 + 1) / 2, 0.0], [0.0, 1 + 0.8 / 2]]))
 
 
-def test_outer_rollout_reads_the_right_rows(student):
-    images, config = pictures(student), student.config
+def test_outer_rollout_pools_the_right_rows(student):
+    images, config = random_images(student), student.config
     rolled = interpret.rollout(interpret.attention(student, images).outer)
     last = config.tokens - config.distillation_token
     read = rolled[:, 0] if config.pooling == "class" else rolled[:, :last].mean(dim=1)
@@ -123,7 +121,7 @@ def test_outer_rollout_reads_the_right_rows(student):
 @pytest.mark.parametrize("head", ["class", "distillation"])
 def test_gradient_rollout_with_one_block_is_gradient_times_attention(pooling, head):
     model = make("distilled_vit_paper", pooling=pooling, depth=1)
-    images, classes, layer = pictures(model), torch.tensor([2, 0, 3]), model.blocks[0]
+    images, classes, layer = random_images(model), torch.tensor([2, 0, 3]), model.blocks[0]
     attention = interpret.attention(model, images).outer[0].requires_grad_()
     seen = []
     handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
@@ -149,27 +147,27 @@ def test_gradient_rollout_with_one_block_is_gradient_times_attention(pooling, he
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("head", ["class", "distillation"])
-def test_nothing_is_lost_or_made(student, weighted, head):
+def test_all_shares_sum_to_one(student, weighted, head):
     if head == "distillation" and not student.config.distillation_token:
         return
-    images = pictures(student)
+    images = random_images(student)
     classes = interpret.head_logits_fn(student, head)(images).argmax(dim=-1) if weighted else None
-    picture, sources = interpret.relevance(student, images, head, classes)
-    assert picture.shape == (3, 8, 12)
+    pixels, sources = interpret.relevance(student, images, head, classes)
+    assert pixels.shape == (3, 8, 12)
     assert sources.shape == (3, student.config.depth + 2)
-    assert picture.min() >= -1e-6
+    assert pixels.min() >= -1e-6
     assert sources.min() >= -1e-6
     torch.testing.assert_close(sources.sum(dim=1), torch.ones(3))
-    torch.testing.assert_close(picture.sum(dim=(1, 2)), 1 - sources[:, -1])
-    assert picture.sum(dim=(1, 2)).min() > 0.1
+    torch.testing.assert_close(pixels.sum(dim=(1, 2)), 1 - sources[:, -1])
+    assert pixels.sum(dim=(1, 2)).min() > 0.1
     learned = getattr(student.config, "patch_tokens", "image") == "learned"
-    assert bool((sources[:, 0] == 0).all()) is learned  # in the published model nothing of the image is there at first
+    assert bool((sources[:, 0] == 0).all()) is learned  # the published model embeds no image in its patch tokens
 
 
 @pytest.mark.parametrize(("name", "weighted"), [("vit_paper", False), ("distilled_vit_paper", True)])
 def test_a_vits_relevance_is_its_rollout_spread_evenly(name, weighted):
     model = make(name)
-    images = pictures(model)
+    images = random_images(model)
     classes = torch.tensor([1, 2, 3]) if weighted else None
     patches = interpret.outer_rollout(model, images, classes=classes)[:, 1:7].reshape(3, 2, 3)
     spread = patches.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2) / 16
@@ -184,7 +182,7 @@ def reference_relevance(model, image, head):
     N, M, T, L = config.patches, config.pixels, config.tokens, config.depth
     beta, share, rolled = torch.zeros(L + 1, N), torch.zeros(L + 1, N, M), torch.zeros(L + 1, N, M, M)
 
-    def news(way, projection, normed, before):
+    def inject(way, projection, normed, before):
         for n in range(N):
             parts = []
             for m in range(M):
@@ -201,12 +199,12 @@ def reference_relevance(model, image, head):
         rolled[0, n] = torch.eye(M)
     if config.patch_tokens == "from_pixels":
         start = model.patch_embedding.projection
-        news(0, start, start.norm(inner), model.patch_embedding.positions[None, 1 : 1 + N])
+        inject(0, start, start.norm(inner), model.patch_embedding.pos_embed[None, 1 : 1 + N])
     for way, block in enumerate(model.blocks, 1):
         inner, attention = block.inner(inner, True)
         for n in range(N):
             rolled[way, n] = (attention[0, n].mean(dim=0) / 2 + torch.eye(M) / 2) @ rolled[way - 1, n]
-        news(way, block.projection, block.projection.norm(inner), outer[:, 1 : 1 + N])
+        inject(way, block.projection, block.projection.norm(inner), outer[:, 1 : 1 + N])
         outer = model.forward_features(image).hidden_states[way - 1]
     last = T - config.distillation_token
     r = [1 / last if t < last else 0.0 for t in range(T)] if config.pooling == "mean" else [1.0] + [0.0] * (T - 1)
@@ -229,10 +227,10 @@ def reference_relevance(model, image, head):
 def test_relevance_equals_its_equations(name, head):
     settings = {**dict(STUDENTS)[name], "patch_size": 4, "image_size": (8, 8)}
     model = make(name, **settings).requires_grad_(False)
-    image = pictures(model, 1)
+    image = random_images(model, 1)
     relevance, rest = reference_relevance(model, image, head)
-    picture, sources = interpret.relevance(model, image, head)
-    by_pixel = picture.reshape(2, 2, 2, 2, 2, 2).sum(dim=(2, 5)).permute(0, 2, 1, 3).reshape(4, 4)
+    pixels, sources = interpret.relevance(model, image, head)
+    by_pixel = pixels.reshape(2, 2, 2, 2, 2, 2).sum(dim=(2, 5)).permute(0, 2, 1, 3).reshape(4, 4)
     torch.testing.assert_close(by_pixel, relevance, atol=1e-5, rtol=1e-4)
     assert float(sources[0, -1]) == pytest.approx(rest, abs=1e-5)
 
@@ -244,9 +242,9 @@ def only(patch, pixel):
     nn.init.zeros_(model.pixel_embedding.embed.bias)
     nn.init.eye_(model.pixel_embedding.embed.weight)
     block, outer = model.blocks[0], model.patch_embedding
-    for layer, table, chosen in ((block.inner, model.pixel_embedding.positions, pixel),
+    for layer, table, chosen in ((block.inner, model.pixel_embedding.pos_embed, pixel),
                                  (block.outer, outer.tokens, 1 + patch)):  # fmt: skip
-        # A mark on one token; a key that reads it; a query that asks for it, whoever asks: all look there, only there.
+        # One token is marked; its key matches the query that every token has: all tokens attend to it alone.
         table.data.zero_()[:, 1], table.data[:, 0] = 3, -3
         table.data[chosen, 1], table.data[chosen, 0] = -3, 3
         width = table.shape[1]
@@ -254,15 +252,15 @@ def only(patch, pixel):
         layer.attn.qkv.weight.data[width, 0] = 100
         layer.attn.qkv.bias.data.zero_()[0] = 100
         layer.mlp[2].weight.data.zero_()
-    block.inner.attn.proj.weight.data.zero_()  # pixels look, and take nothing: the next line decides
+    block.inner.attn.proj.weight.data.zero_()  # attention adds nothing to the pixels: the next line decides
     block.projection.linear.weight.data.reshape(8, 4, 4)[:, torch.arange(4) != pixel] = 0
-    for table in (outer.positions, outer.distillation):
+    for table in (outer.pos_embed, outer.dist_embed):
         table.data.zero_()
     return model.requires_grad_(False)
 
 
 @pytest.mark.parametrize(("patch", "pixel"), [(0, 0), (2, 1), (3, 2)])
-def test_relevance_finds_the_only_pixel_that_counts(patch, pixel):
+def test_relevance_finds_the_only_pixel_that_matters(patch, pixel):
     model = only(patch, pixel)
     image = torch.rand(1, 1, 8, 8)
     row, column = 4 * (patch // 2) + 2 * (pixel // 2), 4 * (patch % 2) + 2 * (pixel % 2)
@@ -271,23 +269,25 @@ def test_relevance_finds_the_only_pixel_that_counts(patch, pixel):
 
     counts = interpret.input_gradient(model, image, torch.tensor([1]))[0, 0].abs() > 1e-12
     assert torch.equal(counts, where > 0)  # the model is what it should be
-    picture, sources = interpret.relevance(model, image)
+    pixels, sources = interpret.relevance(model, image)
     projection, normed = (
         model.blocks[0].projection,
         model.blocks[0].forward_inner(model.pixel_embedding(image), False)[1],
     )
     bias = projection.linear.bias
-    news = (projection.project(normed) - bias)[0, patch].norm()
-    share = float(news / (news + (model.patch_embedding.tokens[1 + patch] + bias).norm()))
-    torch.testing.assert_close(picture[0], where * share / 2 / 4)  # half is the class token's own, four points a pixel
+    update = (projection.project(normed) - bias)[0, patch].norm()
+    share = float(update / (update + (model.patch_embedding.tokens[1 + patch] + bias).norm()))
+    torch.testing.assert_close(
+        pixels[0], where * share / 2 / 4
+    )
     assert sources[0].tolist() == pytest.approx([0, share / 2, 1 - share / 2])
     weighted = [interpret.relevance(model, image, classes=torch.tensor([label])).image[0] for label in range(5)]
     assert any(one.sum() > 0 for one in weighted)
-    for one in weighted:  # the one attention that counts may count against a class
+    for one in weighted:  # the only attention that matters may lower a class's logit
         assert one.sum() == 0 or torch.equal(one > 0, where > 0)
 
 
-# --- tests of maps
+# --- faithfulness
 
 
 def test_cells_and_their_order():
@@ -296,7 +296,7 @@ def test_cells_and_their_order():
     assert interpret.order_cells(maps, 2).tolist() == [[4, 2, 1, 3, 0, 5]]  # equal ones in reading order
 
 
-def test_fading_a_linear_model_by_hand():
+def test_perturbation_curves_of_a_linear_model_by_hand():
     weights = torch.tensor([[1.0, 1, 2, 2], [1, 1, 2, 2], [0, 0, -1, -1], [0, 0, -1, -1]])
 
     def logits(images):
@@ -322,7 +322,7 @@ def test_fading_a_linear_model_by_hand():
         interpret.perturbation_curve(logits, images, blank, torch.arange(5).expand(2, -1), classes)
 
 
-def test_fade_keeps_places_apart_on_oblong_pictures():
+def test_fade_keeps_places_apart_on_oblong_random_images():
     images, order = torch.ones(1, 1, 4, 6), torch.tensor([[2, 3, 0, 1, 4, 5]])
     seen = []
 
@@ -334,7 +334,7 @@ def test_fade_keeps_places_apart_on_oblong_pictures():
     assert seen[2].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]
 
 
-def test_fading_ends_at_the_end_whatever_the_number_of_steps():
+def test_perturbation_is_complete_whatever_the_number_of_steps():
     start, seen = torch.ones(1, 1, 6, 6), []
 
     def logits(images):
@@ -345,7 +345,7 @@ def test_fading_ends_at_the_end_whatever_the_number_of_steps():
     assert seen == pytest.approx([1, 7 / 9, 5 / 9, 2 / 9, 0])  # of nine cells 0, 2, 4, 7 and 9 are gone
 
 
-def test_blur_keeps_the_mean_colour_and_no_detail():
+def test_blur_keeps_the_mean_color_and_no_detail():
     checks = ((torch.arange(16)[:, None] + torch.arange(16)) % 2).float().expand(1, 3, 16, 16)
     blurred = interpret.blur(checks)
     assert blurred.std() < 0.02
@@ -377,7 +377,7 @@ def test_rank_correlation_is_spearmans():
     assert interpret.rank_correlation(a, torch.ones_like(a)).tolist() == [0, 0, 0]
 
 
-def test_randomising_reaches_as_far_as_asked(student):
+def test_randomizing_reaches_as_many_blocks_as_wanted(student):
     before, state = torch.random.get_rng_state(), {k: v.clone() for k, v in student.state_dict().items()}
     parts = ["heads.", "blocks.1.", "blocks.0."]
     for count in range(4):
@@ -391,7 +391,7 @@ def test_randomising_reaches_as_far_as_asked(student):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_randomised_weights_are_not_those_that_a_run_with_this_seed_began_with():
+def test_randomized_weights_are_not_the_initialization_of_a_run_with_this_seed():
     torch.manual_seed(3)
     model = create_model("titn_nano", depth=1).eval()
     other = interpret.randomize_weights(model, 2, seed=3)
@@ -400,19 +400,19 @@ def test_randomised_weights_are_not_those_that_a_run_with_this_seed_began_with()
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_maps_depend_on_the_weights(student, weighted):
-    images, classes = pictures(student), torch.tensor([1, 2, 3]) if weighted else None
+    images, classes = random_images(student), torch.tensor([1, 2, 3]) if weighted else None
     maps = [
         interpret.relevance(interpret.randomize_weights(student, count), images, classes=classes).image
         for count in range(4)
     ]
     original = interpret.relevance(student, images, classes=classes).image
-    assert torch.equal(maps[0], original) is not weighted  # heads play no part where no class is asked for
+    assert torch.equal(maps[0], original) is not weighted  # without a class the heads play no part
     for other in maps[1:]:
         assert (other - original).abs().max() > 1e-3 * original.max()
 
 
-def test_deletion_knows_a_good_map_from_a_random_one():
-    """The trained digits reader, on validation images: what relevance calls relevant is."""
+def test_deletion_tells_a_faithful_map_from_a_random_one():
+    """On a trained model and validation images."""
     model, data = load_model("titn_nano.digits"), load_dataset("digits")
     images = normalize(data.validation.images[:100], data.mean, data.std)
     logits = interpret.head_logits_fn(model)

@@ -1,4 +1,4 @@
-"""AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019), a whole batch at a time."""
+"""AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019, arXiv 1805.09501), on a batch of images at a time."""
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
@@ -11,27 +11,27 @@ from torch.nn import functional as F
 
 from titn_lib import kernels
 from titn_lib.data.image_ops import (
-    Bytes,
-    Draws,
-    Table,
+    LookupTable,
+    RandomValues,
+    UInt8Images,
     affine,
+    apply_lut,
+    apply_to_subset,
     autocontrast,
-    beside,
     brightness,
-    change,
     contrast,
     equalize,
     invert,
-    look_up,
     posterize,
     saturation,
     sharpness,
     solarize,
+    to_device_of,
 )
 
-BLENDS = ("brightness", "color", "contrast", "sharpness")
-MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-TABLES: dict[str, Callable[[Bytes, Draws], Table]] = {
+BLEND_OPS = ("brightness", "color", "contrast", "sharpness")  # their magnitude is a factor's distance from 1
+GEOMETRIC_OPS = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+LUT_OPS: dict[str, Callable[[UInt8Images, RandomValues], LookupTable]] = {
     "brightness": brightness,
     "contrast": contrast,
     "posterize": posterize,
@@ -40,8 +40,8 @@ TABLES: dict[str, Callable[[Bytes, Draws], Table]] = {
     "equalize": equalize,
     "invert": invert,
 }
-OPERATIONS = ("", *MOVES, "color", "sharpness", *TABLES)  # their numbers stand for them; "" changes nothing
-# Each line is one of the 25 policies: two operations, each with its chance and its strength (0–9).
+OPERATIONS = ("", *GEOMETRIC_OPS, "color", "sharpness", *LUT_OPS)  # an operation is its index here; "" changes nothing
+# Each line is one of the 25 policies: two operations, each with its probability and its magnitude (level 0–9).
 CIFAR10_POLICY = [
     line.split()
     for line in """
@@ -75,7 +75,11 @@ CIFAR10_POLICY = [
 
 
 def magnitudes(operation: str, size: tuple[int, int]) -> np.ndarray:
-    """What the strengths 0–9 mean: degrees of a turn, points of a shift, the factor of a blend beyond 1, …"""
+    """The magnitudes of the levels 0–9: degrees of rotation, pixels of translation, a blend factor's distance from 1, …
+
+    Args:
+        size: height and width of the images.
+    """
     largest = {
         "shear_x": 0.3, "shear_y": 0.3, "translate_x": 150 / 331 * size[1], "translate_y": 150 / 331 * size[0],
         "rotate": 30.0, "brightness": 0.9, "color": 0.9, "contrast": 0.9, "sharpness": 0.9,
@@ -87,69 +91,80 @@ def magnitudes(operation: str, size: tuple[int, int]) -> np.ndarray:
     return torch.linspace(0.0, largest.get(operation, 0.0), 10).double().numpy()  # rounded as torchvision's
 
 
-@lru_cache(maxsize=100)  # a policy has a few dozen; on the device, where a step needn't wait for them
-def origins(move: str, how: float, height: int, width: int, device: torch.device) -> Int64[Tensor, "height width"]:
-    """Where each point of a moved image comes from: counted from 1, row by row; 0 from outside."""
-    places = torch.arange(1, height * width + 1).view(1, 1, height, width)
-    how_by = {name: how if name == move else 0.0 for name in MOVES}
-    shear_x, shear_y = (float(np.degrees(np.arctan(how_by[name]))) for name in ("shear_x", "shear_y"))
-    shift = float(np.trunc(how_by["translate_x"])), float(np.trunc(how_by["translate_y"]))
-    return affine(places, -how_by["rotate"], shift, 1.0, (shear_x, shear_y), "shear" in move)[0, 0].long().to(device)
+@lru_cache(maxsize=100)  # a policy has a few dozen of them; kept on the device, so that no step waits for a copy
+def source_indices(
+    operation: str, magnitude: float, height: int, width: int, device: torch.device
+) -> Int64[Tensor, "height width"]:
+    """For each pixel of the transformed image the index of its source pixel: row by row from 1, and 0 for outside."""
+    indices = torch.arange(1, height * width + 1).view(1, 1, height, width)
+    magnitude_of = {name: magnitude if name == operation else 0.0 for name in GEOMETRIC_OPS}
+    shear = tuple(float(np.degrees(np.arctan(magnitude_of[name]))) for name in ("shear_x", "shear_y"))
+    translate = tuple(float(np.trunc(magnitude_of[name])) for name in ("translate_x", "translate_y"))
+    center = (0.0, 0.0) if "shear" in operation else None
+    source = affine(indices, -magnitude_of["rotate"], translate, shear=shear, center=center)  # type: ignore[arg-type]
+    return source[0, 0].long().to(device)
 
 
-def remap_pixels(images: Bytes, operation: np.ndarray, how: Draws) -> Bytes:
-    """To each image its own move."""
-    moves, which = np.unique(operation + 1j * how, return_inverse=True)  # pairs
-    place = (*images.shape[-2:], images.device)
-    table = torch.stack([origins(OPERATIONS[int(move.real)], move.imag, *place) for move in moves.tolist()])
-    rows = beside(which, images)
+def remap_pixels(images: UInt8Images, operation: np.ndarray, magnitude: RandomValues) -> UInt8Images:
+    """Apply to each image its own geometric operation."""
+    pairs, index = np.unique(np.stack([operation.astype(float), magnitude]), axis=1, return_inverse=True)
+    where = (*images.shape[-2:], images.device)
+    maps = torch.stack([source_indices(OPERATIONS[int(op)], value, *where) for op, value in pairs.T.tolist()])
+    chosen = to_device_of(index.reshape(-1), images)
     if kernels.can_use_image_ops(images):
-        return kernels.move(images, table, rows)
-    points = F.pad(images.flatten(2), [1, 0])  # the first is black
-    return points.gather(2, table[rows].flatten(1)[:, None].expand_as(images.flatten(2))).view_as(images)
+        return kernels.remap(images, maps, chosen)
+    pixels = F.pad(images.flatten(2), [1, 0])  # index 0 is black
+    return pixels.gather(2, maps[chosen].flatten(1)[:, None].expand_as(images.flatten(2))).view_as(images)
 
 
-def apply(images: Bytes, operation: np.ndarray, value: Draws) -> Bytes:
-    """To each image its own operation (a number of `OPERATIONS`) with its own signed strength."""
-    first_table = len(OPERATIONS) - len(TABLES)
-    moved = np.flatnonzero((operation > 0) & (operation <= len(MOVES)))
-    changed = change(images.clone(), moved, lambda part: remap_pixels(part, operation[moved], value[moved]))
-    for name, blending in (("color", saturation), ("sharpness", sharpness)):
-        its = np.flatnonzero(operation == OPERATIONS.index(name))
-        change(changed, its, partial(blending, factor=1.0 + value[its]))
-    tabled = np.flatnonzero(operation >= first_table)
+def apply(images: UInt8Images, operation: np.ndarray, magnitude: RandomValues) -> UInt8Images:
+    """Apply to each image its own operation (an index of `OPERATIONS`) with its own signed magnitude."""
+    moved = np.flatnonzero((operation > 0) & (operation <= len(GEOMETRIC_OPS)))
+    result = apply_to_subset(images.clone(), moved, lambda part: remap_pixels(part, operation[moved], magnitude[moved]))
+    for name, blend_op in (("color", saturation), ("sharpness", sharpness)):
+        blended = np.flatnonzero(operation == OPERATIONS.index(name))
+        apply_to_subset(result, blended, partial(blend_op, factor=1.0 + magnitude[blended]))
+    mapped = np.flatnonzero(operation >= len(OPERATIONS) - len(LUT_OPS))
+    return apply_to_subset(
+        result, mapped, lambda part: apply_lut(part, lookup_tables(part, operation[mapped], magnitude[mapped]))
+    )
 
-    def from_tables(part: Bytes) -> Bytes:
-        table = torch.empty(*part.shape[:2], 1, 256, dtype=torch.uint8, device=images.device)
-        for number, name in enumerate(OPERATIONS[first_table:], first_table):
-            its = np.flatnonzero(operation[tabled] == number)
-            if len(its):
-                at = beside(its, images)
-                made = TABLES[name](part.index_select(0, at), value[tabled[its]] + (1.0 if name in BLENDS else 0.0))
-                table[at] = made
-        return look_up(part, table)
 
-    return change(changed, tabled, from_tables)
+def lookup_tables(images: UInt8Images, operation: np.ndarray, magnitude: RandomValues) -> LookupTable:
+    """The table of each image's own operation, one of `LUT_OPS`."""
+    tables = torch.empty(*images.shape[:2], 1, 256, dtype=torch.uint8, device=images.device)
+    for name, lut_op in LUT_OPS.items():
+        chosen = np.flatnonzero(operation == OPERATIONS.index(name))
+        if len(chosen):
+            at = to_device_of(chosen, images)
+            values = magnitude[chosen] + (1.0 if name in BLEND_OPS else 0.0)
+            tables[at] = lut_op(images.index_select(0, at), values)
+    return tables
 
 
 @cache
 def cifar10_policy(size: tuple[int, int]) -> Sequence[tuple[np.ndarray, ...]]:
-    """For first and second operation, of the 25 policies each: operation, chance, strength, whether it has a sign."""
-    parts = []
-    for first in (0, 3):
-        names, chances, levels = zip(*(line[first : first + 3] for line in CIFAR10_POLICY), strict=True)
-        numbers = np.array([OPERATIONS.index(name) for name in names])
+    """The 25 policies as arrays, once for their first operations and once for their second.
+
+    Returns:
+        Twice: operations (indices of `OPERATIONS`), probabilities, magnitudes, and whether the magnitude is signed.
+    """
+    halves = []
+    for start in (0, 3):
+        names, probabilities, levels = zip(*(line[start : start + 3] for line in CIFAR10_POLICY), strict=True)
+        operations = np.array([OPERATIONS.index(name) for name in names])
         values = np.array([magnitudes(n, size)[int(level)] for n, level in zip(names, levels, strict=True)])
-        parts.append((numbers, np.array(chances, dtype=float), values, np.isin(names, [*MOVES, *BLENDS])))
-    return parts
+        signed = np.isin(names, [*GEOMETRIC_OPS, *BLEND_OPS])
+        halves.append((operations, np.array(probabilities, dtype=float), values, signed))
+    return halves
 
 
-def auto_augment(images: Bytes, rng: np.random.Generator) -> Bytes:
-    """One of the 25 policies for each image."""
+def auto_augment(images: UInt8Images, rng: np.random.Generator) -> UInt8Images:
+    """Apply one of the 25 policies, drawn uniformly, to each image."""
     batch = len(images)
     policy = rng.integers(len(CIFAR10_POLICY), size=batch)
-    for operations, chances, values, signed in cifar10_policy((images.shape[-2], images.shape[-1])):
+    for operations, probabilities, values, signed in cifar10_policy((images.shape[-2], images.shape[-1])):
         sign = np.where(signed[policy] & (rng.random(batch) <= 0.5), -1.0, 1.0)
-        happens = rng.random(batch) <= chances[policy]
-        images = apply(images, np.where(happens, operations[policy], 0), values[policy] * sign)
+        applied = rng.random(batch) <= probabilities[policy]
+        images = apply(images, np.where(applied, operations[policy], 0), values[policy] * sign)
     return images

@@ -1,4 +1,4 @@
-"""A reader's own images: single files, and folders with a subfolder for each class."""
+"""Image files: single ones, and folders with a subfolder for each class."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from titn_lib.validation import to_2tuple
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Images and their classes.
+    """Images and their labels, in memory.
 
     Attributes:
-        images: bytes, 0–255.
+        images: uint8, 0–255.
+        labels: the index of each image's class.
     """
 
     images: UInt8[Tensor, "image channel height width"]
@@ -36,7 +37,15 @@ class ImageDataset:
 
 
 def load_image_folder(folder: Path, size: tuple[int, int]) -> tuple[ImageDataset, ImageDataset | None, tuple[str, ...]]:
-    """Images in a subfolder for each class; where there are train/ and test/, those are the split."""
+    """Load images from a subfolder for each class; subfolders train/ and test/, if there are both, are the split.
+
+    Returns:
+        The images outside the test set, the test set (None if the folder has none), and the class names.
+
+    Raises:
+        TITNError: fewer than two classes, an empty class, an image that can't be read, or different classes in train/
+            and test/.
+    """
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         train, classes = load_class_folders(folder / "train", size)
         test, test_classes = load_class_folders(folder / "test", size)
@@ -51,6 +60,7 @@ def load_image_folder(folder: Path, size: tuple[int, int]) -> tuple[ImageDataset
 
 
 def load_class_folders(folder: Path, size: tuple[int, int]) -> tuple[ImageDataset, tuple[str, ...]]:
+    """Load images from a subfolder for each class, resized to `size`; classes are in alphabetical order."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     classes = tuple(sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and sub.name[0] != "."))
@@ -69,35 +79,34 @@ def load_class_folders(folder: Path, size: tuple[int, int]) -> tuple[ImageDatase
 def load_image(
     path: str | Path | Image.Image, in_channels: int, image_size: tuple[int, int] | int
 ) -> UInt8[Tensor, "channel height width"]:
-    """Any image file as bytes of the wanted size: turned upright, on white where it is transparent, scaled to cover
-    the size, the middle cut out.
+    """Load an image file as uint8: turned upright as its EXIF data say, transparency on white, resized, center-cropped.
 
     Args:
-        path: of the file; or an image that Pillow has opened.
-        in_channels: 1 for gray, 3 for color.
+        path: the file's path, or an image opened with Pillow.
+        in_channels: 1 for grayscale, 3 for color.
         image_size: height and width, or one number for both.
 
     Raises:
-        TITNError: the file is missing, no image, or damaged; `in_channels` is another number; or a bad image_size.
+        TITNError: the file is missing, damaged or not an image; `in_channels` is neither 1 nor 3; or a bad image_size.
     """
     height, width = to_2tuple(image_size)
     modes = {1: "L", 3: "RGB"}
     if in_channels not in modes:
-        raise TITNError(f"image files have 1 or 3 channels, not {in_channels}: give such a model tensors instead")
+        raise TITNError(f"image files have 1 or 3 channels, not {in_channels}: pass tensors to such a model")
     try:
-        with nullcontext(path) if isinstance(path, Image.Image) else Image.open(path) as picture:
-            upright: Image.Image = ImageOps.exif_transpose(picture)
+        with nullcontext(path) if isinstance(path, Image.Image) else Image.open(path) as opened:
+            upright: Image.Image = ImageOps.exif_transpose(opened)
             if upright.has_transparency_data:
-                inked = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", inked.size, "white"), inked)
-            if upright.mode[0] in "IF":  # 16 bits a point: Pillow would cut off what is above 255
+                rgba = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            if upright.mode[0] in "IF":  # 16 bits a channel: Pillow would clip values above 255
                 upright = Image.fromarray(np.uint8(np.asarray(upright).clip(0, 65535) / 257))
             upright = upright.convert(modes[in_channels])
-            fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
+            resized = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
     except FileNotFoundError as problem:
         raise TITNError(f"there is no image {path}: check the path") from problem
     except PermissionError as problem:
         raise TITNError(f"no permission to read {path}: change its permissions") from problem
-    except Exception as problem:  # Pillow raises many kinds for damaged files
+    except Exception as problem:  # Pillow raises many types for damaged files
         raise TITNError(f"{path} is not an image or is damaged: remove it or save it again") from problem
-    return torch.from_numpy(np.array(fitted).reshape(height, width, in_channels)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(resized).reshape(height, width, in_channels)).permute(2, 0, 1).contiguous()

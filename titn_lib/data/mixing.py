@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from titn_lib.data.image_ops import Bytes, beside
+from titn_lib.data.image_ops import UInt8Images, to_device_of
 
 
 class MixedTargets(NamedTuple):
-    """The labels of images that may be mixtures of two: `weight` of the first class, the rest of the second. Of
-    images that aren't, both are the label: `MixedTargets(labels, labels)`."""
+    """The targets of images that may be mixtures of two: λ of class `a` and 1 − λ of class `b`.
+
+    For images that are not mixed both are the label: `MixedTargets(labels, labels)`.
+    """
 
     a: Int[Tensor, " batch"]
     b: Int[Tensor, " batch"]
@@ -20,25 +22,31 @@ class MixedTargets(NamedTuple):
 
     @property
     def dominant(self) -> Int[Tensor, " batch"]:
-        """Of each image the class with the greater share."""
+        """For each image the class with the larger share."""
         return self.a if self.lam >= 0.5 else self.b
 
 
-def cutmix_box(height: int, width: int, weight: float, row: float, column: float) -> tuple[slice, slice, float]:
-    """The box that CutMix pastes, and the share of the image that is left (Yun et al. 2019, eq. 2).
+def cutmix_box(height: int, width: int, lam: float, row: float, column: float) -> tuple[slice, slice, float]:
+    """The box that CutMix pastes (Yun et al. 2019, arXiv 1905.04899, eq. 2).
 
-    The box has √(1 − weight) of each side and its middle at (row, column), both 0–1; it is clipped at the border. The
-    share is computed from the clipped box. Before clipping its sides are even, as torchvision's are; in TITN's code the
-    edges are floats that are rounded. There, labels are weighed by the share that was drawn: on average, it is 0.18 off
-    what is left of the image.
+    The box has √(1 − λ) of each side. It is clipped at the border, and λ is recomputed from the clipped box. Before
+    clipping its sides are even, as in torchvision; in TITN's code the edges are floats that are rounded. There the
+    labels are weighted by the λ that was drawn, on average 0.18 off the share of the image that is left.
+
+    Args:
+        lam: λ, the share of the image that should be left.
+        row, column: the box's center as fractions of height and width, 0–1.
+
+    Returns:
+        Rows and columns of the box, and the share of the image that is left.
     """
-    side = (1 - weight) ** 0.5
+    side = (1 - lam) ** 0.5
     rows, columns = (
         slice(
-            int(np.clip(int(middle * length) - int(length * side) // 2, 0, length)),
-            int(np.clip(int(middle * length) + int(length * side) // 2, 0, length)),
+            int(np.clip(int(center * length) - int(length * side) // 2, 0, length)),
+            int(np.clip(int(center * length) + int(length * side) // 2, 0, length)),
         )
-        for middle, length in ((row, height), (column, width))
+        for center, length in ((row, height), (column, width))
     )
     area = (rows.stop - rows.start) * (columns.stop - columns.start)
     return rows, columns, 1 - area / (height * width)
@@ -47,31 +55,40 @@ def cutmix_box(height: int, width: int, weight: float, row: float, column: float
 def cutmix(
     images: Tensor, labels: Int64[Tensor, " batch"], rng: np.random.Generator, alpha: float = 1.0
 ) -> tuple[Tensor, MixedTargets]:
-    """Paste the same box of another image of the batch into every image; one λ ~ Beta(α, α) for the batch."""
+    """CutMix: paste a box of another image of the batch into every image.
+
+    Box and λ ~ Beta(α, α) are drawn once for the whole batch.
+    """
     height, width = images.shape[-2:]
-    rows, columns, weight = cutmix_box(height, width, rng.beta(alpha, alpha), rng.random(), rng.random())
-    partner = beside(rng.permutation(len(labels)), labels)
+    rows, columns, lam = cutmix_box(height, width, rng.beta(alpha, alpha), rng.random(), rng.random())
+    partner = to_device_of(rng.permutation(len(labels)), labels)
     mixed = images.clone()
     mixed[:, :, rows, columns] = images[:, :, rows, columns][partner]
-    return mixed, MixedTargets(labels, labels[partner], weight)
+    return mixed, MixedTargets(labels, labels[partner], lam)
 
 
 def mixup(
     images: Tensor, labels: Int64[Tensor, " batch"], rng: np.random.Generator, alpha: float = 1.0
 ) -> tuple[Tensor, MixedTargets]:
-    """λ of every image and 1 − λ of another of the batch (Zhang et al. 2018); one λ ~ Beta(α, α) for the batch. Bytes
-    stay bytes."""
-    weight = rng.beta(alpha, alpha)
-    partner = beside(rng.permutation(len(labels)), labels)
-    mixed = torch.lerp(images[partner].float(), images.float(), weight)
+    """MixUp (Zhang et al. 2018, arXiv 1710.09412): λ · image + (1 − λ) · another image of the batch.
+
+    λ ~ Beta(α, α) is drawn once for the whole batch. uint8 images are rounded and stay uint8.
+    """
+    lam = rng.beta(alpha, alpha)
+    partner = to_device_of(rng.permutation(len(labels)), labels)
+    mixed = torch.lerp(images[partner].float(), images.float(), lam)
     mixed = mixed if images.is_floating_point() else mixed.round_()
-    return mixed.to(images.dtype), MixedTargets(labels, labels[partner], weight)
+    return mixed.to(images.dtype), MixedTargets(labels, labels[partner], lam)
 
 
 def mix_batch(
-    images: Bytes, labels: Int64[Tensor, " batch"], rng: np.random.Generator, cutmix_alpha: float, mixup_alpha: float
-) -> tuple[Bytes, MixedTargets]:
-    """CutMix or MixUp, whichever has an α; by a coin, if both have."""
+    images: UInt8Images,
+    labels: Int64[Tensor, " batch"],
+    rng: np.random.Generator,
+    cutmix_alpha: float,
+    mixup_alpha: float,
+) -> tuple[UInt8Images, MixedTargets]:
+    """CutMix or MixUp, whichever has an α above 0. If both have, each is chosen with probability ½."""
     if cutmix_alpha and (not mixup_alpha or rng.random() < 0.5):
         return cutmix(images, labels, rng, cutmix_alpha)
     return mixup(images, labels, rng, mixup_alpha)

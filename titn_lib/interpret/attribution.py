@@ -1,12 +1,12 @@
-"""Where a student looks, and tests of whether that is why it answers as it does. Arrays in, arrays out, no images.
+"""Attribution maps of a student: attention rollout, gradients, and relevance through both streams.
 
-    maps = relevance(model, images).image                     which points an answer was put together from
-    order = order_cells(maps, side=2)                           2×2 points at a time, the most relevant first
-    curve = perturbation_curve(head_logits_fn(model), images, blank, order, classes)  does the answer go when they go?
+    maps = relevance(model, images).image               the share of the prediction that comes from each image pixel
+    order = order_cells(maps, side=2)                    cells of 2×2 image pixels, the most relevant first
+    curve = perturbation_curve(head_logits_fn(model), images, blank, order, classes)         is the map faithful?
 
-Everything here takes normalized images and a student in evaluation mode. A `head` is "class" or "distillation".
-Maps made of attention don't know of `local_perception`, by which patches hear their neighbors past it, one patch
-further in each block. Gradients do.
+All functions take normalized images and a student in evaluation mode, and return tensors. A `head` is "class" or
+"distillation". Maps made of attention don't include `local_perception`, the convolution by which patches see their
+neighbors, one patch further in each block. Gradients do.
 """
 
 import math
@@ -29,12 +29,12 @@ Classes = Int64[Tensor, " batch"]
 
 
 class Relevance(NamedTuple):
-    """What an answer was put together from.
+    """Where a prediction comes from.
 
     Attributes:
-        image: the share that came from each point of the image.
-        sources: the same shares by the way they came in: at the start, in block 1 … depth, and last what came from
-            learned tables and not from the image. They sum to 1.
+        image: the share that comes from each image pixel.
+        sources: the same shares by where they enter the outer stream: the embedding, blocks 1 … depth, and last the
+            learned parameters (class and distillation token, position embeddings, biases). They sum to 1.
     """
 
     image: Float[Tensor, "batch height width"]
@@ -42,31 +42,35 @@ class Relevance(NamedTuple):
 
 
 def require_attention(model: nn.Module, head: str = "class") -> TokenClassifier:
-    """The model, if it has attention, such a head, and is in evaluation mode.
+    """The model, if it has attention and such a head and is in evaluation mode.
 
     Raises:
-        TITNError: it doesn't.
+        TITNError: otherwise.
     """
     if not isinstance(model, TokenClassifier):
-        raise TITNError(f"{type(model).__name__} has no attention to look at: take a student (TITN, TNT or ViT)")
+        raise TITNError(f"{type(model).__name__} has no attention maps: take a student (TITN, TNT or ViT)")
     if head not in ("class", "distillation"):
         raise unknown("head", head, ("class", "distillation"))
     if head == "distillation" and not model.config.distillation_token:
-        raise TITNError(f"{model.config.name} has no distillation token: ask for head='class'")
+        raise TITNError(f"{model.config.name} has no distillation token: choose head='class'")
     if model.training:
         raise TITNError("the model is in training mode: call model.eval() first")
     return model
 
 
 def attention(model: nn.Module, images: Images) -> AttentionMaps:
-    """Both streams' attention: for each block, inner "batch patch head query key" (no blocks for a ViT) and outer
-    "batch head query key". Rows sum to 1."""
+    """The attention of both streams, block by block.
+
+    Returns:
+        Inner attention, "batch patch head query key" (an empty list for a ViT), and outer attention, "batch head query
+        key". Rows sum to 1.
+    """
     with torch.no_grad():
         return require_attention(model).forward_features(images, return_attention=True).attention
 
 
 def head_logits_fn(model: nn.Module, head: str = "class") -> Callable[[Images], Float[Tensor, "batch classes"]]:
-    """The function from images to the logits of one head (`model(images)` gives the mean of both)."""
+    """A function from images to the logits of one head (`model(images)` returns the mean of both heads)."""
     student = require_attention(model, head)
 
     def logits(images: Tensor) -> Tensor:
@@ -76,138 +80,149 @@ def head_logits_fn(model: nn.Module, head: str = "class") -> Callable[[Images], 
 
 
 def input_gradient(model: nn.Module, images: Images, classes: Classes, head: str = "class") -> Images:
-    """How the logit of each image's class moves with every value of the image: ∂z/∂x (Simonyan, Vedaldi and
+    """Input gradient ∂z/∂x: the derivative of each image's class logit with respect to its input (Simonyan, Vedaldi and
     Zisserman 2014, arXiv 1312.6034)."""
     with torch.enable_grad():
         inputs = images.detach().requires_grad_()
-        chosen = head_logits_fn(model, head)(inputs).gather(1, classes[:, None]).sum()
-    return torch.autograd.grad(chosen, inputs)[0]
+        logit = head_logits_fn(model, head)(inputs).gather(1, classes[:, None]).sum()
+    return torch.autograd.grad(logit, inputs)[0]
 
 
 def rollout_step(attention: Float[Tensor, "*batch head query key"]) -> Float[Tensor, "*batch query key"]:
-    """One step of rollout: Â = ½ mean over heads of A + ½ I, rows made to sum to 1; the ½ I is the residual path, on
-    which a token keeps what it has (Abnar and Zuidema 2020, arXiv 2005.00928)."""
-    mixed = (attention.mean(dim=-3) + torch.eye(attention.shape[-1]).to(attention)) / 2
-    return mixed / mixed.sum(dim=-1, keepdim=True)
+    """One block of attention rollout: Â = ½ (mean over heads of A) + ½ I, with rows normalized to sum to 1.
+
+    The term ½ I stands for the residual connection (Abnar and Zuidema 2020, arXiv 2005.00928).
+    """
+    step = (attention.mean(dim=-3) + torch.eye(attention.shape[-1]).to(attention)) / 2
+    return step / step.sum(dim=-1, keepdim=True)
 
 
 def gradient_rollout_step(
     attention: Float[Tensor, "*batch head query key"], gradient: Float[Tensor, "*batch head query key"]
 ) -> Float[Tensor, "*batch query key"]:
-    """One step, weighted by a class: I + mean over heads of (A · ∂z/∂A)⁺ (Chefer, Gur and Wolf 2021, arXiv 2103.15679).
-    Rows don't sum to 1."""
+    """One block of class-specific rollout: I + mean over heads of (A · ∂z/∂A)⁺ (Chefer, Gur and Wolf 2021, arXiv
+    2103.15679). Rows don't sum to 1."""
     return torch.eye(attention.shape[-1]).to(attention) + (attention * gradient).clamp(min=0).mean(dim=-3)
 
 
 def rollout(attention: list[Float[Tensor, "*batch head query key"]]) -> Float[Tensor, "*batch query key"]:
-    """What share of every token after the last block goes back to every token before the first: Â_L ⋯ Â_2 Â_1.
+    """Attention rollout: the share of each token after the last block that comes from each token before the first.
 
-    Rows sum to 1. The last block stands on the left: its row says where the answer looks, the earlier ones where those
-    tokens had looked.
+    It is the product Â_L ⋯ Â_2 Â_1, and its rows sum to 1. The last block is on the left: its rows say which tokens the
+    output attends to, and the earlier blocks say which tokens those had attended to.
     """
     return rollouts(attention)[-1]
 
 
 def rollouts(attention: list[Float[Tensor, "*batch head query key"]]) -> list[Float[Tensor, "*batch query key"]]:
-    """`rollout` through each block."""
-    return list(accumulate(map(rollout_step, attention), lambda before, step: step @ before))
+    """`rollout` from the first block through each block."""
+    return list(accumulate(map(rollout_step, attention), lambda earlier, step: step @ earlier))
 
 
 def forward_with_attention(
     model: TokenClassifier, images: Tensor, head: str, classes: Tensor | None
 ) -> tuple[Encoding, Float[Tensor, "batch token"], list[Float[Tensor, "batch token token"]]]:
-    """One pass: the encoding, the weights with which a head reads the last outer tokens, the mixing of each block."""
+    """One forward pass, with a backward pass to the outer attention if there are `classes`.
+
+    Returns:
+        The encoding, the weights with which the head pools the last outer tokens, and one rollout step per block.
+    """
     with torch.set_grad_enabled(classes is not None):
         encoding = model.forward_features(images.detach().requires_grad_(), return_attention=True)
     maps, last = encoding.attention.outer, encoding.hidden_states[-1]
-    reads = torch.zeros_like(last[..., 0])
+    head_weights = torch.zeros_like(last[..., 0])
     if head == "distillation":
-        reads[:, -1] = 1
+        head_weights[:, -1] = 1
     elif model.heads.pooling == "class":
-        reads[:, 0] = 1
+        head_weights[:, 0] = 1
     else:
         patches = model.config.patches
-        reads[:, : 1 + patches] = 1 / (1 + patches)
+        head_weights[:, : 1 + patches] = 1 / (1 + patches)
     if classes is None:
-        return encoding, reads, [rollout_step(one) for one in maps]
+        return encoding, head_weights, [rollout_step(block) for block in maps]
     with torch.enable_grad():
-        chosen = model.heads.forward_all(last)[head == "distillation"].gather(1, classes[:, None]).sum()
-    gradients = torch.autograd.grad(chosen, maps)
-    mixed = [gradient_rollout_step(one.detach(), gradient) for one, gradient in zip(maps, gradients, strict=True)]
-    return encoding, reads, mixed
+        logit = model.heads.forward_all(last)[head == "distillation"].gather(1, classes[:, None]).sum()
+    gradients = torch.autograd.grad(logit, maps)
+    steps = [gradient_rollout_step(block.detach(), gradient) for block, gradient in zip(maps, gradients, strict=True)]
+    return encoding, head_weights, steps
 
 
 def outer_rollout(
     model: nn.Module, images: Images, head: str = "class", classes: Classes | None = None
 ) -> Float[Tensor, "batch token"]:
-    """How much of what a head reads goes back to every outer token of the start: the rollout's row of the class or
-    distillation token, or, where the class head reads a mean (pooling="mean"), the mean of those tokens' rows.
+    """Attention rollout of the outer stream, seen from a head: the share of each outer token at the start.
+
+    It is the rollout's row of the class or distillation token. If the class head pools by a mean (pooling="mean"), it
+    is the mean of the rows of those tokens.
 
     Args:
-        classes: weigh attention by what it does for these classes' logits (`gradient_rollout_step`). The path without any
-            attention, which weighs all that the head reads alike, is then left out.
+        classes: weight the attention by its effect on the logits of these classes (`gradient_rollout_step`). The path
+            without any attention has the same weight for all tokens that the head pools, and is then left out.
 
     Returns:
         Shares that sum to 1.
     """
     student = require_attention(model, head)
-    _, reads, mixed = forward_with_attention(student, images, head, classes)
-    flow = reads
-    for block in reversed(mixed):
-        flow = einsum(flow, block, "batch query, batch query key -> batch key")
-    flow = flow if classes is None else flow - reads
+    _, head_weights, steps = forward_with_attention(student, images, head, classes)
+    flow = head_weights
+    for step in reversed(steps):
+        flow = einsum(flow, step, "batch query, batch query key -> batch key")
+    flow = flow if classes is None else flow - head_weights
     return flow / flow.sum(dim=-1, keepdim=True).clamp(min=1e-30)
 
 
 def relevance(model: nn.Module, images: Images, head: str = "class", classes: Classes | None = None) -> Relevance:
-    """From which points of the image a head's answer was put together, through both streams. (Our own design.)
+    """Relevance: the share of a head's prediction that comes from each image pixel, through both streams. (Our design.)
 
-    An image enters a TITN's outer stream again in every block, through the projection; in the published model only
-    there. So the relevance of pixel m of patch n is a sum over the ways in: the start (0) and blocks 1 … L,
+    In every block of a TITN the inner stream is projected and added to the outer stream, so the image enters the outer
+    stream again and again; in the published model only there. We call each entry an injection. The relevance of pixel
+    token m of patch n is a sum over the injections: the embedding (0) and blocks 1 … L,
 
         R[n, m] = Σ_l q_l[n] · β_l[n] · Σ_k s_l[n, k] · (Â_l ⋯ Â_1)[n, k, m]
 
-    - (Â_l ⋯ Â_1)[n]: rollout of the *inner* stream inside patch n, up to block l.
-    - s_l[n, k] = ‖u_k‖ / Σ_j ‖u_j‖: pixel token k's share in the news, with u_k = W_k LN(y_k) what the projection makes
-      of it (W_k: the columns of its Linear that read token k). Norms, as in Kobayashi et al. 2020 (arXiv 2004.10102).
-    - β_l[n] = ‖u‖ / (‖u‖ + ‖z‖): the share of the news u = Σ_k u_k in the patch token; z is all else in it (what it was
-      before, in the start its position, and the projection's bias).
-    - q_l: how much the head takes from every outer token after block l's news and before its outer attention. From the
-      last block back, q_l = r_l Â_l with the *outer* Â; r_L is what the head reads, and r_l = (1 − β_{l+1}) q_{l+1} on
-      the patches (q_{l+1} itself on class and distillation token): what came in later can't have come in before.
+    - (Â_l ⋯ Â_1)[n]: rollout of the *inner* stream of patch n, through block l.
+    - s_l[n, k] = ‖u_k‖ / Σ_j ‖u_j‖: the share of pixel token k in the update, where u_k = W_k LN(y_k) is its part of
+      the projection (W_k: the Linear's columns for token k). Norms, as in Kobayashi et al. 2020 (arXiv 2004.10102).
+    - β_l[n] = ‖u‖ / (‖u‖ + ‖z‖): the share of the update u = Σ_k u_k in the patch token. z is all the rest of it: the
+      token before the update (the position embedding, for the embedding's projection) and the projection's bias.
+    - q_l: the share of the head's prediction that comes from each outer token after block l's update and before its
+      outer attention. Backward from the last block, q_l = r_l Â_l with the *outer* Â. r_L are the head's weights. On
+      the patches r_l = (1 − β_{l+1}) q_{l+1}, and on class and distillation token r_l = q_{l+1}: what is injected
+      later doesn't come from earlier.
 
-    So nothing is lost or made: Σ R and what is left on tables and positions sum to 1. For a ViT all comes in at the
-    start, and R is `outer_rollout`, spread evenly over each patch. It is a model of the flow, not the flow: it doesn't
-    see values, signs and the MLPs. A pixel token is drawn where it lies, though a convolution saw its surroundings.
+    So all shares, Σ R and what remains for the learned parameters, sum to 1. A ViT has one injection, the embedding,
+    and R is `outer_rollout`, spread evenly over each patch. Relevance is a model of the information flow, not the flow
+    itself: it ignores values, signs and MLPs. A pixel token is drawn at its own position, even if a convolutional stem
+    gave it a larger receptive field.
 
     Args:
-        classes: weigh the outer stream's attention by these classes (`gradient_rollout_step`), leave out the paths without
-            attention, and scale to a sum of 1. The inner stream stays as it is: weighing it as well was no better on
+        classes: weight the outer stream's attention by these classes (`gradient_rollout_step`), leave out the paths
+            without attention, and scale to a sum of 1. The inner stream is not weighted: doing so was no better on
             validation images.
 
     Raises:
-        TITNError: a network without attention or without that head, or in training mode.
+        TITNError: a model without attention or without that head, or in training mode.
     """
     student = require_attention(model, head)
-    encoding, reads, mixed = forward_with_attention(student, images, head, classes)
+    encoding, head_weights, steps = forward_with_attention(student, images, head, classes)
     with torch.no_grad():
-        ways = injection_shares(student, images, encoding)
-        arrived, rest = propagate_back(reads, mixed, ways)
-        if classes is not None:
-            idle, idle_rest = propagate_back(
-                reads, [torch.eye(reads.shape[1]).to(one).expand_as(one) for one in mixed], ways
-            )
-            arrived, rest = arrived - idle, rest - idle_rest
-    sources = torch.cat([arrived.sum(dim=(2, 3)), rest[:, None]], dim=1)
+        injections = injection_shares(student, images, encoding)
+        shares, rest = propagate_back(head_weights, steps, injections)
+        if classes is not None:  # subtract the paths without attention
+            identity = [torch.eye(head_weights.shape[1]).to(step).expand_as(step) for step in steps]
+            residual, residual_rest = propagate_back(head_weights, identity, injections)
+            shares, rest = shares - residual, rest - residual_rest
+    sources = torch.cat([shares.sum(dim=(2, 3)), rest[:, None]], dim=1)
     total = sources.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    by_pixel = arrived.sum(dim=1) / total[..., None]
+    by_pixel = shares.sum(dim=1) / total[..., None]
     return Relevance(to_pixels(by_pixel, student.config.grid, student.config.image_size), sources / total)
 
 
 def injection_shares(
     model: TokenClassifier, images: Tensor, encoding: Encoding
-) -> Float[Tensor, "way batch patch pixel"]:
-    """The share of every patch token that comes in at the start and in each block, by the pixel token it began as."""
+) -> Float[Tensor, "injection batch patch pixel"]:
+    """β_l s_l (Â_l ⋯ Â_1) of `relevance`: the share of each patch token that is injected by the embedding and by each
+    block, for each pixel token of the image."""
     batch, patches, depth = len(images), model.config.patches, len(encoding.hidden_states)
     if not isinstance(model, TITN):
         whole = torch.ones(1, batch, patches, 1).to(images)
@@ -215,18 +230,18 @@ def injection_shares(
     inner = model.pixel_embedding(images)
     outer = model.patch_embedding(inner)
     if model.config.patch_tokens == "from_pixels":
-        start = model.patch_embedding.projection
-        positions = model.patch_embedding.pos_embed[1 : 1 + patches]
-        ways = [update_shares(start, start.norm(inner), positions.expand(batch, -1, -1))]
+        projection = model.patch_embedding.projection
+        pos_embed = model.patch_embedding.pos_embed[1 : 1 + patches]
+        injections = [update_shares(projection, projection.norm(inner), pos_embed.expand(batch, -1, -1))]
     else:
-        ways = [inner.new_zeros(inner.shape[:3])]
-    inside = rollouts(encoding.attention.inner)
-    for block, rolled, after in zip(model.blocks, inside, encoding.hidden_states, strict=True):
+        injections = [inner.new_zeros(inner.shape[:3])]
+    rolled_inner = rollouts(encoding.attention.inner)
+    for block, rolled, after in zip(model.blocks, rolled_inner, encoding.hidden_states, strict=True):
         inner, normed, _ = block.forward_inner(inner, False)  # type: ignore[operator]
         shares = update_shares(cast(PixelToPatch, block.projection), normed, outer[:, 1 : 1 + patches])
-        ways.append(einsum(shares, rolled, "batch patch query, batch patch query key -> batch patch key"))
+        injections.append(einsum(shares, rolled, "batch patch query, batch patch query key -> batch patch key"))
         outer = after
-    return torch.stack(ways)
+    return torch.stack(injections)
 
 
 def update_shares(
@@ -234,35 +249,44 @@ def update_shares(
     normed: Float[Tensor, "batch patch pixel inner_width"],
     before: Float[Tensor, "batch patch outer_width"],
 ) -> Float[Tensor, "batch patch pixel"]:
-    """β s of `relevance`: each pixel token's share in what the patch token is after the projection was added."""
+    """β s of `relevance`: the share of each pixel token in the patch token after the projection was added.
+
+    Args:
+        normed: pixel tokens after the projection's normalization.
+        before: the patch tokens before the update.
+    """
     columns = rearrange(projection.linear.weight, "out (pixel width) -> pixel out width", pixel=normed.shape[2])
     parts = einsum(normed, columns, "batch patch pixel width, pixel out width -> batch patch pixel out").norm(dim=-1)
     bias = projection.project(torch.zeros_like(normed))
-    news = projection.project(normed) - bias
-    share = news.norm(dim=-1) / (news.norm(dim=-1) + (before + bias).norm(dim=-1)).clamp(min=1e-30)
-    return share[..., None] * parts / parts.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+    update = projection.project(normed) - bias
+    beta = update.norm(dim=-1) / (update.norm(dim=-1) + (before + bias).norm(dim=-1)).clamp(min=1e-30)
+    return beta[..., None] * parts / parts.sum(dim=-1, keepdim=True).clamp(min=1e-30)
 
 
 def propagate_back(
-    reads: Float[Tensor, "batch token"],
-    mixed: list[Float[Tensor, "batch token token"]],
-    ways: Float[Tensor, "way batch patch pixel"],
-) -> tuple[Float[Tensor, "batch way patch pixel"], Float[Tensor, " batch"]]:
-    """From what a head reads back to the ways in: what arrives on each, and what is left when all have taken theirs."""
-    flow, arrived = reads, []
-    for way in reversed(range(len(ways))):
-        if way:
-            flow = einsum(flow, mixed[way - 1], "batch query, batch query key -> batch key")
-        arrived.append(flow[:, 1 : 1 + ways.shape[2], None] * ways[way])
-        taken = arrived[-1].sum(dim=-1)
-        flow = flow - F.pad(taken, (1, flow.shape[1] - taken.shape[1] - 1))
-    return torch.stack(arrived[::-1], dim=1), flow.sum(dim=1)
+    head_weights: Float[Tensor, "batch token"],
+    steps: list[Float[Tensor, "batch token token"]],
+    injections: Float[Tensor, "injection batch patch pixel"],
+) -> tuple[Float[Tensor, "batch injection patch pixel"], Float[Tensor, " batch"]]:
+    """Propagate a head's weights back through the blocks, and subtract at each injection what comes from it.
+
+    Returns:
+        The share of each injection, by patch and pixel token, and what remains after all of them.
+    """
+    flow, shares = head_weights, []
+    for injection in reversed(range(len(injections))):
+        if injection:
+            flow = einsum(flow, steps[injection - 1], "batch query, batch query key -> batch key")
+        shares.append(flow[:, 1 : 1 + injections.shape[2], None] * injections[injection])
+        injected = shares[-1].sum(dim=-1)
+        flow = flow - F.pad(injected, (1, flow.shape[1] - injected.shape[1] - 1))
+    return torch.stack(shares[::-1], dim=1), flow.sum(dim=1)
 
 
 def to_pixels(
     shares: Float[Tensor, "batch patch pixel"], grid: tuple[int, int], image_size: tuple[int, int]
 ) -> Float[Tensor, "batch height width"]:
-    """Shares of pixel tokens (or of whole patches: one "pixel" each), each spread evenly over its points."""
+    """Spread each pixel token's share (or a whole patch's: one "pixel" per patch) evenly over its image pixels."""
     inside = math.isqrt(shares.shape[2])
     cells = rearrange(shares, "batch (row column) (y x) -> batch (row y) (column x)", row=grid[0], y=inside)
     side = image_size[0] // cells.shape[1]
