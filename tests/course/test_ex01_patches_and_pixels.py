@@ -1,4 +1,4 @@
-"""The checks of 01_patches_and_pixels see wrong answers and say what is wrong; the framework they share."""
+"""The checks of 01_patches_and_pixels notice wrong answers and explain them; the framework that all checks share."""
 
 import math
 import re
@@ -20,7 +20,7 @@ def inputs():
 
 
 @pytest.mark.parametrize(
-    ("answer", "right", "says"),
+    ("answer", "right", "message"),
     [
         (twice, True, "right, on three random inputs"),
         (lambda x: ..., False, "not written yet"),
@@ -28,26 +28,26 @@ def inputs():
         (lambda x: x.numpy() * 2, False, "returns ndarray"),
         (lambda x: 2 * x[:1], False, r"the shape is \(1, 2\); it should be \(3, 2\)"),
         (lambda x: x, False, "this is what comes out when nothing is doubled"),
-        (lambda x: 2 * x + 0.5, False, "the numbers are off by up to 0.5"),
+        (lambda x: 2 * x + 0.5, False, "the values are off by up to 0.5"),
         (lambda x: 2 * x / 0, False, "off by up to inf"),
-        (lambda x: 0 * x / 0, False, r"the numbers are not a number \(nan\)"),
+        (lambda x: 0 * x / 0, False, r"the values are not a number \(nan\)"),
         (
             lambda x: x[7],
             False,
-            r"it stopped at `lambda x: x\[7\],` with IndexError: .* \(it was given \(3, 2\)\)",
+            r"it stopped at `lambda x: x\[7\],` with IndexError: .* \(its arguments had the shapes \(3, 2\)\)",
         ),
         (lambda x: x.mul_(2), True, "right"),  # changing its own copy harms nobody
     ],
 )
-def test_functions_are_compared(answer, right, says):
+def test_functions_are_compared(answer, right, message):
     verdict = compare(answer, twice, inputs, {"nothing is doubled": lambda x: x})
     assert verdict.right is right
-    assert re.search(says, repr(verdict))
+    assert re.search(message, repr(verdict))
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (lambda x: x.sum().item(), "✓"),
         (lambda x: x[0, 0].item(), "this is what comes out when the first is taken"),
@@ -59,9 +59,9 @@ def test_functions_are_compared(answer, right, says):
         (lambda x: str(x.sum().item()), "a number was asked for"),
     ],
 )
-def test_a_number_will_do_where_the_truth_is_one(answer, says, shape):
+def test_a_number_will_do_where_the_truth_is_one(answer, message, shape):
     mistakes = {"the first is taken": lambda x: x[0, 0].reshape(shape)}
-    assert says in repr(compare(answer, lambda x: x.sum().reshape(shape), inputs, mistakes))
+    assert message in repr(compare(answer, lambda x: x.sum().reshape(shape), inputs, mistakes))
 
 
 def test_a_number_will_not_do_for_several():
@@ -69,13 +69,13 @@ def test_a_number_will_not_do_for_several():
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [(12, "✓"), (12.0, "✓"), (torch.tensor(12), "✓"), (7, "add or multiply"), (20, "too large"), (3, "too small"),
      (..., "not written yet"), ("a dozen", "a number was asked for"), ("12", "a number was asked for"),
      (1781688, "1,781,688 is too large"), (12.5, "12.5 is too large")],
 )  # fmt: skip
-def test_numbers_are_judged(answer, says):
-    assert says in repr(number(answer, 12, {7: "did you add or multiply?"}))
+def test_numbers_are_judged(answer, message):
+    assert message in repr(number(answer, 12, {7: "did you add or multiply?"}))
 
 
 def test_what_a_check_shows_is_short():
@@ -103,18 +103,18 @@ def loops(image, size):
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (loops, "✓"),
         (lambda i, s: rearrange(i, "c (a y) (b x) -> (b a) c y x", y=s, x=s), "down the columns"),
-        (lambda i, s: i.reshape(-1, 3, s, s), "next to each other in memory"),
-        (lambda i, s: rearrange(i, "c (y a) (x b) -> (a b) c y x", y=s, x=s), "not neighbors"),
-        (lambda i, s: rearrange(i, "c (a y) (b x) -> (a b) c x y", y=s, x=s), "places inside every patch"),
+        (lambda i, s: i.reshape(-1, 3, s, s), "adjacent in memory"),
+        (lambda i, s: rearrange(i, "c (y a) (x b) -> (a b) c y x", y=s, x=s), "not adjacent ones"),
+        (lambda i, s: rearrange(i, "c (a y) (b x) -> (a b) c x y", y=s, x=s), "swapped inside every patch"),
         (lambda i, s: 2 * loops(i, s), "✗ the shape is right"),
     ],
 )
-def test_cut(answer, says):
-    assert says in repr(exercise.check_cut(answer))
+def test_cut(answer, message):
+    assert message in repr(exercise.check_cut(answer))
 
 
 def join(tokens, patch, pixel, pattern="(r k) (y x) (c p q) -> c (r y p) (k x q)"):
@@ -122,19 +122,19 @@ def join(tokens, patch, pixel, pattern="(r k) (y x) (c p q) -> c (r y p) (k x q)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "says"),
+    ("pattern", "message"),
     [
         ("(r k) (y x) (c p q) -> c (r y p) (k x q)", "✓"),
-        ("(r k) (y x) (c q p) -> c (r y p) (k x q)", "inside every pixel"),
-        ("(k r) (y x) (c p q) -> c (r y p) (k x q)", "of patches change places"),
-        ("(r k) (y x) (p q c) -> c (r y p) (k x q)", "colors are taken to be last"),
-        ("(r k) (x y) (c p q) -> c (r y p) (k x q)", "of pixels change places"),
+        ("(r k) (y x) (c q p) -> c (r y p) (k x q)", "inside every pixel token"),
+        ("(k r) (y x) (c p q) -> c (r y p) (k x q)", "of patches are swapped"),
+        ("(r k) (y x) (p q c) -> c (r y p) (k x q)", "color axis is taken to be last"),
+        ("(r k) (x y) (c p q) -> c (r y p) (k x q)", "of pixel tokens are swapped"),
         ("(r k) (y x) (c p q) -> c (y r p) (k x q)", "along the height"),
         ("(r k) (y x) (c p q) -> c (y r p) (x k q)", "✗ the shape is right"),
     ],
 )
-def test_join(pattern, says):
-    assert says in repr(exercise.check_join(lambda *arguments: join(*arguments, pattern)))
+def test_join(pattern, message):
+    assert message in repr(exercise.check_join(lambda *arguments: join(*arguments, pattern)))
 
 
 @pytest.mark.parametrize("fixed", [{"r": 4}, {"y": 4}, {"p": 2, "q": 2}, {"r": 4, "y": 4, "p": 2, "q": 2}])
@@ -147,22 +147,22 @@ def test_join_is_asked_for_more_than_one_size(fixed):
 
 
 @pytest.mark.parametrize(
-    ("answers", "says"),
-    [((12, 16, 48), "✓"), ((7, 16, 48), "multiply"), ((12, 4, 48), "two sides"), ((12, 16, 16), "three colors"),
+    ("answers", "message"),
+    [((12, 16, 48), "✓"), ((7, 16, 48), "multiply"), ((12, 4, 48), "rows and columns"), ((12, 16, 16), "three colors"),
      ((..., 16, 48), "not written yet")],
 )  # fmt: skip
-def test_sizes(answers, says):
-    assert says in repr(exercise.check_sizes(*answers))
+def test_sizes(answers, message):
+    assert message in repr(exercise.check_sizes(*answers))
 
 
 def test_symmetric():
-    picture = torch.rand(3, 32, 32)
-    assert "256 pixels" in repr(exercise.check_symmetric(picture))
-    assert "Tensor of shape (32, 32); a tensor of 3×32×32" in repr(exercise.check_symmetric(picture[0]))
-    assert "ndarray of shape (3, 32, 32)" in repr(exercise.check_symmetric(picture.numpy()))
+    image = torch.rand(3, 32, 32)
+    assert "256 pixel tokens" in repr(exercise.check_symmetric(image))
+    assert "Tensor of shape (32, 32); a tensor of 3×32×32" in repr(exercise.check_symmetric(image[0]))
+    assert "ndarray of shape (3, 32, 32)" in repr(exercise.check_symmetric(image.numpy()))
     assert "it is int 5" in repr(exercise.check_symmetric(5))
     assert "not written" in repr(exercise.check_symmetric(...))
-    picture[:, 1::2, 0::2] = picture[:, 0::2, 1::2]
-    assert exercise.check_symmetric(picture).right
-    picture[:, :2, :2] = 0.5
-    assert "one color all over" in repr(exercise.check_symmetric(picture))
+    image[:, 1::2, 0::2] = image[:, 0::2, 1::2]
+    assert exercise.check_symmetric(image).right
+    image[:, :2, :2] = 0.5
+    assert "have a single color" in repr(exercise.check_symmetric(image))

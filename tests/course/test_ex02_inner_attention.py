@@ -1,4 +1,4 @@
-"""The checks of 02_inner_attention see wrong answers and say what is wrong."""
+"""The checks of 02_inner_attention notice wrong answers and explain them."""
 
 import math
 from functools import partial
@@ -22,20 +22,23 @@ def loops(q, k, v):
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (loops, "✓"),
         (F.scaled_dot_product_attention, "✓"),
         (lambda q, k, v: (q / q.shape[-1] ** 0.5 @ k.T).softmax(1) @ v, "✓"),
-        (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0), "root of the width"),
-        (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1 / q.shape[1]), "not by its root"),
+        (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0), "square root of the width"),
+        (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1 / q.shape[1]), "not by its square root"),
         (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=q.shape[1] ** 0.5), "divide"),
         (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=len(q) ** -0.5), "number of tokens"),
         (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=3**-0.5), "divided by √3, whatever"),
-        (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0) / q.shape[1] ** 0.5, "shares are divided"),
+        (
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0) / q.shape[1] ** 0.5,
+            "weights are divided",
+        ),
         (lambda q, k, v: (q @ k.T / q.shape[1] ** 0.5).softmax(0) @ v, "columns sum to 1"),
         (lambda q, k, v: F.scaled_dot_product_attention(k, q, v), "swapped"),
-        (lambda q, k, v: F.scaled_dot_product_attention(q, k, k), "not the values"),
+        (lambda q, k, v: F.scaled_dot_product_attention(q, k, k), "not of the values"),
         (lambda q, k, v: q @ k.T / q.shape[1] ** 0.5 @ v, "left out"),
         (lambda q, k, v: (q @ k.T).softmax(-1), "the shape is"),
         (lambda q, k, v: q @ k, "it stopped with RuntimeError"),
@@ -43,8 +46,8 @@ def loops(q, k, v):
         (lambda q, k, v: ..., "not written yet"),
     ],
 )
-def test_one_head(answer, says):
-    assert says in repr(exercise.check_one_head(answer))
+def test_one_head(answer, message):
+    assert message in repr(exercise.check_one_head(answer))
 
 
 def by_torch(tokens, weight, bias, out, out_bias, heads):
@@ -59,12 +62,12 @@ def slices(tokens, weight, bias, out, out_bias, heads, scale=None, axis=-1, swap
     q, k, v = (tokens @ weight.T + bias).chunk(3, dim=-1)
     q, k = (k, q) if swap else (q, k)
     width = tokens.shape[1] // heads
-    answers = []
+    outputs = []
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         scores = q[:, part] @ k[:, part].T * (scale or width**-0.5)
-        answers.append(scores.softmax(axis) @ v[:, part])
-    return join(answers, dim=-1).reshape(tokens.shape) @ out.T + out_bias
+        outputs.append(scores.softmax(axis) @ v[:, part])
+    return join(outputs, dim=-1).reshape(tokens.shape) @ out.T + out_bias
 
 
 def by_reshape(tokens, weight, bias, out, out_bias, heads):
@@ -73,48 +76,48 @@ def by_reshape(tokens, weight, bias, out, out_bias, heads):
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (by_torch, "✓"),
         (slices, "✓"),
-        (lambda *a: slices(*a, scale=1.0), "not divided by the root of the head's width"),
+        (lambda *a: slices(*a, scale=1.0), "not divided by the square root of the head's width"),
         (lambda *a: slices(*a, scale=a[0].shape[1] ** -0.5), "whole width"),
         (lambda *a: slices(*a, axis=0), "columns sum to 1"),
         (lambda *a: slices(*a, swap=True), "swapped"),
         (lambda *a: slices(*a[:-1], 1), "there is one head"),
         (lambda *a: slices(*a, join=torch.stack), "interleaved"),
-        (lambda *a: slices(*a, join=lambda answers, dim: torch.stack(answers)), "only reshaped"),
-        (lambda t, w, b, o, p, h: slices(t, w, b, torch.eye(len(o)), 0 * p, h), "output matrix is left out"),
+        (lambda *a: slices(*a, join=lambda outputs, dim: torch.stack(outputs)), "only reshaped"),
+        (lambda t, w, b, o, p, h: slices(t, w, b, torch.eye(len(o)), 0 * p, h), "output projection is left out"),
         (lambda t, w, b, o, p, h: slices(t, w, b, o.T, p, h), "not transposed"),
         (lambda t, w, b, o, p, h: slices(t, w, 0 * b, o, 0 * p, h), "the biases are left out"),
         (lambda t, w, b, o, p, h: slices(t, w, 0 * b, o, p, h), "queries, keys and values is left out"),
-        (lambda t, w, b, o, p, h: slices(t, w, b, o, 0 * p, h), "output's bias is left out"),
+        (lambda t, w, b, o, p, h: slices(t, w, b, o, 0 * p, h), "bias of the output projection is left out"),
         (by_reshape, "by a reshape alone"),
-        (lambda *a: slices(*a) + 1, "the numbers are off by up to 1"),
+        (lambda *a: slices(*a) + 1, "the values are off by up to 1"),
         (lambda t, w, *_: t @ w, "it stopped with RuntimeError"),
         (lambda *a: None, "it returns None"),
     ],
 )
-def test_all_heads(answer, says):
-    assert says in repr(exercise.check_all_heads(answer))
+def test_all_heads(answer, message):
+    assert message in repr(exercise.check_all_heads(answer))
 
 
 def test_heads_that_are_cut_or_compared_wrongly():
     cut = {"cut": "t (three w head) -> three head t w", "join": "head t w -> t (w head)"}
     head_first = {"cut": "t (head three w) -> three head t w"}
-    assert "taken to lie together" in repr(exercise.check_all_heads(partial(exercise.all_heads, **head_first)))
-    assert "lie apart" in repr(exercise.check_all_heads(partial(exercise.all_heads, **cut)))
+    assert "split by heads first" in repr(exercise.check_all_heads(partial(exercise.all_heads, **head_first)))
+    assert "far apart" in repr(exercise.check_all_heads(partial(exercise.all_heads, **cut)))
     assert "over the heads" in repr(exercise.check_all_heads(partial(exercise.all_heads, axis=0)))
 
 
 @pytest.mark.parametrize(
-    ("answers", "says"),
+    ("answers", "message"),
     [
         ((1, 4, 0, 8**-0.5), "✓"),
         ((torch.tensor(1.0), 4.0, 0.0, torch.tensor(1 / math.sqrt(8))), "✓"),
         ((2, 4, 0, 8**-0.5), "divides by the row's sum"),
         ((1, 2, 0, 8**-0.5), "alone"),
-        ((1, 4, 1, 8**-0.5), "the same number everywhere"),
+        ((1, 4, 1, 8**-0.5), "grows by the same number"),
         ((1, 4, 0, 48**-0.5), "whole width"),
         ((1, 4, 0, 8**0.5), "inverse"),
         ((1, 4, 0, 0.354), "✓"),  # rounded
@@ -122,14 +125,14 @@ def test_heads_that_are_cut_or_compared_wrongly():
         ((1, 4, 0, 0.34), "too small"),
         ((1, 4, 0, 2.83), "inverse"),
         ((1, 4, 0, "an eighth"), "a number was asked for"),
-        ((1, 4, 0, 0.125), "root is missing"),
+        ((1, 4, 0, 0.125), "square root is missing"),
         ((1, 4, 0, 6**-0.5), "number of heads"),
         ((..., 4, 0, 8**-0.5), "not written yet"),
         ((1, "four", 0, 8**-0.5), "a number was asked for"),
     ],
 )
-def test_predictions(answers, says):
-    assert says in repr(exercise.check_predictions(*answers))
+def test_predictions(answers, message):
+    assert message in repr(exercise.check_predictions(*answers))
 
 
 def zero(rows, bias=True):
@@ -146,11 +149,11 @@ def no_scale(attention):
 
 
 def mute(attention):
-    attention.output.weight.zero_()
+    attention.proj.weight.zero_()
 
 
 def spoil(attention):
-    attention.output.weight.fill_(torch.nan)
+    attention.proj.weight.fill_(torch.nan)
 
 
 def another(attention):
@@ -160,21 +163,21 @@ def another(attention):
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (zero(slice(0, 12)), "✓"),
         (zero(slice(12, 24)), "✓"),
-        (zero(slice(0, 12), bias=False), "✓"),  # all ask the same: that is deaf, too
+        (zero(slice(0, 12), bias=False), "✓"),  # all queries are the same: right, too
         (no_scale, "✓"),
         (another, "✓"),
         (zero(slice(0, 6)), "still get different updates"),
-        (zero(slice(24, 36)), "nothing is heard"),
-        (mute, "nothing is heard"),
+        (zero(slice(24, 36)), "no longer depends on the patch"),
+        (mute, "no longer depends on the patch"),
         (spoil, "finite"),
         (lambda attention: ..., "no weight has changed"),
         (lambda attention: None, "no weight has changed"),
         (lambda attention: attention.keys, "it stopped with AttributeError"),
     ],
 )
-def test_deaf(answer, says):
-    assert says in repr(exercise.check_deaf(answer))
+def test_query_independent(answer, message):
+    assert message in repr(exercise.check_query_independent(answer))

@@ -1,4 +1,4 @@
-"""The checks of 04_titn see wrong answers and say what is wrong."""
+"""The checks of 04_titn notice wrong answers and explain them."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from titn_lib.course.ex04_titn import masked
 from titn_lib.models.layers import TransformerLayer
 
 
-def news(inner, norm, linear, last_norm):
+def update(inner, norm, linear, last_norm):
     return last_norm(linear(norm(inner.flatten(2))))
 
 
 def in_place(inner, outer, *modules):
-    outer[:, 1:] += news(inner, *modules)
+    outer[:, 1:] += update(inner, *modules)
     return outer
 
 
@@ -31,25 +31,25 @@ def late(inner, outer, norm, linear, last_norm):
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (in_place, "✓"),
         (loops, "✓"),
-        (lambda i, o, *m: torch.cat([o[:, :1], o[:, 1:] + news(i, *m)], 1), "✓"),
+        (lambda i, o, *m: torch.cat([o[:, :1], o[:, 1:] + update(i, *m)], 1), "✓"),
         (lambda i, o, n, p, last: o + F.pad(p(n(i.flatten(2))), (0, 0, 1, 0)), "the last LayerNorm is left out"),
         (lambda i, o, n, p, last: o + F.pad(last(p(i.flatten(2))), (0, 0, 1, 0)), "the first LayerNorm is left out"),
         (late, "comes after the sum"),
-        (lambda i, o, *m: torch.cat([o[:, :1], news(i, *m)], 1), "replace the patch tokens"),
-        (lambda i, o, *m: o + F.pad(news(i, *m), (0, 0, 0, 1)), "from row 0 on"),
-        (lambda i, o, *m: o + F.pad(news(i.transpose(2, 3), *m), (0, 0, 1, 0)), "change places"),
-        (lambda i, o, *m: o[:, 1:] + news(i, *m), r"✗ the shape is (2, 4, 7); it should be (2, 5, 7)"),
+        (lambda i, o, *m: torch.cat([o[:, :1], update(i, *m)], 1), "replaces the patch tokens"),
+        (lambda i, o, *m: o + F.pad(update(i, *m), (0, 0, 0, 1)), "from row 0 on"),
+        (lambda i, o, *m: o + F.pad(update(i.transpose(2, 3), *m), (0, 0, 1, 0)), "feature by feature"),
+        (lambda i, o, *m: o[:, 1:] + update(i, *m), r"✗ the shape is (2, 4, 7); it should be (2, 5, 7)"),
         (lambda i, o, *m: o, "✗ the shape is right"),
         (lambda i, o, *m: None, "it returns None"),
         (lambda i, o, n, p, last: n(i), "it stopped with RuntimeError"),
     ],
 )
-def test_report(answer, says):
-    assert says in repr(exercise.check_report(answer))
+def test_projection(answer, message):
+    assert message in repr(exercise.check_projection(answer))
 
 
 def test_the_counts_are_the_library_s():
@@ -59,19 +59,19 @@ def test_the_counts_are_the_library_s():
 
 
 @pytest.mark.parametrize(
-    ("answers", "says"),
+    ("answers", "message"),
     [
         ((..., 6_154), "not written yet"),
         ((483_828, 6_154), "a block of titn_paper"),
         ((1_781_688, 6_154), "the projection is missing"),
-        ((7_224 + (24 * 384 + 384 + 48) + 1_774_464, 6_154), "all pixels of a patch"),
+        ((7_224 + (24 * 384 + 384 + 48) + 1_774_464, 6_154), "all pixel tokens of a patch"),
         ((1_929_576 - 147_888 - 7_224, 6_154), "the outer layer alone"),
         ((1_929_576 - 2 * 24, 6_154), "the LayerNorm before the projection is missing"),
         ((1_929_576 - 384, 6_154), "the projection's bias is missing"),
-        ((1_929_576 + 2 * 15 * 24, 6_154), "over c numbers here"),
-        ((7_224 * 16 + 1_774_464 + 147_888, 6_154), "serves all pixels"),
+        ((1_929_576 + 2 * 15 * 24, 6_154), "over c features here"),
+        ((7_224 * 16 + 1_774_464 + 147_888, 6_154), "all pixel tokens share"),
         ((12 * 1_929_576, 6_154), "all twelve blocks"),
-        ((1_923_840, 6_154), "biases and LayerNorms count"),
+        ((1_923_840, 6_154), "count biases and LayerNorms"),
         ((7_224 * 196 + 1_774_464 + 147_888, 6_154), "for each"),
         ((1_929_576, ...), "not written yet"),
         ((1_929_576, 2_314), "that is the head alone"),
@@ -81,14 +81,14 @@ def test_the_counts_are_the_library_s():
         ((1_929_576, 2_314 + 18 * 192), "rows in the other two are missing"),
         ((1_929_576, 2_314 + (2 + 19) * 192), "counted twice"),
         ((1_929_576, 2_314 + (1 + 18) * 192), "row in one of the other two tables is missing"),
-        ((1_929_576, 2_314 + 3 * 18 * 192), "two of them the model without distillation has"),
-        ((1_929_576, 23_524), "with 100 classes"),
+        ((1_929_576, 2_314 + 3 * 18 * 192), "the model without distillation has two of them"),
+        ((1_929_576, 23_524), "for 100 classes"),
         ((1_929_576, 7_000), "too large"),
         ((1_929_576, "many"), "a number was asked for"),
     ],
 )
-def test_counts(answers, says):
-    assert says in repr(exercise.check_counts(*answers))
+def test_counts(answers, message):
+    assert message in repr(exercise.check_counts(*answers))
 
 
 def by_mask(outer, layer):
@@ -97,7 +97,7 @@ def by_mask(outer, layer):
 
 
 def hidden(query, key):
-    """The distillation token hidden from the others' eyes, or they from its."""
+    """Mask the distillation token as a query, as a key, or as both."""
 
     def answer(outer, layer):
         allowed = torch.ones(outer.shape[1], outer.shape[1], dtype=torch.bool)
@@ -125,29 +125,29 @@ def token_by_token(outer, layer):
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (apart, "✓"),
         (by_mask, "✓"),
         (lambda z, layer: torch.cat([layer(z[:, :17])[0], layer(z[:, 17:18])[0]], 1), "✓"),  # TITN's own 18 tokens
         (hidden(True, True), "✓"),
-        (lambda z, layer: layer(z)[0], "nothing is left out"),
-        (hidden(False, True), "it still reads the others"),
-        (hidden(True, False), "the others still read it"),
-        (all_but_itself, "reads all but itself"),
+        (lambda z, layer: layer(z)[0], "nothing is masked"),
+        (hidden(False, True), "it still attends to the others"),
+        (hidden(True, False), "the others still attend to it"),
+        (all_but_itself, "attends to all but itself"),
         (lambda z, layer: torch.cat([layer(z[:, :-1])[0], z[:, -1:]], 1), "skips the whole layer"),
         (lambda z, layer: torch.cat([layer(z[:, :-1])[0], z[:, -1:] + layer.mlp(layer.mlp_norm(z[:, -1:]))], 1),
          "skips attention"),
         (lambda z, layer: layer(torch.cat([z[:, :-1], 0 * z[:, -1:]], 1))[0], "set to zero"),
-        (lambda z, layer: torch.cat([layer(z[:, :1])[0], layer(z[:, 1:])[0]], 1), "the class token is left out"),
+        (lambda z, layer: torch.cat([layer(z[:, :1])[0], layer(z[:, 1:])[0]], 1), "the class token is isolated"),
         (lambda z, layer: layer(z[:, :-1])[0], "✗ the shape is (2, 17, 12)"),
         (token_by_token, "✗ the shape is right"),
         (lambda z, layer: layer(z), "it returns tuple"),
         (lambda z, layer: ..., "not written yet"),
     ],
 )  # fmt: skip
-def test_left_out(answer, says):
-    assert says in repr(exercise.check_left_out(answer))
+def test_isolated(answer, message):
+    assert message in repr(exercise.check_isolated(answer))
 
 
 def test_masked_is_the_layer():
@@ -155,8 +155,9 @@ def test_masked_is_the_layer():
     torch.testing.assert_close(masked(layer, tokens, torch.ones(6, 6, dtype=torch.bool)), layer(tokens)[0])
 
 
-def test_what_the_praise_says(monkeypatch):
-    """With the distillation token left out everywhere, its logits are the same for all images, the class's not."""
+def test_the_praise_is_true(monkeypatch):
+    """With the distillation token isolated in every block, its logits are the same for all images. The class logits
+    are not."""
     model = create_model("titn_paper", depth=2).train()
     for block in model.blocks:
         run = block.outer.forward

@@ -1,4 +1,4 @@
-"""Every mistake that a check names is told by its own sentence: no two give the same result, and none the right one."""
+"""Every mistake that a check names gets its own message: no two give the same result, and none the right one."""
 
 import importlib
 import inspect
@@ -8,27 +8,27 @@ import sys
 
 import pytest
 
-from titn_lib import course as exercises
+from titn_lib import course
 from titn_lib.course.checks import NOT_YET, Verdict, compare, number
 
 MODULES = [
-    importlib.import_module(f"{exercises.__name__}.{found.name}") for found in pkgutil.iter_modules(exercises.__path__)
+    importlib.import_module(f"{course.__name__}.{found.name}") for found in pkgutil.iter_modules(course.__path__)
 ]
 CHECKS = [check for module in MODULES for name, check in vars(module).items() if name.startswith("check_")]
 
 
-def that_say(pattern):
+def checks_with(pattern):
     return [check for check in CHECKS if re.search(pattern, inspect.getsource(check))]
 
 
 def run(check, monkeypatch, **stand_ins):
-    """A check's verdict, with other functions in place of `compare` and `number`."""
+    """A check's verdict, with stand-ins for `compare` and `number`."""
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(sys.modules[check.__module__], name, stand_in, raising=False)
     return check(*[lambda first, *_: first.sum()] * len(inspect.signature(check).parameters))
 
 
-@pytest.mark.parametrize("check", that_say("mistakes"), ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", checks_with("mistakes"), ids=lambda check: check.__name__)
 def test_mistakes_in_functions(check, monkeypatch):
     named = []
 
@@ -46,7 +46,7 @@ def test_mistakes_in_functions(check, monkeypatch):
         assert repr(run(check, monkeypatch, compare=make_it)).endswith(f"this is what comes out when {name}.")
 
 
-@pytest.mark.parametrize("check", that_say(r"\bnumber\("), ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", checks_with(r"\bnumber\("), ids=lambda check: check.__name__)
 def test_mistakes_in_numbers(check, monkeypatch):
     asked = []
 

@@ -1,7 +1,8 @@
-"""The checks that the notebooks' exercises call: a reader's answer against the truth, on fresh random inputs.
+"""The framework of the exercises' checks: compare a reader's answer with the truth, on fresh random inputs.
 
-A check returns a `Verdict`, which a notebook shows as a sentence: what is right, or what is wrong and by how much.
-Each notebook has its own module here. Solutions are in notebooks/solutions/.
+A check returns a `Verdict`. A notebook shows it as a sentence: the answer is right, or what is wrong and by how much.
+The checks themselves are in one module for each notebook (ex01_patches_and_pixels.py …), the solutions in
+notebooks/solutions/.
 """
 
 import math
@@ -22,7 +23,7 @@ LIBRARY_PATHS = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and the sentence for its reader."""
+    """Whether an answer is right, and the sentence that the reader sees."""
 
     right: bool
     message: str
@@ -31,21 +32,25 @@ class Verdict:
         return ("✓ " if self.right else "✗ ") + self.message
 
 
-NOT_YET = Verdict(False, "not written yet: replace the dots with your answer, and run the cell again.")
+NOT_YET = Verdict(False, "not written yet: replace the dots with your answer and run the cell again.")
 NOTHING_CHANGED = Verdict(
-    False, "no weight has changed: write over the dots, and change weights in place (`zero_()`, `weight[...] = 0`)."
+    False,
+    "no weight has changed: replace the dots with in-place changes (`zero_()`, `weight[...] = 0`).",
 )
 NOTHING = Verdict(False, "it returns None: is the `return` missing?")
 
 
 def unwritten(*answers: Any) -> bool:
-    """Whether one of the answers still has its dots."""
+    """Whether one of the answers is still `...` or None."""
     return any(answer is None or answer is ... for answer in answers)
 
 
 def call_answer(answer: Callable[..., Any], *arguments: Any) -> Any:
-    """What a reader's function returns, or the verdict on one that raised an error, returned nothing or isn't written
-    yet."""
+    """Call a reader's function.
+
+    Returns:
+        Its result; a `Verdict` if it raised an error, returned None or still has its dots.
+    """
     try:
         got = answer(*arguments)
     except Exception as problem:  # whatever the reader's code may do
@@ -56,13 +61,13 @@ def call_answer(answer: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def from_exception(problem: Exception, *arguments: Any) -> Verdict:
-    """The verdict on an answer that raised an error: its line, the error, and the shapes it was given."""
+    """The verdict on an answer that raised an error: the line, the error, and the shapes of its arguments."""
     frames = traceback.extract_tb(problem.__traceback__)
     lines = [frame.line for frame in frames if not any(part in frame.filename for part in LIBRARY_PATHS)]
-    place = f" at `{lines[-1]}`" if lines and lines[-1] else ""
+    location = f" at `{lines[-1]}`" if lines and lines[-1] else ""
     shapes = ", ".join(str(tuple(value.shape)) for value in arguments if isinstance(value, Tensor))
-    given = f" (it was given {shapes})" if shapes else ""
-    return Verdict(False, f"it stopped{place} with {type(problem).__name__}: {problem}{given}")
+    given = f" (its arguments had the shapes {shapes})" if shapes else ""
+    return Verdict(False, f"it stopped{location} with {type(problem).__name__}: {problem}{given}")
 
 
 def compare(
@@ -74,14 +79,16 @@ def compare(
     tolerance: float = 1e-4,
     what: str = "",
 ) -> Verdict:
-    """A reader's function against the true one. A Python number will do where the truth is a tensor of one value.
+    """Compare a reader's function with the true one, on three sets of arguments. If the true result has a single
+    value, the reader's may be a Python number.
 
     Args:
         inputs: makes one set of arguments.
-        mistakes: functions that go wrong as readers do. Where the answer agrees with one of them, the verdict says
-            its name: the end of a sentence that begins "this is what comes out when".
-        tolerance: largest difference that still counts as rounding.
-        what: "the gradient is", say, for the verdict: what is compared.
+        mistakes: typical wrong solutions. If the answer agrees with one of them, the verdict quotes its key, which
+            completes the sentence "this is what comes out when …".
+        praise: the message for a right answer.
+        tolerance: the largest absolute difference that counts as rounding.
+        what: the beginning of the message about wrong values, such as "the gradient is".
     """
     for _ in range(ROUNDS):
         arguments = inputs()
@@ -105,19 +112,19 @@ def compare(
                 return Verdict(False, f"{distance(got, expected)}: this is what comes out when {name}.")
         if expected.numel() == 1:
             return Verdict(False, f"{what or 'the number is'} {distance(got, expected)}.")
-        return Verdict(False, f"the shape is right, {what or 'the numbers are'} {distance(got, expected)}.")
+        return Verdict(False, f"the shape is right, {what or 'the values are'} {distance(got, expected)}.")
     return Verdict(True, praise)
 
 
 def alike(got: Tensor, wrong: Tensor, tolerance: float) -> bool:
-    """Whether two tensors have one shape and the same numbers, or none in the same places."""
+    """Whether two tensors have the same shape and the same values, with nan equal to nan."""
     return got.shape == wrong.shape and torch.allclose(
         got.double(), wrong.double(), rtol=0, atol=tolerance, equal_nan=True
     )
 
 
 def distance(got: Tensor, expected: Tensor) -> str:
-    """How far an answer is from the truth, in words; of whole numbers, how many are wrong."""
+    """The error of an answer, in words: the largest difference; of integers, how many are wrong."""
     if not expected.is_floating_point():
         return f"wrong in {int((got != expected).sum())} of {expected.numel()} places"
     gap = max_abs_diff(got, expected)
@@ -125,18 +132,19 @@ def distance(got: Tensor, expected: Tensor) -> str:
 
 
 def max_abs_diff(a: Tensor, b: Tensor) -> float:
-    """The largest difference between two tensors of one shape; not a number where one of them isn't."""
+    """The largest absolute difference between two tensors of the same shape; nan if one of them has a nan."""
     return (a.detach().to(torch.float64) - b.detach().to(torch.float64)).abs().max().item() if a.numel() else 0.0
 
 
 def number(
     answer: Any, truth: float, near: Mapping[float, str] | None = None, praise: str = "right.", within: float = 1e-6
 ) -> Verdict:
-    """A reader's prediction of a number.
+    """Judge a reader's prediction of a number.
 
     Args:
-        near: wrong answers that have a reason, and the sentence that says so.
-        within: the share of a number by which an answer may miss it: 0.01 for answers with two or three digits.
+        near: typical wrong answers, each with the sentence that explains it.
+        praise: the message for a right answer.
+        within: the relative error that is allowed; 0.01 for answers with two or three digits.
     """
     if unwritten(answer):
         return NOT_YET
@@ -155,14 +163,14 @@ def number(
 
 
 def as_number(answer: Any) -> float | None:
-    """A reader's number, if it is one; a string isn't, whatever it says."""
+    """The answer as a float, or None if it isn't a number. A string never is, even "12"."""
     with suppress(TypeError, ValueError, RuntimeError):
         return None if isinstance(answer, str) else float(answer)
     return None
 
 
 def all_of(**verdicts: Verdict) -> Verdict:
-    """Several verdicts as one, by the names of the answers: right if all are, else the first that isn't."""
+    """Several verdicts as one: the last if all are right, otherwise the first wrong one, with the answer's name."""
     for name, verdict in verdicts.items():
         if not verdict.right:
             return verdict if verdict is NOT_YET else Verdict(False, f"`{name}`: {verdict.message}")
@@ -170,7 +178,7 @@ def all_of(**verdicts: Verdict) -> Verdict:
 
 
 def describe(value: Any) -> str:
-    """ "ndarray of shape (4, 4)", "list of 3", "str 'b'", "None"."""
+    """The type and size of a value: "ndarray of shape (4, 4)", "list of 3", "str 'b'", "None"."""
     if value is None:
         return "None"
     kind, shape = type(value).__name__, getattr(value, "shape", None)

@@ -27,31 +27,31 @@ def project(
     transpose: bool = False,
     biased: bool = True,
 ) -> Tensor:
-    """Pixel tokens → what their patches are told; the arguments after the star are ways to get it wrong."""
+    """Pixel tokens → the updates of their patch tokens; the keyword arguments are typical mistakes."""
     over = list(range(-axes, 0))
     normed = inner - inner.mean(over, keepdim=True)
     normed = normed / (inner.var(over, keepdim=True, correction=correction) + 1e-5).sqrt() if norm else inner
     normed = normed * scale + shift if affine else normed
     flat = (normed.transpose(1, 2) if swap else normed).flatten(1)
-    # A square matrix can be used the wrong way round; others can't.
+    # Only a square matrix can be transposed by mistake without an error.
     matrix = weight if transpose and weight.shape[0] == weight.shape[1] else weight.T
     return flat @ matrix + biased * bias
 
 
-def report(
+def add_update(
     inner: Tensor, outer: Tensor, *weights: Tensor, first: int = 1, replace: bool = False, **wrong: Any
 ) -> Tensor:
-    """Pixel tokens into the rows of their patches, from row `first` on; `wrong` as in `project`."""
-    news = project(inner, *weights, **wrong)
+    """Add the projected pixel tokens to the patch tokens, from row `first` on; `wrong` as in `project`."""
+    update = project(inner, *weights, **wrong)
     outer = outer.clone()
-    rows = slice(first, first + len(news))
-    outer[rows] = news[: len(outer) - first] + (0 if replace else outer[rows])
+    rows = slice(first, first + len(update))
+    outer[rows] = update[: len(outer) - first] + (0 if replace else outer[rows])
     return outer
 
 
 def check_projection(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]) -> Verdict:
     """`answer(inner, outer, norm_weight, norm_bias, weight, bias)`: "patch pixel width" and "token width" → the outer
-    tokens (class, patches, distillation) after the projection."""
+    tokens (class, patches, distillation) after the update from the pixel tokens."""
 
     def nothing(inner: Tensor, outer: Tensor, *_: Tensor) -> Tensor:
         return outer
@@ -60,24 +60,26 @@ def check_projection(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, T
         return outer + project(F.pad(inner, (0, 0, 0, 0, 1, 1)), *weights)
 
     def bias_for_all(inner: Tensor, outer: Tensor, *weights: Tensor) -> Tensor:
-        return report(inner, outer, *weights, biased=False) + weights[-1]
+        return add_update(inner, outer, *weights, biased=False) + weights[-1]
 
     mistakes: dict[str, Callable[..., Tensor]] = {
         "nothing is added": nothing,
-        "it is added from row 0 on; row 0 is the class token, the patches begin at row 1": partial(report, first=0),
-        "it is added from row 2 on; the patches begin at row 1": partial(report, first=2),
-        "the patches' tokens are replaced; the news is added to what they knew": partial(report, replace=True),
-        "class and distillation token get a share, too: add zeros to them, after the projection": padded_before,
-        "class and distillation token get the bias, too": bias_for_all,
-        "a patch is flattened number by number; it should be pixel by pixel": partial(report, swap=True),
-        "LayerNorm is left out": partial(report, norm=False, affine=False),
-        "LayerNorm's learned scale and shift are left out": partial(report, affine=False),
-        "LayerNorm goes over the whole patch; every pixel token has its own mean and deviation": partial(
-            report, axes=2
+        "the update is added from row 0 on; that is the class token, the patches begin at row 1": partial(
+            add_update, first=0
         ),
-        "the deviation divides by n − 1; LayerNorm divides by n (correction=0)": partial(report, correction=1),
-        "the matrix is not transposed": partial(report, transpose=True),
-        "the bias is left out": partial(report, biased=False),
+        "the update is added from row 2 on; the patches begin at row 1": partial(add_update, first=2),
+        "the patch tokens are replaced; the update should be added to them": partial(add_update, replace=True),
+        "class and distillation token get an update, too: pad with zeros, after the projection": padded_before,
+        "class and distillation token get the bias, too": bias_for_all,
+        "a patch is flattened feature by feature; it should be token by token": partial(add_update, swap=True),
+        "LayerNorm is left out": partial(add_update, norm=False, affine=False),
+        "LayerNorm's learned scale and shift are left out": partial(add_update, affine=False),
+        "LayerNorm is over the whole patch; every pixel token has its own mean and standard deviation": partial(
+            add_update, axes=2
+        ),
+        "the variance is divided by n − 1; LayerNorm divides by n (correction=0)": partial(add_update, correction=1),
+        "the matrix is not transposed": partial(add_update, transpose=True),
+        "the bias is left out": partial(add_update, biased=False),
     }
     sizes = iter([(6, 4, 5, 20), (9, 6, 4, 10), (4, 9, 3, 16)])
 
@@ -93,16 +95,17 @@ def check_projection(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, T
             torch.randn(outer_width),
         )
 
-    return compare(answer, report, inputs, mistakes, tolerance=1e-3)
+    return compare(answer, add_update, inputs, mistakes, tolerance=1e-3)
 
 
 def heads(outer: Tensor, class_head: nn.Module, distillation_head: nn.Module) -> Tensor:
+    """TITN's logits in evaluation: the mean of both heads."""
     return (class_head(outer[:, :-1].mean(dim=1)) + distillation_head(outer[:, -1])) / 2
 
 
 def check_heads(answer: Callable[[Tensor, nn.Module, nn.Module], Tensor]) -> Verdict:
-    """`answer(outer, class_head, distillation_head)`: "batch token width" → the logits in use, "batch classes",
-    as TITN has them."""
+    """`answer(outer, class_head, distillation_head)`: "batch token width" → TITN's logits in evaluation,
+    "batch classes"."""
 
     def pooled(pool: Callable[[Tensor], Tensor]) -> Callable[[Tensor, nn.Module, nn.Module], Tensor]:
         return lambda outer, first, second: (first(pool(outer)) + second(outer[:, -1])) / 2
@@ -111,23 +114,23 @@ def check_heads(answer: Callable[[Tensor, nn.Module, nn.Module], Tensor]) -> Ver
         return (first[1](first[0](outer[:, :-1]).mean(dim=1)) + second(outer[:, -1])) / 2
 
     mistakes: dict[str, Callable[..., Tensor]] = {
-        "the class head reads the class token alone (as in ViT and TNT); here it reads a mean": pooled(
+        "the class head is applied to the class token alone (as in ViT and TNT); here it is applied to a mean": pooled(
             lambda z: z[:, 0]
         ),
-        "the mean takes in the distillation token": pooled(lambda z: z.mean(dim=1)),
+        "the mean includes the distillation token": pooled(lambda z: z.mean(dim=1)),
         "the mean leaves the class token out": pooled(lambda z: z[:, 1:-1].mean(dim=1)),
         "the mean leaves the last patch out: rows 0 to 16 are 0:17 in Python": pooled(lambda z: z[:, :-2].mean(dim=1)),
-        "the mean takes in the distillation token and leaves the class token out": pooled(
+        "the mean includes the distillation token and leaves the class token out": pooled(
             lambda z: z[:, 1:].mean(dim=1)
         ),
-        "a softmax comes before the mean; logits are averaged": lambda outer, first, second: (
+        "probabilities are averaged; the logits should be": lambda outer, first, second: (
             (first(outer[:, :-1].mean(dim=1)).softmax(dim=-1) + second(outer[:, -1]).softmax(dim=-1)) / 2
         ),
-        "LayerNorm comes before the mean; the mean is taken first": norm_first,
-        "the two answers are added and not averaged": lambda *arguments: 2 * heads(*arguments),
+        "LayerNorm comes before the mean; the mean should come first": norm_first,
+        "the two heads' logits are added and not averaged": lambda *arguments: 2 * heads(*arguments),
         "the two heads are swapped": lambda outer, first, second: heads(outer, second, first),
-        "the class head answers alone": lambda outer, first, _: first(outer[:, :-1].mean(dim=1)),
-        "the distillation head answers alone": lambda outer, _, second: second(outer[:, -1]),
+        "the class head is used alone": lambda outer, first, _: first(outer[:, :-1].mean(dim=1)),
+        "the distillation head is used alone": lambda outer, _, second: second(outer[:, -1]),
     }
 
     def head(width: int) -> nn.Module:
@@ -143,29 +146,29 @@ def check_heads(answer: Callable[[Tensor, nn.Module, nn.Module], Tensor]) -> Ver
         return compare(answer, heads, inputs, mistakes)
 
 
-def check_sizes(tokens: Any, numbers: Any, parameters: Any) -> Verdict:
-    """Images of 48×64, patches of 16, pixels of 4, inner width 20, outer width 384, a distillation token: how many
-    outer tokens, how many numbers go into the projection's matrix for a patch, how many parameters it has with its bias
-    and its LayerNorm."""
+def check_sizes(tokens: Any, features: Any, parameters: Any) -> Verdict:
+    """Images of 48×64, patches of 16×16, pixel tokens of 4×4, inner width 20, outer width 384, a distillation token:
+    how many outer tokens, how many input features the projection has, how many parameters it has with its bias and its
+    LayerNorm."""
     return all_of(
         token_count=number(
             tokens,
             14,
             {
-                12: "those are the patches; two tokens belong to no place.",
-                13: "class or distillation token is missing.",
-                18: "that is for 16 patches; here are 3 rows of 4.",
+                12: "those are the patches; two more tokens stand for no patch.",
+                13: "the class or the distillation token is missing.",
+                18: "that is for 16 patches; here there are 3 rows of 4.",
             },
         ),
-        number_count=number(
-            numbers,
+        feature_count=number(
+            features,
             320,
             {
-                16: "that is the number of pixels; each has 20 numbers.",
-                20: "that is one pixel; a patch has 16.",
-                384: "that is what comes out.",
-                192: "that is for the sizes of this notebook's table.",
-                768: "those are the numbers of the image in a patch; the pixel tokens have a width of their own.",
+                16: "that is the number of pixel tokens; each has 20 features.",
+                20: "that is one pixel token; a patch has 16.",
+                384: "that is the number of output features.",
+                192: "that is for the sizes in this notebook's table.",
+                768: "those are the image values in a patch; the pixel tokens have a width of their own.",
             },
         ),
         parameter_count=number(
@@ -173,19 +176,19 @@ def check_sizes(tokens: Any, numbers: Any, parameters: Any) -> Verdict:
             123_304,
             {
                 122_880: "the bias (384) and the LayerNorm (40) are missing.",
-                123_264: "the LayerNorm is missing: scale and shift for 20 numbers.",
-                122_920: "the bias is missing: 384 numbers.",
+                123_264: "the LayerNorm is missing: scale and shift of 20 features.",
+                122_920: "the bias is missing: 384 values.",
                 123_284: "the LayerNorm has a scale and a shift.",
-                123_904: "the LayerNorm is for one pixel token (20 numbers), not for the whole patch.",
+                123_904: "the LayerNorm is over one pixel token (20 features), not over the whole patch.",
             },
             "all three are right.",
         ),
     )
 
 
-def check_blind(answer: Callable[[TITN], Any]) -> Verdict:
-    """`answer(model)` changes a published TITN's projections, and nothing else, so that its logits are the same for all
-    images."""
+def check_image_independent(answer: Callable[[TITN], Any]) -> Verdict:
+    """`answer(model)` changes the weights of `titn_paper`'s projections, and nothing else, so that its logits no longer
+    depend on the image."""
     model = TITN(TITNConfig()).eval()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     images = torch.randn(4, 3, 32, 32)
@@ -198,22 +201,23 @@ def check_blind(answer: Callable[[TITN], Any]) -> Verdict:
         return from_exception(problem)
     after = model.state_dict()
     if after.keys() != before.keys():
-        return Verdict(False, "the model has other parts than before: change numbers and leave the parts in place.")
+        return Verdict(False, "the model has other modules than before: change weights and leave the modules alone.")
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     if not changed:
         return NOTHING_CHANGED
     if others := [name for name in changed if ".projection." not in name]:
         more = f", and {len(others) - 1} more" if len(others) > 1 else ""
-        return Verdict(False, f"{others[0]}{more}: changed, and only the projections should.")
+        return Verdict(False, f"{others[0]}{more}: changed, but only the projections should be.")
     if not isinstance(logits, Tensor) or not logits.isfinite().all():
-        return Verdict(False, "the logits are no finite numbers any more.")
+        return Verdict(False, "the logits are no longer finite.")
     if (gap := max_abs_diff(logits, logits[:1].expand_as(logits))) > 1e-6:
         tokens = torch.randn(2, 16, 16, 12)
         with torch.no_grad():
-            news = [block.projection(tokens) for block in model.blocks]  # type: ignore[operator]
-        speak = [i for i, heard in enumerate(news, 1) if max_abs_diff(heard[0], heard[1]) > 1e-6]
+            updates = [block.projection(tokens) for block in model.blocks]  # type: ignore[operator]
+        active = [i for i, update in enumerate(updates, 1) if max_abs_diff(update[0], update[1]) > 1e-6]
         return Verdict(
             False,
-            f"the logits of four images still differ by up to {gap:.2g}: the projections of blocks {speak} speak.",
+            f"the logits of four images still differ by up to {gap:.2g}: the projections of blocks {active} still "
+            "depend on the pixel tokens.",
         )
-    return Verdict(True, "right: all images get the same logits. All that the model knows now is its tables.")
+    return Verdict(True, "right: all images get the same logits. They depend on the learned tables alone.")

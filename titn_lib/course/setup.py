@@ -1,4 +1,4 @@
-"""What the notebooks share: the set-up cell, example images, sliders under an image."""
+"""What the notebooks share: the set-up cell, example images, figures with sliders."""
 
 import inspect
 import io
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 
 def setup() -> Path:
-    """Say what this machine is, and return the folder where the notebooks' runs are kept.
+    """Print the versions and the hardware; return the folder in which the notebooks keep their training runs.
 
-    It is runs/ of the checkout, else runs/ where you are. What is finished there is loaded, not trained again.
+    Finished runs are loaded from there and not trained again.
+
+    Returns:
+        runs/ in the checkout; outside of one, runs/ in the current folder.
     """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, no GPU"
     print(f"titn_lib {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, {device}")
@@ -32,33 +35,34 @@ def setup() -> Path:
 
 
 def example_images(count: int = 8) -> UInt8[Tensor, "image 3 32 32"]:
-    """Photographs of 32×32 points: CIFAR-10's first training images where they are on this machine, else pieces of
-    scikit-learn's two sample photographs. Nothing is downloaded."""
+    """Photographs of 32×32 pixels, without a download: CIFAR-10's first training images if the data set is on this
+    machine, otherwise crops of scikit-learn's two sample photographs."""
     if (data_dir() / "cifar-10-batches-py").exists():
         return load_dataset("cifar10").train.images[:count]
     from sklearn.datasets import load_sample_images
     from torch.nn import functional as F
 
     photographs = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in load_sample_images().images]
-    pieces = torch.cat(
+    crops = torch.cat(
         [photo[:, :384].unfold(1, 128, 128).unfold(2, 128, 128).flatten(1, 2) for photo in photographs], 1
     )
-    small = F.interpolate(pieces.transpose(0, 1).float(), size=32, mode="bilinear", antialias=True)
-    spread = torch.arange(count) * 7 % len(small)  # from here and there
-    return small[spread].round().to(torch.uint8)
+    small = F.interpolate(crops.transpose(0, 1).float(), size=32, mode="bilinear", antialias=True)
+    scattered = torch.arange(count) * 7 % len(small)  # not all from one corner
+    return small[scattered].round().to(torch.uint8)
 
 
 def sliders(draw: Callable[..., "Figure"], **choices: Sequence[Any]) -> "VBox":
-    """An image with a slider for each argument of the function that draws it.
+    """A figure with a slider for each argument of the function that draws it.
 
     Args:
-        choices: for each argument the values it can take; the image starts with the function's default, or else
-            with the first.
+        draw: returns the figure; it is called again whenever a slider moves.
+        choices: the values of each argument. A slider starts at the function's default if that is one of them, and
+            otherwise at the first value.
     """
     import ipywidgets
     import matplotlib.pyplot as plt
 
-    picture = ipywidgets.Image(format="png")
+    image = ipywidgets.Image(format="png")
     defaults = {name: argument.default for name, argument in inspect.signature(draw).parameters.items()}
     controls = {
         name: ipywidgets.SelectionSlider(
@@ -74,9 +78,9 @@ def sliders(draw: Callable[..., "Figure"], **choices: Sequence[Any]) -> "VBox":
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=90, bbox_inches="tight")
         plt.close(figure)
-        picture.value = content.getvalue()
+        image.value = content.getvalue()
 
     for control in controls.values():
         control.observe(redraw, names="value")
     redraw()
-    return ipywidgets.VBox([*controls.values(), picture])
+    return ipywidgets.VBox([*controls.values(), image])
