@@ -1,4 +1,4 @@
-"""The command line: what it prints, and that every problem is one sentence."""
+"""The command line: what it prints, and that every error is one sentence."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def fails(capsys, *arguments):
     return err
 
 
-def test_distil_leaves_a_table_a_record_and_a_picture(tmp_path, capsys, small_teacher):
+def test_distill_leaves_a_table_a_record_and_a_figure(tmp_path, capsys, small_teacher):
     assert main(["distill", "--data", "digits", "--out", str(tmp_path), *SMALL]) == 0
     out = capsys.readouterr().out
     for row in ("teacher", "alone", "distilled"):
@@ -63,8 +63,8 @@ def test_distil_leaves_a_table_a_record_and_a_picture(tmp_path, capsys, small_te
         "records.json",
         "teacher",
     ]
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size[0] > 1000
+    with Image.open(tmp_path / "curves.png") as figure:
+        assert figure.size[0] > 1000
     together = json.loads((tmp_path / "records.json").read_text())
     record = load_record(tmp_path / "distilled")
     assert together["distilled"]["test"] == record.test
@@ -79,18 +79,18 @@ def test_teacher(tmp_path, capsys):
     assert "| teacher | vgg7_bn" in capsys.readouterr().out
 
 
-def test_predict_takes_any_picture(tmp_path, capsys):
+def test_predict_takes_any_image(tmp_path, capsys):
     model = create_model("titn_nano", num_classes=7)
-    about = Preprocessing("x", tuple("abcdefg"), (0.5,) * 3, (0.25,) * 3)
-    save_model(model, tmp_path / "m.safetensors", about)
+    preprocessing = Preprocessing("x", tuple("abcdefg"), (0.5,) * 3, (0.25,) * 3)
+    save_model(model, tmp_path / "m.safetensors", preprocessing)
     Image.fromarray(np.zeros((40, 50), np.uint8)).save(tmp_path / "gray.png")
     Image.fromarray(np.zeros((9, 20, 4), np.uint8)).save(tmp_path / "clear.png")
-    pictures = [str(tmp_path / name) for name in ("gray.png", "clear.png")]
-    assert main(["predict", *pictures, "--weights", str(tmp_path / "m.safetensors")]) == 0
+    images = [str(tmp_path / name) for name in ("gray.png", "clear.png")]
+    assert main(["predict", *images, "--weights", str(tmp_path / "m.safetensors")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [lines[0], lines[6]] == pictures
-    shares = [float(line.split("%")[0]) for line in lines[1:6]]
-    assert shares == sorted(shares, reverse=True)
+    assert [lines[0], lines[6]] == images
+    probabilities = [float(line.split("%")[0]) for line in lines[1:6]]
+    assert probabilities == sorted(probabilities, reverse=True)
 
 
 def test_data_and_experiments_list(capsys):
@@ -98,6 +98,15 @@ def test_data_and_experiments_list(capsys):
     assert "cifar100" in capsys.readouterr().out
     assert main(["download", "digits"]) == 0
     assert "digits: train 1,293, validation 144, test 360; 10 classes; 1×16×16" in capsys.readouterr().out
+
+
+def test_help_explains_every_setting(capsys):
+    for command in ("distill", "train-teacher"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "--min-lr FLOAT the final learning rate" in text
+        assert "with this decay per step; 0 for none" in text  # the second line of a meaning
 
 
 def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
@@ -118,9 +127,9 @@ def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
 
     assert "unknown data set 'digit': did you mean 'digits'" in fails(capsys, "distill", "--data", "digit", *out)
     assert "unknown student 'titn_micro'" in fails(capsys, "distill", "--model", "titn_micro", *out)
-    assert "unknown budget 'big'" in fails(capsys, "distill", "--preset", "big", *out)
+    assert "unknown preset 'big'" in fails(capsys, "distill", "--preset", "big", *out)
     assert "unknown teacher 'vgg'" in fails(capsys, "distill", "--teacher", "vgg", *out)
-    assert "unknown teacher 'titn_nano'" in fails(capsys, "teacher", "--model", "titn_nano", *out)
+    assert "unknown teacher 'titn_nano'" in fails(capsys, "train-teacher", "--model", "titn_nano", *out)
     assert "there is no weights file" in fails(capsys, "distill", "--teacher", tmp_path / "t.safetensors", *out)
     assert "is a student, not a teacher" in fails(capsys, "distill", "--teacher", good, *out)
     assert "a seed can't be negative" in fails(capsys, "distill", "--seed", -1, *out)
@@ -129,18 +138,20 @@ def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert "unknown augmentation 'flop'" in fails(capsys, "distill", "--augmentation", "flop", *out)
     assert "set TITN_DATA" in fails(capsys, "distill", "--data", "cifar10", *out)
     assert "cat holds no image" in fails(capsys, "distill", "--data", tmp_path / "images", *out)
-    assert "a batch of 9999 is more than" in fails(capsys, "distill", "--batch-size", 9999, "--loss", "none", *out)
+    assert "a batch of 9999 is more than" in fails(
+        capsys, "distill", "--batch-size", 9999, "--loss", "cross_entropy", *out
+    )
     assert "part of that path is a file" in fails(capsys, "distill", "--out", tmp_path / "file" / "x")
     assert "is not a whole safetensors file" in fails(capsys, "evaluate", bad)
     assert "there is no weights file" in fails(capsys, "evaluate", tmp_path / "none.safetensors")
     assert "how its images were normalized" in fails(capsys, "evaluate", good)
-    assert "which classes it knows" in fails(capsys, "predict", tmp_path / "file", "--weights", good)
+    assert "doesn't name its classes" in fails(capsys, "predict", tmp_path / "file", "--weights", good)
     assert "there are no settings files" in fails(capsys, "experiments", "--folder", tmp_path)
 
 
-def test_a_picture_that_is_none(tmp_path, capsys):
-    about = Preprocessing("x", tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3)
-    save_model(create_model("titn_nano"), tmp_path / "m.safetensors", about)
+def test_a_file_that_is_no_image(tmp_path, capsys):
+    preprocessing = Preprocessing("x", tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3)
+    save_model(create_model("titn_nano"), tmp_path / "m.safetensors", preprocessing)
     (tmp_path / "bad.png").write_bytes(b"bad")
     weights = ["--weights", tmp_path / "m.safetensors"]
     assert "bad.png is not an image or is damaged" in fails(capsys, "predict", tmp_path / "bad.png", *weights)
@@ -150,7 +161,7 @@ def test_a_picture_that_is_none(tmp_path, capsys):
 def test_a_full_disk_and_a_damaged_checkpoint(tmp_path, capsys):
     for part in ("alone", "alone/model.safetensors"):
         (tmp_path / part).parent.mkdir(exist_ok=True, parents=True)
-    out = ["--out", tmp_path, "--loss", "none", *SMALL]
+    out = ["--out", tmp_path, "--loss", "cross_entropy", *SMALL]
     (tmp_path / "alone" / f"model.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
     assert "the disk is full: free some space" in fails(capsys, "distill", *out)
     assert [file.name for file in (tmp_path / "alone").iterdir() if file.name != ".lock"] == []
@@ -159,26 +170,26 @@ def test_a_full_disk_and_a_damaged_checkpoint(tmp_path, capsys):
 
 
 def test_a_missing_package_is_named(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "titn_lib.figures", None)
-    assert "the package titn_lib.figures is missing" in fails(capsys, "distill")
+    monkeypatch.setitem(sys.modules, "titn_lib.plots", None)
+    assert "the package titn_lib.plots is missing" in fails(capsys, "distill")
 
 
 # --- experiments
 
 TEACHER = """
-about = "A quick teacher."
+description = "A quick teacher."
 data = "digits"
 model = "vgg7_bn"
-budget = "laptop"
+preset = "laptop"
 recipe = { epochs = 1, train_images = 128, test_images = 64, batch_size = 32 }
 """
 STUDENT = """
-about = "A quick student."
+description = "A quick student."
 data = "digits"
 model = "titn_nano"
-budget = "laptop"
+preset = "laptop"
 seeds = [0, 1]
-distillation = "hard"
+loss = "hard"
 teacher = "teach"
 recipe = { epochs = 1, train_images = 128, test_images = 64, batch_size = 32 }
 model_settings = { depth = 1 }
@@ -191,20 +202,20 @@ def settings(tmp_path):
     folder.mkdir()
     (folder / "1-teach.toml").write_text(TEACHER)
     (folder / "2-learn.toml").write_text(STUDENT)
-    places = [
+    options = [
         ("--folder", folder),
         ("--runs", tmp_path / "runs"),
         ("--results", tmp_path / "results"),
         ("--device", "cpu"),
     ]
-    return folder, [str(word) for pair in places for word in pair]
+    return folder, [str(word) for pair in options for word in pair]
 
 
-def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, capsys):
-    folder, places = settings
+def test_experiments_are_listed_made_resumed_and_rerun(settings, tmp_path, capsys):
+    folder, options = settings
 
     def states(*arguments):
-        code = main(["experiments", *places, *arguments])
+        code = main(["experiments", *options, *arguments])
         out = capsys.readouterr()
         return (
             code,
@@ -237,15 +248,15 @@ def test_experiments_are_listed_made_resumed_and_redone(settings, tmp_path, caps
     )
 
     (folder / "1-teach.toml").write_text(TEACHER.replace("epochs = 1", "epochs = 2"))
-    assert "by other settings" in states()[2].out
+    assert "with other settings" in states()[2].out
 
 
 def test_some_of_the_pending_experiments_are_made(settings, tmp_path, capsys):
-    _, places = settings
-    assert main(["experiments", *places, "--run", "teach"]) == 0
+    _, options = settings
+    assert main(["experiments", *options, "--run", "teach"]) == 0
     assert capsys.readouterr().out.count("pending") == 2
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["teach"]
-    assert main(["experiments", *places, "--run", "taech"]) == 1
+    assert main(["experiments", *options, "--run", "taech"]) == 1
     assert "taech" in capsys.readouterr().err
 
 
@@ -257,15 +268,15 @@ def test_no_run_begins_when_the_time_is_up(settings, monkeypatch, capsys):
     assert "stopped by the time limit before learn; the same command goes on" in capsys.readouterr().err
 
 
-def test_what_another_process_makes_is_left_to_it(settings, tmp_path, capsys):
-    _, places = settings
+def test_what_another_process_makes_is_skipped(settings, tmp_path, capsys):
+    _, options = settings
     folder = tmp_path / "runs" / "teach" / "seed0"
     folder.mkdir(parents=True)
     with lock_dir(folder):
-        assert main(["experiments", *places, "--run"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("left out: another process is at work in") == 3  # the teacher, and both students who need it
-    assert said.count("pending") == 3
+        assert main(["experiments", *options, "--run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("skipped: another process is at work in") == 3  # the teacher, and both students who need it
+    assert printed.count("pending") == 3
 
 
 def test_variants_share_what_they_do_not_change(settings):
@@ -275,9 +286,9 @@ def test_variants_share_what_they_do_not_change(settings):
 model_settings.depth = 2
 
 [variants.long]
-about = "A long student."
+description = "A long student."
 recipe.epochs = 9
-distillation = "soft"
+loss = "soft"
 """
     (folder / "2-learn.toml").write_text(STUDENT + variants)
     found = load_experiments(folder)
@@ -285,8 +296,8 @@ distillation = "soft"
     deep, long = found["learn-deep"].runs[1], found["learn-long"].runs[1]
     assert (deep.model_settings, long.model_settings) == ({"depth": 2}, {"depth": 1})
     assert (deep.recipe.epochs, long.recipe.epochs, long.recipe.train_images) == (1, 9, 128)
-    assert (deep.distillation, long.distillation) == ("hard", "soft")
-    assert (found["learn-deep"].about, found["learn-long"].about) == ("A quick student.", "A long student.")
+    assert (deep.loss, long.loss) == ("hard", "soft")
+    assert (found["learn-deep"].description, found["learn-long"].description) == ("A quick student.", "A long student.")
 
 
 def test_variants_of_another_file(settings):

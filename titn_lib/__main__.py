@@ -1,4 +1,4 @@
-"""The command line: the library's functions by name.
+"""The command line.
 
 titn distill --data cifar10 --preset laptop --out runs/cifar10
 titn train-teacher --data cifar10 --model resnet18
@@ -13,16 +13,23 @@ titn report
 import argparse
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from titn_lib.errors import TITNError
 from titn_lib.io import REASONS
 
+if TYPE_CHECKING:
+    from titn_lib.experiments.statistics import ExperimentSummary
+
+WEIGHTS_HELP = "a weights file, or the name of pretrained weights such as titn_mini.cifar10"
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 if it did what was asked. A problem is one sentence on standard error, without a traceback."""
+    """Run a command and return its exit status. An error is one sentence on standard error, without a traceback."""
     try:
         options = vars(make_parser().parse_args(arguments))
         command: Callable[..., None] = options.pop("command")
@@ -31,26 +38,27 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(str(problem))
     except ModuleNotFoundError as problem:
         return complain(f"the package {problem.name} is missing: install it (pip install {problem.name})")
-    except BrokenPipeError:  # whoever read the output has had enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  so that Python's own last flush has somewhere to go
+    except BrokenPipeError:  # the reader of the output has closed it
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for Python's last flush
     except OSError as problem:
         reason = REASONS.get(problem.errno or 0, problem.strerror or str(problem))
         return complain(f"{problem.filename}: {reason}" if problem.filename else reason)
     except KeyboardInterrupt:
-        return complain("stopped; the same command goes on from the last checkpoint, where there is one")
+        return complain("stopped; the same command resumes from the last checkpoint, if there is one")
     return 0
 
 
 def complain(sentence: str) -> int:
+    """Print an error and return the exit status."""
     print(f"titn: {sentence}", file=sys.stderr)
     return 1
 
 
-# --- the commands: what only they need is imported when one is called
+# --- the commands; each imports what it needs when it is called
 
 
 def distill(out: Path | None, device: str, max_minutes: float | None, quiet: bool, **options: object) -> None:
-    """Train a teacher, a student alone and a distilled student; print them side by side."""
+    """Train a teacher, a student alone and a distilled student, and compare them."""
     from titn_lib.io import write_atomically
     from titn_lib.plots import plot_curves, save_figure
     from titn_lib.training.distributed import is_main_process
@@ -70,8 +78,8 @@ def distill(out: Path | None, device: str, max_minutes: float | None, quiet: boo
 
 
 def train_teacher(
-    data: str, model: str, preset: str, seed: int, out: Path | None, device: str, max_minutes: float | None, quiet: bool,
-    image_size: tuple[int, int] | None, **changes: object,
+    data: str, model: str, preset: str, seed: int, out: Path | None, device: str, max_minutes: float | None,
+    quiet: bool, image_size: tuple[int, int] | None, **changes: object,
 ) -> None:  # fmt: skip
     """Train a teacher."""
     from titn_lib.errors import unknown
@@ -93,19 +101,22 @@ def train_teacher(
 
 
 def evaluate(weights: Path, data: str | None) -> None:
-    """Measure trained weights on the validation and test splits."""
+    """Evaluate trained weights on the validation and test splits."""
     from titn_lib.data.datasets import load_dataset
     from titn_lib.models.weights import load_model
-    from titn_lib.training.evaluation import evaluate as measure
+    from titn_lib.training.evaluation import evaluate as evaluate_split
 
     model = load_model(weights)
     if model.preprocessing is None:
-        raise TITNError(f"{weights} doesn't say how its images were normalized: save it with its preprocessing")
+        raise TITNError(f"{weights} doesn't say how its images were normalized: save it with a Preprocessing")
     splits = load_dataset(data or model.preprocessing.data, model.config.image_size)
     if splits.classes != model.preprocessing.classes:
-        raise TITNError(f"{weights} knows the classes of {model.preprocessing.data}, not those of {splits.name}")
+        raise TITNError(
+            f"{weights} was trained for the classes of {model.preprocessing.data}, not for those of {splits.name}: "
+            "choose another --data"
+        )
     for name in ("validation", "test"):
-        result = measure(model, getattr(splits, name), model.preprocessing)
+        result = evaluate_split(model, getattr(splits, name), model.preprocessing)
         print(
             f"{name:10}  top-1 {result['top1']:6.2f} %  top-5 {result['top5']:6.2f} %  loss {result['loss']:.4f}  "
             f"({result['num_images']:,} images)"
@@ -113,7 +124,7 @@ def evaluate(weights: Path, data: str | None) -> None:
 
 
 def predict(paths: list[Path], weights: Path) -> None:
-    """The five most likely classes of images, whatever their size."""
+    """Print the five most likely classes of images of any size."""
     import torch
 
     from titn_lib.data.images import load_image
@@ -121,20 +132,20 @@ def predict(paths: list[Path], weights: Path) -> None:
     from titn_lib.models.weights import load_model
 
     model = load_model(weights)
-    about = model.preprocessing
-    if about is None:
-        raise TITNError(f"{weights} doesn't say which classes it knows: save it with its preprocessing")
-    read = [load_image(path, model.config.in_channels, model.config.image_size) for path in paths]
-    shares = logits_of(model, torch.stack(read), about).softmax(dim=-1)
-    for path, row in zip(paths, shares, strict=True):
+    preprocessing = model.preprocessing
+    if preprocessing is None:
+        raise TITNError(f"{weights} doesn't name its classes: save it with a Preprocessing")
+    images = torch.stack([load_image(path, model.config.in_channels, model.config.image_size) for path in paths])
+    probabilities = logits_of(model, images, preprocessing).softmax(dim=-1)
+    for path, row in zip(paths, probabilities, strict=True):
         best = row.topk(min(5, len(row)))
         print(path)
-        for share, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            print(f"  {100 * share:5.1f} %  {about.classes[label]}")
+        for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            print(f"  {100 * probability:5.1f} %  {preprocessing.classes[label]}")
 
 
 def explore(paths: list[Path], weights: Path, compare: Path | None, teacher: Path | None, out: Path) -> None:
-    """Write a page that shows where a student looks: one file, for any browser, to hover and click."""
+    """Write an interactive page of a student's attention maps, one HTML file for any browser."""
     import torch
 
     from titn_lib.data.images import load_image
@@ -143,23 +154,25 @@ def explore(paths: list[Path], weights: Path, compare: Path | None, teacher: Pat
     from titn_lib.models.weights import load_model
 
     model = require_attention(load_model(weights))
-    other, master = (load_model(path) if path else None for path in (compare, teacher))
+    other = load_model(compare) if compare else None
+    teacher_model = load_model(teacher) if teacher else None
     config = model.config
     images = torch.stack([load_image(path, config.in_channels, config.image_size) for path in paths])
     names = [str(path).removesuffix(".safetensors") for path in (weights, compare) if path]
-    write_page(out, model, images, compare=other, teacher=master, names=names, titles=[path.name for path in paths])
+    titles = [path.name for path in paths]
+    write_page(out, model, images, compare=other, teacher=teacher_model, names=names, titles=titles)
     print(f"open it in a browser: {out}")
 
 
 def download(names: list[str]) -> None:
-    """Fetch data sets and say how they are split; without a name, list them."""
+    """Download data sets and print the sizes of their splits. Without a name, list them."""
     from titn_lib.data.datasets import DATASETS, data_dir, load_dataset
 
     if not names:
-        print(f"kept in {data_dir()} (set TITN_DATA to choose another folder)\n")
+        print(f"data sets are kept in {data_dir()} (set TITN_DATA to choose another folder)\n")
         for name, info in DATASETS.items():
             print(f"{name:14} {info.description}")
-        print("\nor the path of a folder with a subfolder of images for each class")
+        print("\nor the path of a folder that has a subfolder of images for each class")
     for name in names:
         splits = load_dataset(name)
         sizes = ", ".join(f"{part} {len(getattr(splits, part)):,}" for part in ("train", "validation", "test"))
@@ -171,7 +184,7 @@ def experiments(
     folder: Path, runs: Path, results: Path, run: list[str] | None, max_minutes: float | None, preset: str | None,
     rerun: list[str], device: str,
 ) -> None:  # fmt: skip
-    """List the runs in experiments/: done, under way, pending. With --run or --max-minutes, make the pending ones."""
+    """List the runs in experiments/: done, under way or pending. With --run or --max-minutes, make the pending ones."""
     import torch
 
     from titn_lib.experiments.runner import list_experiments, reset, run_pending
@@ -182,7 +195,7 @@ def experiments(
     chosen = select_experiments(found, [*rerun, *(run or [])])
     if rerun and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise TITNError(
-            "--rerun works with one process: call it with --max-minutes 0.01 first, then torchrun without it"
+            "--rerun works with one process only: run it with --max-minutes 0.01 first, then use torchrun without it"
         )
     for experiment in select_experiments(found, rerun).values():
         reset(experiment, runs, results)
@@ -196,11 +209,11 @@ def experiments(
 
 
 def report(names: list[str], write: bool, folder: Path, results: Path) -> None:
-    """Print tables of what has been measured; with --write, bring pages, figures and shipped weights up to date."""
-    from titn_lib.experiments.report import comparison, ship_weights, summary, write_results
+    """Print tables of the records in results/. With --write, update pages, figures and shipped weights."""
+    from titn_lib.experiments.report import comparison
     from titn_lib.experiments.settings import load_experiments
+    from titn_lib.experiments.shipping import summary
     from titn_lib.experiments.statistics import groups, load_rows
-    from titn_lib.models.weights import PRETRAINED_DIR
 
     rows = load_rows(load_experiments(folder), results)
     if names:
@@ -211,96 +224,140 @@ def report(names: list[str], write: bool, folder: Path, results: Path) -> None:
         tables |= {file: comparison(rows, [file]) for file in groups(rows)}
         print("\n\n".join(f"{title}\n\n{table}" for title, table in tables.items()))
     if write:
-        top = results.parent
-        pages = (results / "README.md", top / "README.md", PRETRAINED_DIR / "README.md")
-        write_results(rows, [page for page in pages if page.exists()], results)
-        if PRETRAINED_DIR.parents[2] == top.resolve():  # in a checkout
-            ship_weights(rows, results, PRETRAINED_DIR)
+        write_report(rows, results)
+
+
+def write_report(rows: dict[str, "ExperimentSummary"], results: Path) -> None:
+    """Update the tables in the pages, a figure for each settings file with variants, and the shipped weights."""
+    from titn_lib.experiments.report import render_tables, seed_values
+    from titn_lib.experiments.shipping import ship_weights
+    from titn_lib.io import write_atomically
+    from titn_lib.models.weights import PRETRAINED_DIR
+    from titn_lib.plots import plot_seeds, save_figure
+
+    checkout = results.parent
+    for page in (results / "README.md", checkout / "README.md", PRETRAINED_DIR / "README.md"):
+        if page.exists():
+            write_atomically(page, render_tables(page.read_text(encoding="utf-8"), rows).encode())
+    for file, values in seed_values(rows).items():
+        save_figure(plot_seeds(values), results / f"{file}.png")
+    if PRETRAINED_DIR.parents[2] == checkout.resolve():  # not in an installed package
+        ship_weights(rows, results, PRETRAINED_DIR)
 
 
 # --- the options
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="titn", description="Transformer-in-transformer networks with knowledge distillation."
+        prog="titn",
+        description="Transformer-in-Transformer with knowledge distillation: train, evaluate, explain.",
+        epilog="`titn COMMAND --help` explains a command's options.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, command: Callable[..., None]) -> argparse.ArgumentParser:
-        text = (command.__doc__ or "").strip()
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=command)
-        return sub
-
-    sub = add("distill", distill)
-    add_run_options(sub, model=None)
-    sub.add_argument("--teacher", help="a teacher's name, or the path of its weights (default: the preset's)")
-    sub.add_argument(
-        "--loss",
-        help="none, hard, soft, dkd, feature, manifold, or one of each kind: hard+feature (default: hard)",
-    )
-    add_recipe_options(sub)
-
-    sub = add("train-teacher", train_teacher)
-    add_run_options(sub, model="vgg7_bn")
-    add_recipe_options(sub)
-
-    sub = add("evaluate", evaluate)
-    sub.add_argument("weights", type=Path)
-    sub.add_argument("--data", help="a data set with the same classes (default: the one it was trained on)")
-
-    sub = add("predict", predict)
-    sub.add_argument("paths", nargs="+", type=Path, metavar="IMAGE")
-    sub.add_argument("--weights", type=Path, required=True)
-
-    sub = add("explore", explore)
-    sub.add_argument("paths", nargs="+", type=Path, metavar="IMAGE")
-    sub.add_argument(
-        "--weights", type=Path, required=True, help="a student's file, or a name such as titn_mini.cifar10"
-    )
-    sub.add_argument("--compare", type=Path, metavar="WEIGHTS", help="a second student, shown beside the first")
-    sub.add_argument("--teacher", type=Path, metavar="WEIGHTS", help="a teacher whose answers are shown too")
-    sub.add_argument("--out", type=Path, default=Path("attention.html"), metavar="FILE", help="default: %(default)s")
-
-    sub = add("download", download)
-    sub.add_argument("names", nargs="*", metavar="NAME")
-
-    sub = add("experiments", experiments)
-    sub.add_argument(
-        "--run", nargs="*", metavar="NAME", help="make the pending runs in order (of these experiments or settings "
-        "files; without a name, all), resuming what was cut off"
-    )  # fmt: skip
-    sub.add_argument("--max-minutes", type=float, help="make runs, and stop with a checkpoint after so long")
-    sub.add_argument(
-        "--preset",
-        choices=["smoke", "laptop", "gpu"],
-        help="which runs to make (default: gpu where there is one, else laptop)",
-    )
-    sub.add_argument("--rerun", nargs="+", default=[], metavar="NAME", help="make these again, if they were finished")
-    sub.add_argument("--folder", type=Path, default=Path("experiments"))
-    sub.add_argument("--runs", type=Path, default=Path("runs"))
-    sub.add_argument("--results", type=Path, default=Path("results"))
-    sub.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-
-    sub = add("report", report)
-    sub.add_argument("names", nargs="*", metavar="NAME", help="of experiments or settings files (default: all)")
-    sub.add_argument("--write", action="store_true", help="bring the pages, figures and shipped weights up to date")
-    sub.add_argument("--folder", type=Path, default=Path("experiments"))
-    sub.add_argument("--results", type=Path, default=Path("results"))
+    add_training_commands(commands)
+    add_model_commands(commands)
+    add_experiment_commands(commands)
     return parser
 
 
-def add_run_options(parser: argparse.ArgumentParser, model: str | None) -> None:
-    parser.add_argument("--data", default="digits", help="a data set's name, or a folder of images by class")
-    parser.add_argument("--model", default=model, help=f"default: {model or 'one of its size for the data and preset'}")
-    parser.add_argument("--image-size", type=image_size_of, metavar="SIZE", help="64, or 48x64 (height × width)")
-    parser.add_argument("--preset", default="laptop", help="smoke, laptop or gpu (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder for records and weights (default: one below runs/)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+def add_command(commands: Any, name: str, command: Callable[..., None]) -> argparse.ArgumentParser:
+    """A command's own parser; its help is the docstring."""
+    text = (command.__doc__ or "").strip()
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def add_training_commands(commands: Any) -> None:
+    """distill and train-teacher."""
+    from titn_lib.losses.registry import list_losses
+
+    parser = add_command(commands, "distill", distill)
+    add_run_options(parser, model=None)
+    parser.add_argument("--teacher", help="name of a teacher, or the path of its weights (default: the preset's)")
+    single = ", ".join(name for name in list_losses() if "+" not in name)
+    parser.add_argument("--loss", help=f"{single}, or a combination such as soft+feature (default: hard)")
+    add_recipe_options(parser)
+
+    parser = add_command(commands, "train-teacher", train_teacher)
+    add_run_options(parser, model="vgg7_bn")
+    add_recipe_options(parser)
+
+
+def add_model_commands(commands: Any) -> None:
+    """evaluate, predict, explore and download."""
+    parser = add_command(commands, "evaluate", evaluate)
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help=WEIGHTS_HELP)
+    parser.add_argument("--data", help="a data set with the same classes (default: the one it was trained on)")
+
+    parser = add_command(commands, "predict", predict)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    parser.add_argument("--weights", type=Path, required=True, help=WEIGHTS_HELP)
+
+    parser = add_command(commands, "explore", explore)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    parser.add_argument("--weights", type=Path, required=True, help=f"a student: {WEIGHTS_HELP}")
+    parser.add_argument("--compare", type=Path, metavar="WEIGHTS", help="a second student, shown next to the first")
+    parser.add_argument("--teacher", type=Path, metavar="WEIGHTS", help="a teacher, whose predictions are shown too")
+    parser.add_argument("--out", type=Path, default=Path("attention.html"), metavar="FILE", help="default: %(default)s")
+
+    parser = add_command(commands, "download", download)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets")
+
+
+def add_experiment_commands(commands: Any) -> None:
+    """experiments and report."""
+    parser = add_command(commands, "experiments", experiments)
     parser.add_argument(
-        "--max-minutes", type=float, help="stop with a checkpoint after so long; the same command goes on"
+        "--run",
+        nargs="*",
+        metavar="NAME",
+        help="make the pending runs of these experiments or settings files, in order, and resume interrupted ones "
+        "(without a name: all)",
+    )
+    parser.add_argument(
+        "--max-minutes", type=float, help="make pending runs, and stop with a checkpoint after this time"
+    )
+    parser.add_argument(
+        "--preset",
+        choices=["smoke", "laptop", "gpu"],
+        help="make the runs of this preset (default: gpu if there is one, else laptop)",
+    )
+    parser.add_argument("--rerun", nargs="+", default=[], metavar="NAME", help="make these again if they have finished")
+    add_experiment_folders(parser)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="work in progress (default: %(default)s)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+
+    parser = add_command(commands, "report", report)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments or settings files (default: all)")
+    parser.add_argument("--write", action="store_true", help="update the pages, figures and shipped weights")
+    add_experiment_folders(parser)
+
+
+def add_experiment_folders(parser: argparse.ArgumentParser) -> None:
+    """--folder and --results."""
+    parser.add_argument(
+        "--folder", type=Path, default=Path("experiments"), help="settings files (default: %(default)s)"
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="records (default: %(default)s)")
+
+
+def add_run_options(parser: argparse.ArgumentParser, model: str | None) -> None:
+    """The options of a training run, but for its recipe."""
+    default = model or "the data set's and preset's"
+    parser.add_argument("--data", default="digits", help="a data set, or a folder of images by class (default: digits)")
+    parser.add_argument("--model", default=model, help=f"the network to train (default: {default})")
+    parser.add_argument(
+        "--image-size", type=image_size_of, metavar="SIZE", help="such as 64, or 48x64 (height x width)"
+    )
+    parser.add_argument("--preset", default="laptop", help="smoke, laptop or gpu (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="folder for records and weights (default: a subfolder of runs/)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: %(default)s")
+    parser.add_argument(
+        "--max-minutes", type=float, help="stop with a checkpoint after this time; the same command resumes"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -312,15 +369,21 @@ def image_size_of(text: str) -> tuple[int, int]:
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """An option for each setting of a recipe."""
+    """An option for each setting of a recipe, with the help text of `Recipe`'s docstring."""
     from titn_lib.training.config import Recipe
 
-    group = parser.add_argument_group(
-        "settings of the recipe", "by default the preset's; what they mean: recipes.Recipe"
-    )
+    group = parser.add_argument_group("hyperparameters", "the recipe; the default of each is the preset's")
+    meaning = recipe_help(Recipe.__doc__ or "")
     for field in dataclasses.fields(Recipe):
         kind = type(field.default)
-        group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar=kind.__name__)
+        flag = f"--{field.name.replace('_', '-')}"
+        group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=meaning[field.name])
+
+
+def recipe_help(docstring: str) -> dict[str, str]:
+    """The attributes in a docstring with their meanings."""
+    text = re.sub(r"\n {12}", " ", docstring.partition("Attributes:")[2])  # one line for each
+    return {name: line.rstrip(".").replace("%", "%%") for name, line in re.findall(r"^ {8}(\w+): (.*)", text, re.M)}
 
 
 if __name__ == "__main__":

@@ -1,29 +1,28 @@
-"""Tables from records whose figures are known."""
+"""Tables from records with known values."""
 
 import json
 import math
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from titn_lib import TITNError, load_model
-from titn_lib import plots as figures
+from titn_lib import TITNError, load_model, plots
 from titn_lib.__main__ import main
 from titn_lib.data.datasets import load_dataset
-from titn_lib.experiments.report import (
-    PRETRAINED_CANDIDATES,
-    choose_weights,
-    comparison,
-    fill_in,
-    ship_weights,
-    summary,
-    write_results,
-)
+from titn_lib.experiments.report import comparison, difference_from_base, render_tables, spread_without_outlier
 from titn_lib.experiments.settings import load_experiments
-from titn_lib.experiments.statistics import difference, load_rows, mean_and_spread, pooled_spread, select_rows
+from titn_lib.experiments.shipping import PRETRAINED_CANDIDATES, choose_weights, ship_weights, summary
+from titn_lib.experiments.statistics import (
+    ExperimentSummary,
+    difference,
+    load_rows,
+    mean_and_spread,
+    pooled_spread,
+    select_rows,
+)
 from titn_lib.models.weights import PRETRAINED_DIR, list_pretrained
 from titn_lib.training import records
 from titn_lib.training.config import Run
@@ -34,23 +33,23 @@ from titn_lib.training.records import RunResult, load_record, save_record
 TOP = Path(__file__).parents[2]
 
 SETTINGS = """
-about = "As it is."
+description = "As it is."
 data = "cifar10"
 model = "tnt_paper"
-budget = "laptop"
+preset = "laptop"
 seeds = [0, 1, 2]
 """
 VARIANTS = """
 compare = "base"
 [variants.wide]
-about = "Wider."
+description = "Wider."
 [variants.deep]
-about = "Deeper."
+description = "Deeper."
 """
 
 
 @pytest.fixture
-def places(tmp_path):
+def folders(tmp_path):
     """Two experiments and a half: base 50, 52, 54; wide 55, 57; deep has not been run."""
     folder, results = tmp_path / "experiments", tmp_path / "results"
     folder.mkdir()
@@ -67,8 +66,8 @@ def places(tmp_path):
 
 
 @pytest.fixture
-def rows(places):
-    return load_rows(load_experiments(places[0]), places[1])
+def rows(folders):
+    return load_rows(load_experiments(folders[0]), folders[1])
 
 
 def test_mean_spread_and_difference():
@@ -76,7 +75,7 @@ def test_mean_spread_and_difference():
     assert mean_and_spread([50.0]) == "50.00"
     assert mean_and_spread([50.0, 52.0, 54.0]) == "52.00 ± 2.00"
     assert math.isnan(pooled_spread([[50.0], []]))
-    # squares: 2 of (55, 57), 8 of (50, 52, 54), with 1 + 2 degrees of freedom; one value knows no spread
+    # squares: 2 of (55, 57), 8 of (50, 52, 54), with 1 + 2 degrees of freedom; one value has no spread
     spread = pooled_spread([[55.0, 57.0], [50.0, 52.0, 54.0], [70.0]])
     assert spread == pytest.approx((10 / 3) ** 0.5)
     assert difference([], [1.0], spread) == ""
@@ -86,21 +85,33 @@ def test_mean_spread_and_difference():
     assert difference([70.0], [50.0, 52.0, 54.0], spread) == "+18.00 ± 2.11"
 
 
-def test_a_row_that_broke_has_a_spread_of_its_own():
+def test_a_row_of_outlying_variance_has_a_spread_of_its_own(rows):
     like, noisy, wild = [50.0, 52.0, 54.0], [40.0, 49.0, 58.0], [30.0, 31.0, 53.0]  # s = 2, 9 and 13
-    assert pooled_spread([like] * 5 + [wild]) == pytest.approx(2)
-    assert pooled_spread([wild] + [like] * 5) == pytest.approx(2)
+    assert spread_without_outlier([like] * 5 + [wild]) == pytest.approx(2)
+    assert spread_without_outlier([wild] + [like] * 5) == pytest.approx(2)
+    assert pooled_spread([like] * 5 + [wild]) == pytest.approx(((5 * 8 + 338) / 12) ** 0.5)  # the plain one has it
     # 9 is not five times 2; and four rows (8 degrees of freedom) are too few to call a fifth wild
-    assert pooled_spread([like] * 5 + [noisy]) == pytest.approx(((5 * 8 + 162) / 12) ** 0.5)
-    assert pooled_spread([like] * 4 + [wild]) == pytest.approx(((4 * 8 + 338) / 10) ** 0.5)
+    assert spread_without_outlier([like] * 5 + [noisy]) == pytest.approx(((5 * 8 + 162) / 12) ** 0.5)
+    assert spread_without_outlier([like] * 4 + [wild]) == pytest.approx(((4 * 8 + 338) / 10) ** 0.5)
+    assert math.isnan(spread_without_outlier([[50.0], []]))
     # √(169 / 3 + 4 / 3), and with 4 in the place of 169
-    assert difference(wild, like, 2.0) == "-14.00 ± 7.59"
+    assert difference(wild, like, 2.0, 13.0) == "-14.00 ± 7.59"
     assert difference(noisy, like, 2.0) == "-3.00 ± 1.63"
+
+    def row(name, values, compare=None):
+        record, experiment = rows["base"].records[0], rows["base"].experiment
+        records = [replace(record, test={**record.test, "top1": value}) for value in values]
+        return ExperimentSummary(replace(experiment, name=name, file=name, compare=compare), records)
+
+    table = {"base": row("base", like), "wild": row("wild", wild, "base")}
+    table |= {name: row(name, like, "base") for name in "abcd"}
+    assert difference_from_base(table["wild"], table) == "-14.00 ± 7.59"
+    assert difference_from_base(table["a"], table) == "+0.00 ± 1.63"
 
 
 def test_a_comparison_puts_the_base_first(rows):
     assert [row.experiment.name for row in select_rows(rows, ["change"])] == ["base", "change-wide", "change-deep"]
-    table = fill_in("<!-- table change -->\n<!-- /table -->", rows).splitlines()
+    table = render_tables("<!-- table change -->\n<!-- /table -->", rows).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1:-1]]
     assert cells[0][0:7] == ["", "what", "parameters", "MACs", "epochs", "validation top-1", "test top-1"]
     assert cells[2] == [
@@ -112,8 +123,8 @@ def test_a_comparison_puts_the_base_first(rows):
         select_rows(rows, ["chang"])
 
 
-def test_measured_speeds_stand_in_the_table(places):
-    folder, results = places
+def test_measured_speeds_are_in_the_table(folders):
+    folder, results = folders
     rounds = {"training": [400, 100, 1000], "inference": [5000, 5000, 5000]}
     wide = {"training": [200, 80, 100], "inference": [5000, 5000, 10_000]}  # round by round: 0.5, 0.8, 0.1
     both = {"base": rounds, "change-wide": wide}
@@ -130,18 +141,18 @@ def test_measured_speeds_stand_in_the_table(places):
     assert cells[4][8:10] == ["", ""]
 
 
-def test_what_closed_gates_leave_stands_beside_all(places):
-    folder, results = places
+def test_macs_in_use_are_given_with_all_macs(folders):
+    folder, results = folders
     for seed, used in enumerate((20_000_000, 30_000_000)):
         path = results / "change-wide" / f"seed{seed}.json"
-        about = json.loads(path.read_text())
-        path.write_text(json.dumps({**about, "macs": 55_400_000, "test": {**about["test"], "macs": used}}))
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "macs": 55_400_000, "test": {**record["test"], "macs": used}}))
     table = comparison(load_rows(load_experiments(folder), results), ["change"])
     assert "| 55.4 M (25.0 M in use) |" in table
 
 
-def test_an_experiment_is_not_compared_with_itself(places):
-    folder, _ = places
+def test_an_experiment_is_not_compared_with_itself(folders):
+    folder, _ = folders
     (folder / "3-own.toml").write_text(SETTINGS + VARIANTS.replace('"base"', '"own-wide"'))
     own = load_experiments(folder)
     assert (own["own-wide"].compare, own["own-deep"].compare) == (None, "own-wide")
@@ -155,11 +166,11 @@ def test_the_summary_says_what_is_pending(rows):
     assert "| MNIST | 99.56 | – | 52.00 ± 2.00 | – | – |" in lines
 
 
-def test_pages_and_figures_are_written(places, capsys):
-    folder, results = places
+def test_pages_and_figures_are_written(folders, capsys):
+    folder, results = folders
     page = results / "README.md"
     page.write_text("Before.\n<!-- table change -->\nold\n<!-- /table -->\nAfter.\n")
-    arguments = ["results", "--folder", str(folder), "--results", str(results)]
+    arguments = ["report", "--folder", str(folder), "--results", str(results)]
     assert main(arguments) == 0
     assert "56.00 ± 1.41" in capsys.readouterr().out
     assert "old" in page.read_text()
@@ -171,10 +182,11 @@ def test_pages_and_figures_are_written(places, capsys):
     assert (results / "change.png").stat().st_size > 5_000
 
 
-def test_the_figure_draws_the_test_split(rows, tmp_path, monkeypatch):
-    drawn, draw = [], figures.plot_seeds
-    monkeypatch.setattr(figures, "plot_seeds", lambda points: drawn.append(points) or draw(points))
-    write_results(rows, [], tmp_path)
+def test_the_figure_draws_the_test_split(folders, monkeypatch):
+    folder, results = folders
+    drawn, draw = [], plots.plot_seeds
+    monkeypatch.setattr(plots, "plot_seeds", lambda points: drawn.append(points) or draw(points))
+    assert main(["report", "--folder", str(folder), "--results", str(results), "--write"]) == 0
     assert drawn == [{"base": [50, 52, 54], "wide": [55, 57]}]
 
 
@@ -189,7 +201,7 @@ def test_a_record_is_whole_or_not_there(rows, tmp_path):
     assert not list(tmp_path.glob("record.json*"))
 
 
-def test_records_stand_side_by_side_with_each_figure_in_its_column(rows):
+def test_records_are_side_by_side_with_each_value_in_its_column(rows):
     lines = records.table({"x": rows["base"].records[0]}).splitlines()
     head, _, line = ([cell.strip() for cell in row.strip("|").split("|")] for row in lines)
     assert dict(zip(head, line, strict=True)) == {
@@ -201,18 +213,18 @@ def test_records_stand_side_by_side_with_each_figure_in_its_column(rows):
 # --- shipped weights
 
 
-def test_shipped_weights_are_those_that_the_records_choose(tmp_path):
+def test_shipped_weights_are_those_chosen_from_the_records(tmp_path):
     rows = load_rows(load_experiments(TOP / "experiments"), TOP / "results")
     ship_weights(rows, TOP / "results", tmp_path)
     assert list_pretrained() == sorted(PRETRAINED_CANDIDATES)
     for fresh in tmp_path.iterdir():
-        assert fresh.read_bytes() == (PRETRAINED_DIR / fresh.name).read_bytes(), "call `titn results --write`"
+        assert fresh.read_bytes() == (PRETRAINED_DIR / fresh.name).read_bytes(), "run `titn report --write`"
 
 
 def test_weights_are_chosen_on_the_validation_split(rows, monkeypatch):
     """`wide` is ahead of `base` there: 58 against 55 at best. On the test set, its order is turned around here."""
     monkeypatch.setattr(
-        "titn_lib.experiments.report.PRETRAINED_CANDIDATES", {"a": ("base", "change-wide", "change-deep")}
+        "titn_lib.experiments.shipping.PRETRAINED_CANDIDATES", {"a": ("base", "change-wide", "change-deep")}
     )
     for row in rows.values():
         for record in row.records:

@@ -1,1 +1,1 @@
-"""Sweeps of runs from settings files, and reports on their records."""
+"""Experiments: runs from settings files with several seeds, and reports of their records."""

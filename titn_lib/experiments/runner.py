@@ -1,4 +1,4 @@
-"""Make the runs of experiments: done, under way, pending."""
+"""Make the runs of experiments, and list which are done, under way or pending."""
 
 import shutil
 from pathlib import Path
@@ -16,27 +16,31 @@ from titn_lib.training.records import RECORD, RunResult, load_record
 from titn_lib.training.run import train
 from titn_lib.training.trainer import CHECKPOINT, WEIGHTS
 
-SHIPPED_BYTES = 16 * 2**20  # larger weights stay in runs/
+MAX_WEIGHTS_BYTES = 16 * 2**20  # larger weights stay in runs/
 
 
 def record_path(results: Path, experiment: Experiment, seed: int) -> Path:
+    """The file of a run's record below the folder `results`."""
     return results / f"{experiment.run_id(seed)}.json"
 
 
 def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path, **options: Any) -> RunResult:
-    """Make one run, what it needs first where that is in neither `runs` nor `results`; leave the record in `results`.
+    """Make one run and copy its record to `results`.
 
-    The weights go beside the record as float16, unless it is a variant's or they are too large to keep (16 MiB).
+    The teacher and the initial weights come from `runs` or `results`, or are trained first. The weights are saved next
+    to the record as float16, except for those of variants and those over 16 MiB.
 
     Args:
-        options: `device`, `max_minutes` and `progress`, as in `training.train`.
+        runs: the folder of work in progress.
+        results: the folder of records.
+        options: `device`, `max_minutes` and `progress`, as in `train`.
     """
     folder, target = runs / experiment.run_id(seed), record_path(results, experiment, seed)
     initial = f"{experiment.init_from}/seed{seed}" if experiment.init_from else None
     fabric = start_fabric(experiment.runs[seed].recipe.precision, options.get("device", "auto"))
-    with fabric.rank_zero_first():  # one process copies, the others find it done
-        for needed in filter(None, (experiment.teacher, initial)):
-            restore_from_results(needed, runs, results)
+    with fabric.rank_zero_first():  # one process copies for all
+        for run_id in filter(None, (experiment.teacher, initial)):
+            restore(run_id, runs, results)
     record = train(
         experiment.runs[seed],
         folder,
@@ -47,15 +51,15 @@ def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path,
     if not is_main_process():
         return record
     model = load_model(folder / WEIGHTS)
-    small = 2 * sum(tensor.numel() for tensor in model.state_dict().values()) < SHIPPED_BYTES
+    small = 2 * sum(tensor.numel() for tensor in model.state_dict().values()) < MAX_WEIGHTS_BYTES
     if small and not experiment.variant:
         save_model(model, target.with_suffix(".safetensors"), model.preprocessing, torch.float16)
     write_atomically(target, (folder / RECORD).read_bytes())
     return record
 
 
-def restore_from_results(run_id: str, runs: Path, results: Path) -> None:
-    """A run that `results` keeps with its weights (as float16) need not be made again where its folder is gone."""
+def restore(run_id: str, runs: Path, results: Path) -> None:
+    """Copy a run that `results` holds with its weights (as float16) back to `runs`, unless it is there."""
     folder, weights = runs / run_id, results / f"{run_id}.safetensors"
     if weights.exists() and not (folder / RECORD).exists() and not (folder / CHECKPOINT).exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,13 +70,15 @@ def restore_from_results(run_id: str, runs: Path, results: Path) -> None:
 def run_pending(
     experiments: dict[str, Experiment], runs: Path, results: Path, max_minutes: float | None, device: str = "auto"
 ) -> None:
-    """Make the pending runs in order, until none is left or the time is up; what was cut off goes on the next time.
-    What another process is making is left to it: several at once share the list.
+    """Make the pending runs in order, until none is left or the time is up. Interrupted runs are resumed.
+
+    Several processes may share the list: a run that another process is making is skipped.
 
     Raises:
         Interrupted: the time is up, or Ctrl-C.
     """
-    deadline, begun = Deadline.after(max_minutes), False
+    deadline = Deadline.after(max_minutes)
+    begun = False
     for experiment in experiments.values():
         for seed in experiment.runs:
             if not record_path(results, experiment, seed).exists():
@@ -80,15 +86,15 @@ def run_pending(
                     raise Interrupted(f"stopped by {TIME_LIMIT} before {experiment.name}; the same command goes on")
                 begun = True
                 if is_main_process():
-                    print(f"{experiment.name}, seed {seed}: {experiment.about}", flush=True)
+                    print(f"{experiment.name}, seed {seed}: {experiment.description}", flush=True)
                 try:
                     run_experiment(experiment, seed, runs, results, max_minutes=deadline.minutes_left, device=device)
                 except Busy as problem:
-                    print(f"  left out: {problem}", flush=True)
+                    print(f"  skipped: {problem}", flush=True)
 
 
 def reset(experiment: Experiment, runs: Path, results: Path) -> None:
-    """Make a finished experiment pending again. One that is under way is left to go on."""
+    """Make a finished experiment pending again, by deleting its runs and records. An unfinished one stays as it is."""
     if not all(record_path(results, experiment, seed).exists() for seed in experiment.runs):
         return
     shutil.rmtree(runs / experiment.name, ignore_errors=True)
@@ -96,7 +102,7 @@ def reset(experiment: Experiment, runs: Path, results: Path) -> None:
 
 
 def list_experiments(experiments: dict[str, Experiment], runs: Path, results: Path) -> str:
-    """A line for each run: done with its figure, under way, or pending."""
+    """A line for each run: done (with its accuracy), under way, or pending."""
     width = max(map(len, experiments))
     lines = []
     for experiment in experiments.values():
@@ -105,7 +111,7 @@ def list_experiments(experiments: dict[str, Experiment], runs: Path, results: Pa
             if path.exists():
                 record = load_record(path)
                 state = f"done, test top-1 {record.test['top1']:.2f} %, {record.seconds / 60:.0f} min"
-                state += ", but by other settings than the file's now" if diff_runs(record.run, run) else ""
+                state += ", but with other settings than the file has now" if diff_runs(record.run, run) else ""
             else:
                 state = "under way" if (runs / experiment.run_id(seed) / CHECKPOINT).exists() else "pending"
             lines.append(f"{experiment.name:{width}}  seed {seed}  {experiment.preset:6}  {state}")

@@ -1,27 +1,27 @@
-"""Runs to be made: settings files in experiments/, records in results/, and what lies between in runs/.
+"""Settings files of experiments, in experiments/.
 
-A file is a few lines of TOML; its name gives its order and its name (`20-cifar10-titn_paper.toml`):
+A settings file is a few lines of TOML. Its file name holds its order and its name (`20-cifar10-titn_paper.toml`):
 
-    about = "The published model on CIFAR-10."
+    description = "The published model on CIFAR-10."
     data = "cifar10"
     model = "titn_paper"
-    preset = "gpu"                        # the recipe to start from, and the machine it is meant for
+    preset = "gpu"                        # smoke, laptop or gpu: the default recipe, and the machine it is meant for
     seeds = [0, 1, 2]
     loss = "hard"                         # one of losses.list_losses()
     teacher = "cifar10-vgg16_bn"          # another experiment (its first seed)
-    init_from = "cifar10-titn_nano-gpu"   # another experiment that gives each seed its initial weights
+    init_from = "cifar10-titn_nano-gpu"   # another experiment, whose weights initialize the run with the same seed
 
-    [recipe]                              # settings of the recipe to change
+    [recipe]                              # settings that differ from the default recipe
     epochs = 300
 
-    [model_settings]                      # settings of the model to change
+    [model_settings]                      # settings that differ from the model's preset
 
-    [variants.shallow]                    # an experiment "cifar10-titn_paper-shallow": the lines above, and these.
-    about = "Half as deep."               # A file with variants has no experiment without
+    [variants.shallow]                    # defines the experiment "cifar10-titn_paper-shallow": all of the above, with
+    description = "Half the depth."       # these changes. With variants, the lines above are no experiment themselves.
     model_settings.depth = 6
 
-Instead of tables, `variants = "NAME"` takes those of another file before it. Variants are there to be compared: they
-leave records and no weights, and `compare = "NAME"` says with which experiment (it may be one of the variants).
+`variants = "NAME"` copies the variants of an earlier file. Variants are made for comparisons: only their records are
+kept, not their weights. `compare = "NAME"` names the experiment to compare with, which may be one of the variants.
 """
 
 import tomllib
@@ -34,24 +34,39 @@ from titn_lib.models.registry import TEACHERS
 from titn_lib.training.config import Run, override
 from titn_lib.training.recipes import RECIPE_PRESETS, student_recipe, teacher_recipe
 
-SETTINGS = ("about", "data", "model", "preset", "seeds", "recipe", "model_settings")
-ALLOWED_KEYS = (*SETTINGS, "loss", "teacher", "init_from", "compare")
+ALLOWED_KEYS = (
+    "description",
+    "data",
+    "model",
+    "preset",
+    "seeds",
+    "loss",
+    "teacher",
+    "init_from",
+    "recipe",
+    "model_settings",
+    "compare",
+)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A settings file, or one of its variants: one run for each seed.
+    """A settings file, or one of its variants: the same run with several seeds.
 
     Attributes:
-        teacher: the teacher's folder below runs/, such as "cifar10-vgg16_bn/seed0".
-        init_from: the name of the experiment that gives the initial weights.
-        compare: the name of the experiment to compare it with.
-        file: the settings file's name, without its number.
-        variant: the variant's name; empty where the file has none.
+        name: of the file without its number, and of the variant.
+        description: one sentence for tables.
+        preset: the machine it is meant for.
+        runs: a run for each seed.
+        teacher: the run id of the teacher, such as "cifar10-vgg16_bn/seed0".
+        init_from: the name of the experiment that trains the initial weights.
+        compare: the name of the experiment to compare with.
+        file: the settings file's name without its number.
+        variant: the variant's name; empty for a file without variants.
     """
 
     name: str
-    about: str
+    description: str
     preset: str
     runs: dict[int, Run]
     teacher: str | None
@@ -61,44 +76,46 @@ class Experiment:
     variant: str
 
     def run_id(self, seed: int) -> str:
-        """The run's folder below runs/, and its record's name below results/."""
+        """The path of the run's folder in runs/, and of its record in results/ without ".json"."""
         return f"{self.name}/seed{seed}"
 
 
 def load_experiments(folder: str | Path = "experiments") -> dict[str, Experiment]:
-    """All settings files of a folder, in their order.
+    """The experiments of all settings files in a folder, by name, in the order of the files' numbers.
 
     Raises:
-        TITNError: there is no such folder, or a file that makes no sense.
+        TITNError: there is no settings file in the folder, or one is invalid.
     """
     files = sorted(Path(folder).glob("*.toml"))
     if not files:
-        raise TITNError(f"there are no settings files in {folder}: call this from the checkout, or name the --folder")
+        raise TITNError(
+            f"there are no settings files in {folder}: run this in the checkout, or choose another --folder"
+        )
     found: dict[str, Experiment] = {}
     all_variants: dict[str, dict] = {}
     for file in files:
         name = file.stem.split("-", 1)[-1]
         try:
-            about = tomllib.loads(file.read_text(encoding="utf-8"))
-            variants = about.pop("variants", {"": {}})
+            settings = tomllib.loads(file.read_text(encoding="utf-8"))
+            variants = settings.pop("variants", {"": {}})
             if isinstance(variants, str):
                 if variants not in all_variants:
                     raise unknown("file with variants before it", variants, all_variants)
                 variants = all_variants[variants]
             if "" not in variants:
                 all_variants[name] = variants
-            for variant, lines in variants.items():
-                experiment = parse_experiment(name, variant, deep_merge(about, lines), found)
+            for variant, changes in variants.items():
+                experiment = parse_experiment(name, variant, deep_merge(settings, changes), found)
                 found[experiment.name] = experiment
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise TITNError(f"{file} is not a settings file ({problem}): see experiments/README.md") from problem
         except TITNError as problem:
             raise TITNError(f"{file}: {problem}") from problem
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise TITNError(f"{file} is not a settings file ({problem}): see experiments/README.md") from problem
     return found
 
 
 def select_experiments(experiments: dict[str, Experiment], names: Iterable[str]) -> dict[str, Experiment]:
-    """Those of these names, or of the settings files of these names.
+    """The experiments with these names. The name of a settings file stands for all of its variants.
 
     Raises:
         TITNError: there is no such experiment or file.
@@ -112,61 +129,69 @@ def select_experiments(experiments: dict[str, Experiment], names: Iterable[str])
     return chosen
 
 
-def deep_merge(lines: dict, others: dict) -> dict:
-    """The lines, with others in their place or beside them, table by table."""
-    both = {
-        name: deep_merge(lines[name], value)
-        for name, value in others.items()
-        if isinstance(value, dict) and name in lines
+def deep_merge(settings: dict, changes: dict) -> dict:
+    """`settings` with `changes`; where both have a table, the tables are merged in the same way."""
+    merged = {
+        name: deep_merge(settings[name], value)
+        for name, value in changes.items()
+        if isinstance(value, dict) and name in settings
     }
-    return {**lines, **others, **both}
+    return {**settings, **changes, **merged}
 
 
-def parse_experiment(file: str, variant: str, about: dict, earlier: dict[str, Experiment]) -> Experiment:
-    for key in about:
+def parse_experiment(file: str, variant: str, settings: dict, earlier: dict[str, Experiment]) -> Experiment:
+    """The experiment of a file's (merged) settings.
+
+    Raises:
+        TITNError: a setting is unknown or impossible, or names an experiment that isn't defined before this one.
+    """
+    for key in settings:
         if key not in ALLOWED_KEYS:
             raise unknown("line", key, ALLOWED_KEYS)
-    seeds = about.get("seeds", [0])
+    name = f"{file}-{variant}" if variant else file
+    seeds = settings.get("seeds", [0])
     if not seeds:
         raise TITNError("there are no seeds: leave the line out, or name one or more")
-    if about["preset"] not in RECIPE_PRESETS:
-        raise unknown("preset", about["preset"], RECIPE_PRESETS)
-    recipe = (teacher_recipe if about["model"] in TEACHERS else student_recipe)(about["data"], about["preset"])
-    teacher = None
-    if "teacher" in about:
-        if about["teacher"] not in earlier:
-            raise unknown("teacher among the experiments before it", about["teacher"], earlier)
-        teacher = earlier[about["teacher"]]
-    name = f"{file}-{variant}" if variant else file
-    init_from = about.get("init_from")
-    if init_from is not None and init_from not in earlier:
-        raise unknown("experiment before it to start from", init_from, earlier)
-    if init_from is not None and not set(seeds) <= set(earlier[init_from].runs):
-        raise TITNError(f"{init_from} has not all the seeds {seeds}: give it the same")
-    compare = about.get("compare") if about.get("compare") != name else None  # no one is compared with itself
-    if compare is not None and compare not in earlier:
-        raise unknown("experiment before it to compare with", compare, earlier)
+    if settings["preset"] not in RECIPE_PRESETS:
+        raise unknown("preset", settings["preset"], RECIPE_PRESETS)
+    default_recipe = teacher_recipe if settings["model"] in TEACHERS else student_recipe
+    recipe = override(default_recipe(settings["data"], settings["preset"]), settings.get("recipe", {}))
+    teacher = find_earlier("teacher among the experiments before it", settings.get("teacher"), earlier)
+    initial = find_earlier("experiment before it to start from", settings.get("init_from"), earlier)
+    if initial and not set(seeds) <= set(initial.runs):
+        raise TITNError(f"{initial.name} lacks some of the seeds {seeds}: give both the same seeds")
+    compare = settings.get("compare")
+    if compare == name:
+        compare = None  # the variant that the others are compared with
+    find_earlier("experiment before it to compare with", compare, earlier)
     runs = {
         seed: Run(
-            data=about["data"],
-            model=about["model"],
-            recipe=override(recipe, about.get("recipe", {})),
+            data=settings["data"],
+            model=settings["model"],
+            recipe=recipe,
             seed=seed,
-            loss=about.get("loss", "cross_entropy"),
+            loss=settings.get("loss", "cross_entropy"),
             teacher=next(iter(teacher.runs.values())) if teacher else None,
-            model_settings=about.get("model_settings", {}),
-            init_from=earlier[init_from].runs[seed] if init_from else None,
+            model_settings=settings.get("model_settings", {}),
+            init_from=initial.runs[seed] if initial else None,
         )
         for seed in seeds
     }
     return Experiment(
         name=name,
-        about=about.get("about", ""),
-        preset=about["preset"],
+        description=settings.get("description", ""),
+        preset=settings["preset"],
         runs=runs,
         teacher=teacher.run_id(next(iter(teacher.runs))) if teacher else None,
-        init_from=init_from,
+        init_from=initial.name if initial else None,
         compare=compare,
         file=file,
         variant=variant,
     )
+
+
+def find_earlier(role: str, name: str | None, earlier: dict[str, Experiment]) -> Experiment | None:
+    """The experiment of this name; None without a name. Raises TITNError if it isn't defined."""
+    if name is not None and name not in earlier:
+        raise unknown(role, name, earlier)
+    return earlier[name] if name is not None else None

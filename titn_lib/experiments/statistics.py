@@ -1,4 +1,4 @@
-"""Mean, spread and significance over seeds."""
+"""Mean, standard deviation and differences over seeds."""
 
 import json
 import math
@@ -12,28 +12,35 @@ from titn_lib.experiments.settings import Experiment, load_experiments, select_e
 from titn_lib.io import records_dir
 from titn_lib.training.records import RunResult, load_record
 
-BROKEN = 5.0  # times the others' standard deviation
-SPEEDS = "related-speed-cpu.json"  # benchmarks/related.py measures experiments' networks side by side
+SPEEDS = "related-speed-cpu.json"  # throughput of the experiments' networks, from benchmarks/related.py
 
 
 @dataclass(frozen=True)
 class ExperimentSummary:
-    """An experiment, the records of those of its seeds that have been run, and its images per second, round by round,
-    where they have been measured beside others'."""
+    """An experiment with its results.
+
+    Attributes:
+        records: of the seeds that have been run.
+        speeds: throughput in images per second, round by round, for "training" and "inference"; empty if not measured.
+    """
 
     experiment: Experiment
     records: list[RunResult]
     speeds: dict[str, list[float]] = field(default_factory=dict)
 
     def values(self, measure: Callable[[RunResult], float]) -> list[float]:
+        """A metric of every record."""
         return [measure(record) for record in self.records]
 
     def mean(self, measure: Callable[[RunResult], float]) -> str:
-        """With its spread; empty where nothing has been run."""
+        """The metric's mean and standard deviation; empty if nothing has been run."""
         return mean_and_spread(self.values(measure)) if self.records else ""
 
     def speed(self, job: str, base: "ExperimentSummary") -> str:
-        """ "466 (1.19)": the median, and that of the ratios to another row's in the same round, which move less."""
+        """ "466 (1.19)": the median throughput, and the median ratio to that of `base` in the same round.
+
+        Ratios within a round vary less than throughput itself.
+        """
         if job not in self.speeds or job not in base.speeds:
             return ""
         ratios = [mine / theirs for mine, theirs in zip(self.speeds[job], base.speeds[job], strict=True)]
@@ -41,17 +48,17 @@ class ExperimentSummary:
 
 
 def top1(record: RunResult) -> float:
-    """On the test set."""
+    """Top-1 accuracy on the test set, in percent."""
     return record.test["top1"]
 
 
 def top5(record: RunResult) -> float:
-    """The same for the right class among the first five answers."""
+    """Top-5 accuracy on the test set, in percent."""
     return record.test["top5"]
 
 
 def load_rows(experiments: dict[str, Experiment], results: str | Path) -> dict[str, ExperimentSummary]:
-    """Every experiment with its records."""
+    """A summary of every experiment, by name."""
     rows, file = {}, Path(results) / SPEEDS
     measured = json.loads(file.read_text(encoding="utf-8"))["rounds"] if file.exists() else {}
     for name, experiment in experiments.items():
@@ -63,12 +70,12 @@ def load_rows(experiments: dict[str, Experiment], results: str | Path) -> dict[s
 
 
 def recorded_rows() -> dict[str, ExperimentSummary]:
-    """Those of this project: from the checkout, else from the installed package."""
+    """The summaries of this project's experiments, from the checkout or else from the installed package."""
     return load_rows(load_experiments(records_dir() / "experiments"), records_dir() / "results")
 
 
 def select_rows(rows: dict[str, ExperimentSummary], names: Iterable[str]) -> list[ExperimentSummary]:
-    """Those of these experiments, or settings files, in their order, what they are compared with first.
+    """The summaries of these experiments or settings files, in order, each after the one it is compared with.
 
     Raises:
         TITNError: there is no such experiment or file.
@@ -83,7 +90,7 @@ def select_rows(rows: dict[str, ExperimentSummary], names: Iterable[str]) -> lis
 
 
 def mean_and_spread(values: list[float]) -> str:
-    """ "52.31 ± 0.40": the mean and the sample's standard deviation, where there are two or more."""
+    """ "52.31 ± 0.40": the mean, and the sample standard deviation of two or more values."""
     if not values:
         return "pending"
     mean = f"{statistics.mean(values):.2f}"
@@ -91,52 +98,43 @@ def mean_and_spread(values: list[float]) -> str:
 
 
 def pooled_spread(groups: Iterable[list[float]]) -> float:
-    """The standard deviation within groups, all together: two or three seeds can't tell their own. Not a number where
-    no group has two values. A group that is `broken` beside the others (with ten degrees of freedom or more) is left
-    out: one like that would make every error longer."""
-    parts = sorted((values for values in groups if len(values) > 1), key=statistics.variance)
-    if not parts:
+    """The pooled standard deviation within groups; nan if no group has two values.
+
+    Two or three seeds are too few to estimate the standard deviation of one experiment.
+    """
+    groups = [values for values in groups if len(values) > 1]
+    if not groups:
         return math.nan
-    *others, noisiest = parts
-    if sum(len(values) - 1 for values in others) >= 10 and broken(noisiest, spread := pooled_spread(others)):
-        return spread
-    freedom = sum(len(values) - 1 for values in parts)
-    return (sum(statistics.variance(v) * (len(v) - 1) for v in parts) / freedom) ** 0.5
+    squares = sum(statistics.variance(values) * (len(values) - 1) for values in groups)
+    return (squares / degrees_of_freedom(groups)) ** 0.5
 
 
-def broken(values: list[float], spread: float) -> bool:
-    """Whether values lie more than `BROKEN` times as far apart as others: training went wrong, and differently each
-    time. By chance, three values of one row do so in less than one table of a thousand."""
-    return len(values) > 1 and statistics.stdev(values) > BROKEN * spread
+def degrees_of_freedom(groups: Iterable[list[float]]) -> int:
+    """Of the pooled standard deviation."""
+    return sum(len(values) - 1 for values in groups if values)
 
 
-def difference(values: list[float], base: list[float], spread: float) -> str:
-    """ "+1.20 ± 0.35": the difference of the means and, with a known standard deviation, its standard error. `broken`
-    values have a standard deviation of their own."""
+def difference(values: list[float], base: list[float], spread: float, own_spread: float | None = None) -> str:
+    """ "+1.20 ± 0.35": the difference of the means, and its standard error where the standard deviation is known.
+
+    Args:
+        spread: standard deviation within groups; nan where it isn't known.
+        own_spread: that of `values`, if another.
+    """
     if not values or not base:
         return ""
     gap = f"{statistics.mean(values) - statistics.mean(base):+.2f}"
-    own = statistics.stdev(values) if broken(values, spread) else spread
+    own = spread if own_spread is None else own_spread
     return gap if math.isnan(spread) else f"{gap} ± {(own**2 / len(values) + spread**2 / len(base)) ** 0.5:.2f}"
 
 
-def difference_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSummary]) -> str:
-    """Its error comes from the spread of all that is compared with the same experiment, and of that one's file."""
-    if not row.experiment.compare:
-        return ""
-    base = rows[row.experiment.compare].experiment
-    kin = [one for one in rows.values() if base.name == one.experiment.compare or base.file == one.experiment.file]
-    spread = pooled_spread(one.values(top1) for one in kin)
-    return difference(row.values(top1), rows[base.name].values(top1), spread)
-
-
-def in_use(records: list[RunResult]) -> str:
-    """What is computed for a test image, where it is less than all; older records don't say."""
+def active_macs(records: list[RunResult]) -> float | None:
+    """Mean MACs for a test image, of a network that skips some (AdaViT); None for other networks and old records."""
     used = [record.test["macs"] for record in records if "macs" in record.test]
-    return f" ({statistics.mean(used) / 1e6:.1f} M in use)" if used else ""
+    return statistics.mean(used) if used else None
 
 
 def groups(rows: dict[str, ExperimentSummary]) -> dict[str, list[ExperimentSummary]]:
-    """The settings files with variants, each with its rows."""
+    """The summaries of each settings file with variants, by the file's name."""
     files = dict.fromkeys(row.experiment.file for row in rows.values() if row.experiment.variant)
     return {file: select_rows(rows, [file]) for file in files}

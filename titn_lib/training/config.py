@@ -23,17 +23,19 @@ class Recipe:
     Attributes:
         epochs: passes over the training split.
         batch_size: images per step, over all processes together. An epoch's last, incomplete batch is dropped.
-        optimizer: "sgd" (momentum 0.9) or "adamw". `training.make_optimizer` says which parameters have weight decay.
-        lr, min_lr: the peak and the final learning rate. After a linear warm-up it follows a cosine, step by step.
+        optimizer: "sgd" (momentum 0.9) or "adamw".
+        lr: the peak learning rate. After a linear warm-up the learning rate follows a cosine, step by step.
+        min_lr: the final learning rate.
         warmup_epochs: length of the warm-up; fractions are allowed.
-        weight_decay: as the optimizer defines it.
+        weight_decay: with "sgd" of all parameters, with "adamw" of matrices only (`training.make_optimizer`).
         clip_norm: maximum norm of the gradient; 0 for no clipping.
         ema_decay: evaluate and save an exponential moving average of the weights, with this decay per step; 0 for none.
         label_smoothing: share of each label that is spread over all classes.
-        augmentation: one of `data.transforms.PIPELINES`.
-        cutmix, mixup: α of their Beta(α, α); 0 for none. With both, each batch uses one of them at random.
-        temperature: of the distillation losses "soft" and "dkd".
-        feature_weight: of the distillation loss "feature".
+        augmentation: a pipeline of data augmentation, one of `data.transforms.PIPELINES`.
+        cutmix: α of CutMix's Beta(α, α); 0 for none. With both CutMix and MixUp, each batch uses one of them at random.
+        mixup: α of MixUp's Beta(α, α); 0 for none.
+        temperature: the temperature of the distillation losses "soft" and "dkd".
+        feature_weight: the weight of the distillation loss "feature".
         precision: "32-true", "bf16-mixed", "16-mixed", or "auto" for the fastest that the hardware supports.
         label_noise: share of the training labels that are replaced by another class at random.
         train_images: train on a stratified subset of this size; 0 for all images.

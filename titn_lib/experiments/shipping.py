@@ -1,0 +1,88 @@
+"""This repository's own numbers: the experiments in its summary, and the weights that its package ships.
+
+Nothing here is needed for experiments of your own.
+"""
+
+import statistics
+from pathlib import Path
+
+from titn_lib.data.datasets import DATASETS
+from titn_lib.experiments.runner import record_path
+from titn_lib.experiments.settings import Experiment
+from titn_lib.experiments.statistics import ExperimentSummary, mean_and_spread, top1, top5
+from titn_lib.io import markdown_table, write_atomically
+from titn_lib.training.records import RunResult
+
+SUMMARY = {  # column: experiment
+    "`titn_paper`, published recipe¹": "{data}-students-gpu-titn",
+    "small student² alone, laptop": "{data}-{small}-alone-laptop",
+    "small student² distilled, laptop": "{data}-{small}-hard-laptop",
+    "our best³, laptop": "{data}-{best}-laptop",
+}
+SMALL_STUDENT = {"cifar10": "titn_nano", "cifar100": "titn_nano", "mnist": "titn_pico"}
+BEST = {"cifar10": "titn_mini-local", "cifar100": "titn_mini", "mnist": "titn_pico-long"}
+PRETRAINED_CANDIDATES = {  # shipped weights: the run with the best validation accuracy among these experiments
+    "titn_nano.digits": ("digits-titn_nano-alone-laptop", "digits-titn_nano-hard-laptop"),
+    "titn_nano.cifar10": ("cifar10-titn_nano-alone-laptop", "cifar10-titn_nano-hard-laptop"),
+    "titn_mini.cifar10": ("cifar10-titn_mini-laptop",),
+    "titn_mini-local.cifar10": ("cifar10-titn_mini-local-laptop",),
+    "titn_mini-local.cifar100": ("cifar100-titn_mini-laptop",),
+    "vgg7_bn.digits": ("digits-vgg7_bn-laptop",),
+    "vgg7_bn.cifar10": ("cifar10-vgg7_bn-laptop",),
+    "vgg7_bn.cifar100": ("cifar100-vgg7_bn-laptop",),
+    "vgg7_bn.mnist": ("mnist-vgg7_bn-laptop",),
+    "titn_pico.mnist": ("mnist-titn_pico-alone-laptop", "mnist-titn_pico-hard-laptop"),
+}
+
+
+def summary(rows: dict[str, ExperimentSummary]) -> str:
+    """The paper's accuracies beside ours: test top-1, with top-5 in parentheses where the paper reports it."""
+    lines = []
+    for data, best in BEST.items():
+        published = DATASETS[data].published
+        if published is None:
+            continue
+        line = [published.title, f"{published.top1:.2f}" + (f" ({published.top5:.2f})" if published.top5 else "")]
+        for template in SUMMARY.values():
+            row = rows.get(template.format(data=data, small=SMALL_STUDENT[data], best=best))
+            cell = mean_and_spread(row.values(top1)) if row else "–"
+            if published.top5 and row and row.records:
+                cell += f" ({statistics.mean(row.values(top5)):.2f})"
+            line.append(cell)
+        lines.append(line)
+    return markdown_table(["data set", "published TITN", *SUMMARY], lines)
+
+
+def choose_weights(rows: dict[str, ExperimentSummary]) -> dict[str, tuple[Experiment, RunResult]]:
+    """For each name among the shipped weights, the run with the best validation accuracy."""
+    chosen = {}
+    for name, candidates in PRETRAINED_CANDIDATES.items():
+        runs = [(rows[key].experiment, record) for key in candidates for record in rows[key].records]
+        if runs:
+            chosen[name] = max(runs, key=lambda run: run[1].validation["top1"])
+    return chosen
+
+
+def weights_table(rows: dict[str, ExperimentSummary]) -> str:
+    """The pretrained weights in the package, as a Markdown table."""
+    lines = [
+        [
+            f"`{name}`",
+            f"{record.parameters:,}",
+            f"{record.validation['top1']:.2f}",
+            f"{record.test['top1']:.2f}",
+            experiment.name,
+            f"{record.run.recipe.epochs} epochs, {record.seconds / 60:.1f} minutes",
+        ]
+        for name, (experiment, record) in choose_weights(rows).items()
+    ]
+    head = ["name", "parameters", "validation top-1", "test top-1", "experiment", "training"]
+    return markdown_table(head, lines)
+
+
+def ship_weights(rows: dict[str, ExperimentSummary], results: Path, folder: Path) -> None:
+    """Copy the chosen weights and their records from `results` into the package's `folder`."""
+    for name, (experiment, record) in choose_weights(rows).items():
+        path = record_path(results, experiment, record.run.seed)
+        write_atomically(folder / f"{name}.json", path.read_bytes())
+        write_atomically(folder / f"{name}.safetensors", path.with_suffix(".safetensors").read_bytes())
