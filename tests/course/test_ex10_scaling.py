@@ -42,7 +42,7 @@ def as_a_tensor(*arguments):
         (lambda t, n, w, p, f: p * t / w if t < w else rate(t, n, w, p, f), "starts at zero"),
         (lambda t, n, w, p, f: f + (p - f) * (t + 1) / w if t < w else rate(t, n, w, p, f), "starts from the floor"),
         (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else cosine(t / (n - 1), p, f), "decays during the"),
-        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else cosine((t - w) / (n - 1), p, f), "is cut off: the"),
+        (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else cosine((t - w) / (n - 1), p, f), "is cut off: it"),
         (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else cosine((t - w) / (n - w), p, f), "number n - 1"),
         (lambda t, n, w, p, f: rate(t, n, w, p, f) if t < w else cosine((t + 1 - w) / (n - w), p, f), "once only"),
         (lambda t, n, w, p, f: rate(t, n, w, p, 0), "goes down to zero and not to the floor"),
@@ -187,7 +187,7 @@ def test_the_costs_are_the_library_s():
     [
         ((..., 1, 1), "not written yet"),
         ((44, 15_050, 69_855_360), "incomplete batch is left out"),
-        ((45_000 / 1024, 15_050, 69_855_360), "a step is a whole one"),
+        ((45_000 / 1024, 15_050, 69_855_360), "steps are whole"),
         ((50_000 // 1024, 15_050, 69_855_360), "a tenth is held out."),
         ((50_000 // 1024 + 1, 15_050, 69_855_360), "a tenth is held out, and the incomplete"),
         ((45_000 // 128, 15_050, 69_855_360), "batches of 128"),

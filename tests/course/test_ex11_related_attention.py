@@ -1,4 +1,4 @@
-"""The checks of 11_related_attention see wrong answers and say what is wrong."""
+"""The checks of 11_related_attention detect wrong answers and say what is wrong."""
 
 import pytest
 import torch
@@ -32,16 +32,16 @@ def unrolled(scores, alpha):
     [
         (by_loop, "✓"),
         (unrolled, "✓"),
-        (lambda s, a: by_loop(s, 1 - a), "α and 1 − α change places"),
-        (lambda s, a: torch.cat([s[:1], a * s[1:] + (1 - a) * s[:-1]]), "the own scores of the one before"),
-        (lambda s, a: by_loop(s, a, first=a), "it has nothing to mix with"),
-        (lambda s, a: by_loop(s, a, share=0), "made weaker"),
-        (lambda s, a: by_loop(s, a, share=1), "added whole"),
+        (lambda s, a: by_loop(s, 1 - a), "α and 1 − α are swapped"),
+        (lambda s, a: torch.cat([s[:1], a * s[1:] + (1 - a) * s[:-1]]), "the previous layer's own scores"),
+        (lambda s, a: by_loop(s, a, first=a), "it has no previous layer"),
+        (lambda s, a: by_loop(s, a, share=0), "scaled down"),
+        (lambda s, a: by_loop(s, a, share=1), "added with weight 1"),
         (lambda s, a: by_loop(s.softmax(-1), a), "before mixing"),
-        (lambda s, a: by_loop(s, a).softmax(-1), "the softmax is in it"),
+        (lambda s, a: by_loop(s, a).softmax(-1), "the softmax is applied"),
         (lambda s, a: s, "nothing is mixed"),
-        (lambda s, a: 2 * s, "✗ the shape is right, the numbers are off"),
-        (lambda s, a: torch.cat([s[:1], a * s[1:] + (1 - a) * s[:1]]), "with the first one's scores"),
+        (lambda s, a: 2 * s, "✗ the shape is right, the values are off"),
+        (lambda s, a: torch.cat([s[:1], a * s[1:] + (1 - a) * s[:1]]), "with the first layer's scores"),
         (lambda s, a: by_loop(s, a)[-1], "the shape is"),
         (lambda s, a: list(by_loop(s, a)), "it returns list"),
         (lambda s, a: s[9], "it stopped with IndexError"),
@@ -54,8 +54,8 @@ def test_carry(answer, says):
 
 
 def test_the_library_carries_so():
-    """What ReViT's layers hand on, where all see the same tokens."""
-    layers = [ResidualLayer(TransformerLayer(8, heads=2), first=place == 0) for place in range(3)]
+    """What ReViT's layers pass on, where all have the same tokens."""
+    layers = [ResidualLayer(TransformerLayer(8, heads=2), first=index == 0) for index in range(3)]
     tokens = torch.randn(5, 8)
     with torch.no_grad():
         layers[0].alpha.fill_(0.3)
@@ -75,15 +75,15 @@ def test_the_library_carries_so():
         ((16.5, 16, 1024, 19), "✓ all four"),
         ((torch.tensor(16.5), 16.0, 64 * 16, 7 + 6 * 2), "✓"),
         ((16, 16, 1024, 19), "The denominator costs"),
-        ((17, 16, 1024, 19), "no whole number"),
+        ((17, 16, 1024, 19), "no integer"),
         ((33, 16, 1024, 19), "both costs have the factor 2"),
         ((256, 16, 1024, 19), "divide by N·d"),
         ((16.5, 64, 1024, 19), "that is softmax's"),
         ((16.5, 32, 1024, 19), "the smaller number counts"),
-        ((16.5, 16, 4096, 19), "attention in full"),
+        ((16.5, 16, 4096, 19), "full attention"),
         ((16.5, 16, 2048, 19), "k² times fewer"),
-        ((16.5, 16, 256, 19), "every place of the whole map asks"),
-        ((16.5, 16, 64, 19), "more than one answer"),
+        ((16.5, 16, 256, 19), "every position of the full map"),
+        ((16.5, 16, 64, 19), "a score for every key"),
         ((16.5, 16, 16, 19), "those are the keys"),
         ((16.5, 16, 1024, 21), "no gap behind it"),
         ((16.5, 16, 1024, 18), "count both ends"),
@@ -104,8 +104,8 @@ def test_the_counts_are_what_tensors_say():
     even = next(n / 2 for n in range(1, 200) if 2 * (n / 2) ** 2 * width >= 2 * (n / 2) * width**2 + (n / 2) * width)
     image = torch.zeros(1, 1, 41, 41)
     image[..., 20, 20] = 1
-    seen = F.conv2d(image, torch.ones(1, 1, 7, 7), dilation=3)[0, 0].any(dim=0).nonzero()
-    span = int(seen[-1] - seen[0]) + 1
+    reached = F.conv2d(image, torch.ones(1, 1, 7, 7), dilation=3)[0, 0].any(dim=0).nonzero()
+    span = int(reached[-1] - reached[0]) + 1
     model = create_model("cmt_nano", image_size=(32, 32))
     assert model.config.stages[1][3] == 2
     assert exercise.check_counts(even, int(rank), model.biases[1][0].numel(), span).right
@@ -123,8 +123,8 @@ def test_the_counts_are_what_tensors_say():
         (torch.relu, "no weight is negative"),
         (torch.ones_like, "no weight is negative"),
         (lambda x: 1 - 1.001 * (x[:, :1] > 1).float(), "some weights are negative, but too small"),
-        (lambda x: torch.exp(1000 * x), "infinity, or no number"),
-        (torch.log, "infinity, or no number"),
+        (lambda x: torch.exp(1000 * x), "infinite or not a number"),
+        (torch.log, "infinite or not a number"),
         (lambda x: x.sum(), "(64, 4) became ()"),
         (lambda x: 1 / 0, "it stopped with ZeroDivisionError"),
         (lambda x: x[:5], "(64, 4) became (5, 4)"),
@@ -146,7 +146,7 @@ def test_a_feature_map_is_judged_alike_every_time(phi):
 
 @pytest.mark.parametrize(("sign", "says"), [(1, "above all values"), (-1, "below all values")])
 def test_feature_map_says_on_which_side(monkeypatch, sign, says):
-    """Values 1 and 0: every token weighs them with 2 and −1, or with −1 and 2."""
+    """Values 1 and 0: every token weights them with 2 and −1, or with −1 and 2."""
     drawn = torch.zeros(3, 64, 4)
     drawn[2, 0] = 1
     table = torch.zeros(64, 64)

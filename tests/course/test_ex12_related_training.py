@@ -1,4 +1,4 @@
-"""The checks of 12_related_training see wrong answers and say what is wrong."""
+"""The checks of 12_related_training detect wrong answers and say what is wrong."""
 
 from math import log
 
@@ -20,8 +20,8 @@ def by_hand(z, y, d):
     return new
 
 
-def changed_where(surer):
-    return lambda z, y, d: torch.where(surer(z, z.softmax(-1), y, d), z.argmax(-1), y)
+def changed_where(condition):
+    return lambda z, y, d: torch.where(condition(z, z.softmax(-1), y, d), z.argmax(-1), y)
 
 
 def of_label(table, y):
@@ -35,7 +35,7 @@ def of_label(table, y):
         (changed_where(lambda z, p, y, d: p.amax(-1) - of_label(p, y) > d), "✓"),
         (changed_where(lambda z, p, y, d: z.amax(-1) - of_label(z, y) > d), "logits are compared"),
         (changed_where(lambda z, p, y, d: p.amax(-1) > d), "largest probability alone"),
-        (changed_where(lambda z, p, y, d: p.topk(2).values.diff()[:, 0] < -d), "second likeliest"),
+        (changed_where(lambda z, p, y, d: p.topk(2).values.diff()[:, 0] < -d), "second most likely"),
         (lambda z, y, d: z.argmax(-1), "however small its lead"),
         (changed_where(lambda z, p, y, d: p.amax(-1) - of_label(p, y) < d), "the wrong way round"),
         (changed_where(lambda z, p, y, d: z.softmax(0).amax(-1) - of_label(z.softmax(0), y) > d), "over images"),
@@ -66,7 +66,7 @@ def test_the_counts_are_those_of_the_library_s_loss():
         ((10, 90, 18, 4.6), "not its own positive"), ((8, 90, 18, 4.6), "the other view of the same"),
         ((4, 90, 18, 4.6), "two views"), ((1, 90, 18, 4.6), "the labels add more"), ((9, 45, 18, 4.6), "two views"),
         ((9, 99, 18, 4.6), "of the anchor's class"), ((9, 100, 18, 4.6), "of the anchor's class"),
-        ((9, 49, 18, 4.6), "and some are of"), ((9, 90, 90, 4.6), "of the other parts"), ((9, 90, 9, 4.6), "two views"),
+        ((9, 49, 18, 4.6), "and some are of"), ((9, 90, 90, 4.6), "on the other parts"), ((9, 90, 9, 4.6), "two views"),
         ((9, 90, 19, 4.6), "the anchor's other view"), ((9, 90, 20, 4.6), "the anchor's own image"),
         ((9, 90, 18, 0), "an even share"), ((9, 90, 18, log(100)), "is left out"), ((9, 90, 18, log(90)), "as well"),
         ((9, 90, 18, log(10)), "How many"), ((9, 90, 18, log(11)), "outside the logarithm"),
@@ -90,12 +90,12 @@ def test_the_repair_is_what_the_library_counts():
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        ((300 / 360, 300 / 400, 860), "✓"), ((0.83, 0.75, 860), "✓"), ((320 / 360, 0.75, 860), "is not set right"),
+        ((300 / 360, 300 / 400, 860), "✓"), ((0.83, 0.75, 860), "✓"), ((320 / 360, 0.75, 860), "is not correcting it"),
         ((300 / 320, 0.75, 860), "count, too"), ((0.75, 0.83, 860), "`precision`: 0.75 is not it: that is the recall"),
         ((0.86, 0.75, 860), "of all labels"), ((83.3, 0.75, 860), "per cent"), ((0.833, 75, 860), "per cent"),
         ((0.833, 320 / 400, 860), "20 of these"), ((0.833, 300 / 360, 860), "`recall`: 0.833333 is not it: that is"),
-        ((0.833, 0.9, 860), "not all changes"), ((0.833, 0.75, 900), "forty that were right"),
-        ((0.833, 0.75, 880), "to another is not right"), ((0.833, 0.75, 300), "600 were right"),
+        ((0.833, 0.9, 860), "not all changes"), ((0.833, 0.75, 900), "forty that were correct"),
+        ((0.833, 0.75, 880), "to another is not correct"), ((0.833, 0.75, 300), "600 were correct"),
         ((0.833, 0.75, 840), "never counted"), ((0.833, 0.75, 400), "`right_now`: 400 is too small"),
         ((0.833, 0.75, 0.86), "a number of labels"),
         ((0.833, 0.75, ...), "not written yet"), ((..., ..., ...), "not written yet"),
@@ -114,9 +114,9 @@ def test_repair(answers, says):
         (lambda t: t @ torch.linalg.qr(torch.randn(12, 8)).Q.T, "✓"),
         (lambda t: F.normalize(t, dim=-1) @ F.normalize(t, dim=-1).T, "✗ the gap is"),
         (lambda t: torch.cat([t, torch.ones(6, 4)], dim=-1), "✗ the gap is"),
-        (lambda t: torch.full_like(t, torch.nan), "not all of its numbers are finite"),
+        (lambda t: torch.full_like(t, torch.nan), "not all of its values are finite"),
         (lambda t: t, "it is the teacher"),
-        (lambda t: -2 * t, "but as many"),
+        (lambda t: -2 * t, "its width is the same"),
         (lambda t: t[:3], "six rows were asked for"),
         (lambda t: 3, "it returns int 3; a tensor was asked for"),
         (lambda t: 1 / 0, "it stopped with ZeroDivisionError"),

@@ -1,4 +1,4 @@
-"""The checks of 13_related_cost see wrong answers and say what is wrong."""
+"""The checks of 13_related_cost detect wrong answers and say what is wrong."""
 
 import pytest
 import torch
@@ -37,14 +37,14 @@ class Step(torch.autograd.Function):
         (lambda s: quarters(s.detach()), "no gradient gets through"),
         (lambda s: quarters(s) + (s - s), "no gradient gets through"),
         (lambda s: s.clone(), "and not rounded"),
-        (lambda s: quarters(s) + s, "not taken away again"),
+        (lambda s: quarters(s) + s, "not subtracted again"),
         (lambda s: quarters(s) - s + s.detach(), "the wrong sign"),
         (lambda s: s.round() + s - s.detach(), "quarters were asked for"),
         (lambda s: (4 * s).floor() / 4 + s - s.detach(), "to the nearest quarter"),
         (lambda s: (4 * s).round() + s - s.detach(), "not divided by 4"),
         (lambda s: s * quarters(s), "multiplied by soft"),
-        (lambda s: quarters(s) + 2 * (s - s.detach()), "✗ the shape is right, and so is what it returns, but its grad"),
-        (lambda s: quarters(s) * s / s.detach(), "but its gradient is off"),
+        (lambda s: quarters(s) + 2 * (s - s.detach()), "✗ the shape is right, and so are the values, but the gradient"),
+        (lambda s: quarters(s) * s / s.detach(), "but the gradient is off"),
         (lambda s: s > 0.5, "quarters were asked for"),
         (lambda s: s[:3], "✗ the shape is"),
         (lambda s: 1, "a tensor was asked for"),
@@ -61,7 +61,7 @@ def test_straight_through(answer, says):
 def test_attention_costs_what_pytorch_counts(tokens, monkeypatch):
     from titn_lib.models.layers import Attention
 
-    monkeypatch.setattr(build, "available", lambda *_: False)  # PyTorch doesn't see inside these
+    monkeypatch.setattr(build, "available", lambda *_: False)  # PyTorch can't count their operations
     layer = Attention(32, 4)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         layer(torch.randn(1, tokens, 32))
@@ -83,17 +83,17 @@ def test_closed_heads_save_what_the_library_says():
     ("answers", "says"),
     [
         ((524_288, 196_608, 262_144, 180), "✓"), ((torch.tensor(524_288), 196_608, 262_144, 180.0), "✓"),
-        ((262_144, 196_608, 262_144, 180), "the rest"), ((393_216, 196_608, 262_144, 180), "used twice"),
-        ((458_752, 196_608, 262_144, 180), "four maps"), ((1_048_576, 196_608, 262_144, 180), "count as one"),
+        ((262_144, 196_608, 262_144, 180), "the rest"), ((393_216, 196_608, 262_144, 180), "counts twice"),
+        ((458_752, 196_608, 262_144, 180), "four projections"), ((1_048_576, 196_608, 262_144, 180), "count as one"),
         ((2_097_152, 196_608, 262_144, 180), "share the width"),
         ((1_310_720, 196_608, 262_144, 180), "share the width"),
-        ((524_288, 262_144, 262_144, 180), "shrinks both ways"), ((524_288, 131_072, 262_144, 180), "half of the four"),
+        ((524_288, 262_144, 262_144, 180), "shrinks in both"), ((524_288, 131_072, 262_144, 180), "half of the four"),
         ((524_288, 393_216, 262_144, 180), "open tokens only"), ((524_288, 327_680, 262_144, 180), "open tokens only"),
         ((524_288, 98_304, 262_144, 180), "whatever the number"),
         ((524_288, 196_608, 524_288, 180), "a closed head needs no"), ((524_288, 196_608, 393_216, 180), "goes, too"),
-        ((524_288, 196_608, 196_608, 180), "shrinks twice"), ((524_288, 196_608, 131_072, 180), "halved once"),
+        ((524_288, 196_608, 196_608, 180), "nothing is quartered"), ((524_288, 196_608, 131_072, 180), "halved once"),
         ((524_288, 196_608, 262_144, 90), "what they keep"), ((524_288, 196_608, 262_144, 60), "all three images"),
-        ((524_288, 196_608, 262_144, 30), "the mean is no help"), ((524_288, 196_608, 262_144, 192), "without g"),
+        ((524_288, 196_608, 262_144, 30), "the mean doesn't matter"), ((524_288, 196_608, 262_144, 192), "without g"),
         ((524_288, 196_608, 262_144, 100), "too small"), ((524_288, 196_608, 262_144, "all"), "a number was asked for"),
         ((524_288, 196_608, 262_144, ...), "not written yet"), ((..., ..., ..., ...), "not written yet"),
     ],
@@ -126,14 +126,14 @@ def test_claim(answers, says):
     assert says in repr(exercise.check_claim(*answers))
 
 
-def all_or_nothing(pictures, patches):
-    return (torch.arange(pictures) % 2 == 0).float()[:, None].expand(pictures, patches)
+def all_or_nothing(images, patches):
+    return (torch.arange(images) % 2 == 0).float()[:, None].expand(images, patches)
 
 
-def one_keeps_all(pictures, patches):
-    gates = torch.zeros(pictures * patches)
-    gates[: pictures * patches // 2] = 1
-    return gates.reshape(pictures, patches)
+def one_keeps_all(images, patches):
+    gates = torch.zeros(images * patches)
+    gates[: images * patches // 2] = 1
+    return gates.reshape(images, patches)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_idle(answer, says):
 
 
 def test_idle_gates_leave_the_library_s_work_as_it_was(monkeypatch):
-    monkeypatch.setattr(build, "available", lambda *_: False)  # PyTorch doesn't see inside these
+    monkeypatch.setattr(build, "available", lambda *_: False)  # PyTorch can't count their operations
     model = create_model("adavit_nano", depth=2, image_size=(16, 16)).eval()
 
     def work(patches):

@@ -21,27 +21,24 @@ def rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float
     return learning_rate(Recipe(epochs=1, lr=peak, min_lr=floor, warmup_epochs=warmup / steps), step, steps)
 
 
-def check_rate(answer: Callable[..., Any]) -> Verdict:
-    """Check a schedule.
+def cosine(progress: float, peak: float, floor: float) -> float:
+    return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
 
-    Args:
-        answer: `answer(step, steps, warmup_steps, peak, floor)` returns the learning rate of a step: a linear warm-up,
-            then half a cosine from peak to floor.
-    """
 
-    def cosine(progress: float, peak: float, floor: float) -> float:
-        return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+def rises(part: Schedule) -> Schedule:
+    """The given warm-up, followed by the right decay."""
+    return lambda t, n, w, p, f: (part if t < w else rate)(t, n, w, p, f)
 
-    def rises(part: Schedule) -> Schedule:
-        """The given warm-up, followed by the right decay."""
-        return lambda t, n, w, p, f: (part if t < w else rate)(t, n, w, p, f)
 
-    def falls(part: Schedule) -> Schedule:
-        """The right warm-up, followed by the given decay."""
-        return lambda t, n, w, p, f: (rate if t < w else part)(t, n, w, p, f)
+def falls(part: Schedule) -> Schedule:
+    """The right warm-up, followed by the given decay."""
+    return lambda t, n, w, p, f: (rate if t < w else part)(t, n, w, p, f)
 
+
+def rate_mistakes() -> dict[str, Schedule]:
+    """Schedules that go wrong as readers do, each with the reason."""
     # t, n, w, p, f: step, steps, warm-up steps, peak, floor
-    mistakes: dict[str, Schedule] = {
+    return {
         "there is no warm-up: the cosine runs from the first step to the last": (
             lambda t, n, w, p, f: cosine(t / (n - 1), p, f)
         ),
@@ -87,27 +84,37 @@ def check_rate(answer: Callable[..., Any]) -> Verdict:
         ),
     }
 
-    def whole(schedule: Callable[..., Any]) -> Callable[..., Any]:
-        """All steps of a run as one tensor, for `compare`."""
 
-        def curve(steps: Tensor, warmup: Tensor, peak: Tensor, floor: Tensor) -> Any:
-            rates = [schedule(step, int(steps), int(warmup), float(peak), float(floor)) for step in range(int(steps))]
-            for step, rate in enumerate(rates):
-                if unwritten(rate):
-                    return rate
-                if as_number(rate) is None:
-                    return Verdict(False, f"in step {step} it returns {describe(rate)}; a number was asked for.")
-            return torch.tensor([float(rate) for rate in rates])
+def all_steps(schedule: Callable[..., Any]) -> Callable[..., Any]:
+    """All steps of a run as one tensor, for `compare`."""
 
-        return curve
+    def curve(steps: Tensor, warmup: Tensor, peak: Tensor, floor: Tensor) -> Any:
+        rates = [schedule(step, int(steps), int(warmup), float(peak), float(floor)) for step in range(int(steps))]
+        for step, rate in enumerate(rates):
+            if unwritten(rate):
+                return rate
+            if as_number(rate) is None:
+                return Verdict(False, f"in step {step} it returns {describe(rate)}; a number was asked for.")
+        return torch.tensor([float(rate) for rate in rates])
+
+    return curve
+
+
+def check_rate(answer: Callable[..., Any]) -> Verdict:
+    """Check a schedule.
+
+    Args:
+        answer: `answer(step, steps, warmup_steps, peak, floor)` returns the learning rate of a step: a linear warm-up,
+            then half a cosine from peak to floor.
+    """
 
     def inputs() -> tuple:
         steps, warmup = torch.randint(30, 60, ()), torch.randint(4, 12, ())
         return steps, warmup, 0.5 + torch.rand(()), 0.1 + 0.1 * torch.rand(())
 
-    wrong = {name: whole(schedule) for name, schedule in mistakes.items()}
+    wrong = {name: all_steps(schedule) for name, schedule in rate_mistakes().items()}
     praise = "right, in every step of three runs."
-    return compare(whole(answer), whole(rate), inputs, wrong, praise, tolerance=1e-5, what="the rates are")
+    return compare(all_steps(answer), all_steps(rate), inputs, wrong, praise, tolerance=1e-5, what="the rates are")
 
 
 # --- accumulation
