@@ -1,9 +1,9 @@
-"""Is the answer where the map says? Deletion and insertion curves of several maps, on test images.
+"""Faithfulness of attribution maps: deletion and insertion curves of several maps, on test images.
 
     uv run python benchmarks/faithfulness.py --out results/faithfulness-cifar10-titn_mini.json   # eight minutes
 
-Squares of 2×2 points are taken away (or put in) in the order of each map; what counts is the area under the probability
-of the class that the class head answers. A good map has a small area in deletion and a large one in insertion.
+Squares of 2×2 image pixels are deleted (or inserted) in the order of each map. The measure is the area under the
+curve of the predicted class's probability. A faithful map has a small area in deletion and a large one in insertion.
 """
 
 import argparse
@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from titn_lib import load_model
+from titn_lib import interpret, load_model
 from titn_lib.data.datasets import load_dataset
 from titn_lib.data.transforms import normalize
+from titn_lib.interpret.attribution import to_pixels
 
 CELL = 2
 PAIRS = (
@@ -29,14 +30,14 @@ PAIRS = (
 
 
 def make_maps(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The answered classes, the input gradient, and the maps ("batch height width") by name."""
+    """The predicted classes, the input gradient, and the maps ("batch height width") by name."""
     size, grid = model.config.image_size, model.config.grid
     classes = interpret.head_logits_fn(model)(images).argmax(dim=-1)
     gradient = interpret.input_gradient(model, images, classes)
 
     def rollout(chosen: Tensor | None) -> Tensor:
         patches = interpret.outer_rollout(model, images, classes=chosen)[:, 1 : 1 + grid[0] * grid[1], None]
-        return interpret.to_pixels(patches, grid, size)
+        return to_pixels(patches, grid, size)
 
     maps = {
         "random": torch.rand(len(images), *size),
@@ -65,7 +66,7 @@ def main() -> None:
     began = time.monotonic()
     model = load_model(options.weights).requires_grad_(False)
     data = load_dataset(model.preprocessing.data)
-    images = normalize(data.test.images[: options.pictures], data.mean, data.std)
+    images = normalize(data.test.images[: options.images], data.mean, data.std)
     logits = interpret.head_logits_fn(model)
 
     torch.manual_seed(0)
@@ -84,7 +85,7 @@ def main() -> None:
         "head": "class",
         "images": len(images),
         "steps": options.steps,
-        "cell": f"{CELL}x{CELL} points",
+        "cell": f"{CELL}x{CELL} image pixels",
         "accuracy of the class head": round(float((classes == data.test.labels[: len(images)]).float().mean()), 4),
         "probability at the start": round(float(logits(images).softmax(-1).gather(1, classes[:, None]).mean()), 4),
         "areas": {},

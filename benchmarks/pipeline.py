@@ -1,11 +1,11 @@
-"""What feeds the training: batched augmentation beside torchvision's, and a whole step with teacher and augmentation.
+"""The data pipeline: batched augmentation compared with torchvision's, and a whole training step with teacher.
 
     uv run python benchmarks/pipeline.py --out benchmarks/pipeline-cpu.json
 
-Augmentation: crop, flip, AutoAugment, CutMix and normalization of CIFAR-sized images, ours on whole batches in the
-training process, torchvision's image by image in a DataLoader with two workers, in turn. The whole step is the
-library's own (`training.Training`): on a GPU `titn_paper`, batch 1024, with a VGG16-BN; on a CPU `titn_nano`, batch
-128, with our small VGG.
+Augmentation is crop, flip, AutoAugment, CutMix and normalization of CIFAR-sized images. Ours works on whole batches in
+the training process, torchvision's image by image in a DataLoader with two workers; they take turns. The whole step is
+the library's own (`training.trainer.Trainer`): on a GPU `titn_paper`, batch 1024, with a VGG16-BN; on a CPU
+`titn_nano`, batch 128, with our small VGG.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from titn_lib.kernels.build import tune_malloc
 from titn_lib.training.config import Run
 from titn_lib.training.distributed import start_fabric
 from titn_lib.training.recipes import published_recipe, student_recipe
+from titn_lib.training.trainer import Trainer
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -51,16 +52,16 @@ class OneByOne(Dataset):
 
 
 def theirs(images: torch.Tensor, labels: torch.Tensor, batch: int) -> float:
-    """Images per second from a DataLoader of two workers that are up, with CutMix: a whole epoch."""
+    """Images per second from a DataLoader with two running workers and CutMix, over a whole epoch."""
     mix = v2.CutMix(num_classes=10)
     loader = DataLoader(
         OneByOne(images, labels), batch, num_workers=2, drop_last=True,
         collate_fn=lambda pairs: mix(*default_collate(pairs)), persistent_workers=True,
     )  # fmt: skip
-    for _ in loader:  # the workers start
+    for _ in loader:  # start the workers
         pass
-    began = time.perf_counter()  # before they begin to fetch, so that nothing is ready
-    done = sum(len(pictures) for pictures, _ in loader)
+    began = time.perf_counter()  # before the workers prefetch
+    done = sum(len(batch_images) for batch_images, _ in loader)
     return done / (time.perf_counter() - began)
 
 
@@ -77,28 +78,28 @@ def ours(images: torch.Tensor, labels: torch.Tensor, batch: int) -> float:
 
 
 def whole(images: torch.Tensor, labels: torch.Tensor, gpu: bool, teacher: bool, seconds: float) -> float:
-    """Images per second of the library's training step on a subset that repeats."""
+    """Images per second of the library's training step, on the same images again and again."""
     split = ImageDataset(images, labels)
     data = DataSplits("noise", tuple("0123456789"), MEAN, STD, split, split[:64], split[:64])
     recipe = published_recipe("cifar10") if gpu else student_recipe("cifar10", "laptop")
     name = "vgg16_bn" if gpu else "vgg7_bn"
     run = Run(
-        "cifar10", "titn_paper" if gpu else "titn_nano", recipe, loss="hard" if teacher else "none",
+        "cifar10", "titn_paper" if gpu else "titn_nano", recipe, loss="hard" if teacher else "cross_entropy",
         teacher=Run("cifar10", name, recipe) if teacher else None,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         network = create_model(name) if teacher else None
-        training = Training(run, Path(folder), data, network, start_fabric("auto"))
-        training.objective.train()
-        order = torch.arange(len(images), device=training.fabric.device)
+        trainer = Trainer(run, Path(folder), data, network, start_fabric("auto"))
+        trainer.objective.train()
+        order = torch.arange(len(images), device=trainer.fabric.device)
 
         def step() -> None:
-            training.train_step(order)
-            training.place.step = (training.place.step + 1) % training.steps
+            trainer.train_step(order)
+            trainer.state.step = (trainer.state.step + 1) % trainer.steps
 
         for _ in range(3):
             step()
-        return rate(step, recipe.batch_size, seconds, training.fabric.device)
+        return rate(step, recipe.batch_size, seconds, trainer.fabric.device)
 
 
 def main() -> None:
@@ -110,8 +111,8 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     tune_malloc()  # for the workers, too
     torch.manual_seed(0)
-    labels = torch.randint(10, (options.pictures,))
-    images = torch.randint(0, 256, (options.pictures, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(10, (options.images,))
+    images = torch.randint(0, 256, (options.images, 3, 32, 32), dtype=torch.uint8)
     measures: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:

@@ -1,11 +1,11 @@
-"""The neighbors' speed, all in one run: images a second in training and in inference.
+"""Throughput of the related systems, all in one run: images per second in training and in inference.
 
     uv run python benchmarks/related.py --out results/related-speed-cpu.json   # some ten minutes
 
-Training is the library's own step with all that a neighbor's training asks for (augmentation, two views, a teacher),
-on noise in the shape of CIFAR-10. Inference is `training.predict`, uncompiled, 256 images at a time; AdaViT's gates
-are open, as at the start. Contestants take turns, round after round. `titn results` shows the medians beside the
-accuracies.
+Training is the library's own step with all that a system's training needs (data augmentation, two views, a teacher),
+on noise in the shape of CIFAR-10. Inference is `titn_lib.predict`, uncompiled, in batches of 256 images. AdaViT's gates
+are open, as after initialization. Contestants take turns, round after round. `titn report` shows the medians next to
+the accuracies.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from titn_lib.experiments.settings import Experiment, load_experiments
 from titn_lib.models.inference import predict
 from titn_lib.training.config import Run
 from titn_lib.training.distributed import start_fabric
+from titn_lib.training.trainer import Trainer
 
 FILES = (
     "cifar10-nano-laptop",
@@ -30,36 +31,36 @@ FILES = (
     "cifar10-related-laptop",
     "cifar10-titn_mini-ideas-laptop",
 )
-PICTURES, BATCH = 45_000, 256  # as many as CIFAR-10 has to learn from: what the run compiles is compiled here
+NUM_IMAGES, BATCH = 45_000, 256  # CIFAR-10's training split, so that the same networks are compiled as in a run
 
 
 class Contestant:
-    """An experiment's network at work."""
+    """An experiment's network, trained and run."""
 
     def __init__(self, experiment: Experiment, folder: Path):
         run = next(iter(experiment.runs.values()))
         torch.manual_seed(0)
         split = ImageDataset(
-            torch.randint(0, 256, (PICTURES, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (PICTURES,))
+            torch.randint(0, 256, (NUM_IMAGES, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (NUM_IMAGES,))
         )
         data = DataSplits("noise", tuple("0123456789"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), split, split, split)
         teacher = create_model(run.teacher.model) if isinstance(run.teacher, Run) else None
         self.fabric = start_fabric("auto")
-        self.training = Training(run, folder / experiment.name, data, teacher, self.fabric)
+        self.trainer = Trainer(run, folder / experiment.name, data, teacher, self.fabric)
         self.train()
         self.infer()
 
     def train(self) -> None:
         """One step."""
-        training = self.training
-        training.objective.train()
-        training.train_step(torch.arange(PICTURES, device=self.fabric.device))
-        training.place.step = (training.place.step + 1) % training.steps
+        trainer = self.trainer
+        trainer.objective.train()
+        trainer.train_step(torch.arange(NUM_IMAGES, device=self.fabric.device))
+        trainer.state.step = (trainer.state.step + 1) % trainer.steps
 
     def infer(self) -> None:
-        images = self.training.train_set.images[:BATCH]
+        images = self.trainer.train_set.images[:BATCH]
         with self.fabric.autocast(), torch.compiler.set_stance("force_eager"):
-            predict(self.training.network, images, self.training.preprocessing).sum().item()
+            predict(self.trainer.network, images, self.trainer.preprocessing).sum().item()
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def main() -> None:
             print(f"{experiment.name}: ready", flush=True)
         for _ in range(options.rounds):
             for name, one in contestants.items():
-                device, batch = one.fabric.device, one.training.recipe.batch_size
+                device, batch = one.fabric.device, one.trainer.recipe.batch_size
                 rates.setdefault(f"{name} training", []).append(rate(one.train, batch, options.seconds, device))
                 rates.setdefault(f"{name} inference", []).append(rate(one.infer, BATCH, options.seconds, device))
     record = record_of(rates, "auto", device)

@@ -1,12 +1,12 @@
-"""Images per second: titn_paper beside two other transformer-in-transformers, at the same sizes, in one run.
+"""Throughput: images per second of titn_paper and two other transformer-in-transformers of the same size, in one run.
 
     uv run --group bench python benchmarks/speed.py --out benchmarks/speed-cpu.json     # some fifteen minutes
     uv run --group bench python benchmarks/speed.py --rounds 1 --only ours --jobs training
 
 The peers are timm's `TNT` and lucidrains' `transformer-in-transformer`, both with the published TITN's geometry.
-They have no distillation token: 17 outer tokens an image and not 18. Job by job the contestants run in turn, round
-after round, and a ratio compares neighbors in time: this matters on a machine that others use, too. Beside them the
-machine's ceilings are measured: a large matrix product, and a copy in memory.
+They have no distillation token, so 17 outer tokens per image instead of 18. In each job the contestants take turns,
+round after round, and a ratio compares measurements of the same round. This matters on a shared machine. The machine's
+ceilings are measured too: a large matrix product, and a copy in memory.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titn_lib import create_model
+from titn_lib.io import markdown_table
 from titn_lib.kernels.build import tune_malloc
 from titn_lib.training.distributed import choose_precision
 from titn_lib.training.records import run_metadata
@@ -54,7 +55,7 @@ def lucidrains_tnt() -> nn.Module:
         image_size=32, patch_size=8, pixel_size=2, patch_dim=192, pixel_dim=12, depth=12, num_classes=CLASSES,
         heads=8, dim_head=24,
     )  # fmt: skip
-    for layer in model.layers:  # it takes one size of heads for both streams: give the inner one the paper's
+    for layer in model.layers:  # it has one head size for both streams: give the inner one the paper's
         layer[0].fn = package.Attention(dim=12, heads=4, dim_head=3)
     return model
 
@@ -63,7 +64,7 @@ MODELS = {"ours": ours, "timm": timm_tnt, "lucidrains": lucidrains_tnt}
 
 
 class Contestant:
-    """A model in a mode, and the job it does."""
+    """A model in one mode (precision, compiled or not) and one job (training or inference)."""
 
     def __init__(self, model: str, mode: str, job: str, batch: int, device: torch.device):
         torch.manual_seed(0)
@@ -94,7 +95,7 @@ class Contestant:
                 self.forward()
 
     def rate(self, seconds: float) -> float:
-        """Images per second, over at least so long."""
+        """Images per second, measured for at least so many seconds."""
         return rate(self.work, self.batch, seconds, self.device)
 
 
@@ -107,26 +108,26 @@ def compiler_options(job: str, device: torch.device) -> dict[str, object]:
 
 
 def rate(work: Callable[[], object], amount: float, seconds: float, device: torch.device) -> float:
-    """How much of it is done in a second, over at least so many."""
+    """`amount` of work per second, measured for at least so many seconds."""
     work()
-    synchronise(device)
-    burst = 10 if device.type == "cuda" else 1  # as in training, a GPU is not waited for after every step
+    synchronize(device)
+    burst = 10 if device.type == "cuda" else 1  # as in training, without synchronizing after every step
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         for _ in range(burst):
             work()
-        synchronise(device)
+        synchronize(device)
         done += burst
     return done * amount / (time.perf_counter() - began)
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def ceilings(device: torch.device, modes: list[str]) -> dict[str, Callable[[float], float]]:
-    """Measures of the machine, each a function of how long to measure; products in the modes' kinds of numbers."""
+    """Limits of the machine, each a function of the seconds to measure; matrix products in the modes' dtypes."""
     size = 8192 if device.type == "cuda" else 2048
     measures = {}
     for kind in dict.fromkeys(mode.split()[0] for mode in modes):
@@ -140,7 +141,7 @@ def ceilings(device: torch.device, modes: list[str]) -> dict[str, Callable[[floa
 
 
 def record_of(rates: dict[str, list[float]], precision: str, device: torch.device, **more: object) -> dict:
-    """What a benchmark leaves behind: medians, every round, and when, where and with what; printed, too."""
+    """The record of a benchmark: medians, all rounds and metadata. The medians are printed."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, value in medians.items():
         print(f"{name:60} {value:12,.1f}   (from {min(rates[name]):,.1f} to {max(rates[name]):,.1f})")
@@ -153,7 +154,7 @@ def record_of(rates: dict[str, list[float]], precision: str, device: torch.devic
 
 
 def standings(medians: dict[str, float]) -> dict[str, dict[str, tuple[str, str]]]:
-    """For each job ("training 128") and model: the name of its measurement as shipped, and of its fastest."""
+    """For each job ("training 128") and model: the names of its measurements as shipped and in its fastest mode."""
     modes: dict[str, dict[str, list[str]]] = {}
     for name in medians:
         if name.startswith(("training", "inference")):
@@ -168,11 +169,16 @@ def standings(medians: dict[str, float]) -> dict[str, dict[str, tuple[str, str]]
 def table(record: dict) -> str:
     """Images per second, as a Markdown table; ratios are medians over the rounds."""
     medians, rounds = record["medians"], record["rounds"]
-    lines = [
-        "| job | | as shipped (float32) | at its best | ours, times as fast: both as shipped | both at their best "
-        "| ours at its best, theirs as shipped |",
-        "|---|---|---|---|---|---|---|",
+    head = [
+        "job",
+        "",
+        "as shipped (float32)",
+        "at its best",
+        "our speedup, both as shipped",
+        "both at their best",
+        "ours at its best, theirs as shipped",
     ]
+    rows = []
     for job, models in standings(medians).items():
         where = f"{job.split()[0]}, batch {job.split()[1]}"
         for model, (shipped, top) in models.items():
@@ -184,14 +190,13 @@ def table(record: dict) -> str:
                     for ours, theirs in ((plain, shipped), (best, top), (best, shipped))
                 ]
             mode = top.removeprefix(f"{job} {model} ")
-            rates = f"{medians[shipped]:,.0f} | {medians[top]:,.0f} ({mode})"
-            lines.append(f"| {where} | {model} | {rates} | {' | '.join(ratios)} |")
+            rows.append([where, model, f"{medians[shipped]:,.0f}", f"{medians[top]:,.0f} ({mode})", *ratios])
             where = ""
-    return "\n".join(lines)
+    return markdown_table(head, rows)
 
 
 def draw(record: dict, path: Path) -> None:
-    """The table as bars: each job in a panel, each model as shipped and at its best."""
+    """The table as a bar chart: a panel for each job, each model as shipped and in its fastest mode."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -200,12 +205,12 @@ def draw(record: dict, path: Path) -> None:
     medians = record["medians"]
     jobs = standings(medians)
     sns.set_theme(**STYLE)
-    grey, orange = "0.65", sns.color_palette("colorblind")[1]
+    gray, orange = "0.65", sns.color_palette("colorblind")[1]
     figure, panels = plt.subplots(1, len(jobs), figsize=(12, 3.2), layout="constrained", squeeze=False)
     for axis, (job, models) in zip(panels[0], jobs.items(), strict=True):
-        for offset, part, colour, label in ((-0.2, 0, grey, "as shipped"), (0.2, 1, orange, "at its best")):
+        for offset, part, color, label in ((-0.2, 0, gray, "as shipped"), (0.2, 1, orange, "at its best")):
             values = [medians[names[part]] for names in models.values()]
-            bars = axis.barh([row + offset for row in range(len(models))], values, 0.38, color=colour, label=label)
+            bars = axis.barh([row + offset for row in range(len(models))], values, 0.38, color=color, label=label)
             axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize="small")
         axis.set_yticks(range(len(models)), models if axis is panels[0, 0] else [])
         best = max(medians[names[1]] for names in models.values())
@@ -224,16 +229,16 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, help="all that the machine has instructions for")
     parser.add_argument("--jobs", nargs="+", choices=("training", "inference"), default=["training", "inference"])
     parser.add_argument("--batch", type=int, help="of training: 128 on a CPU, 1024 on a GPU")
-    parser.add_argument("--out", type=Path, help="write the record here (JSON), and an image beside it where possible")
+    parser.add_argument("--out", type=Path, help="write the record here (JSON), and a figure next to it")
     options = parser.parse_args()
-    torch._dynamo.config.recompile_limit = 100  # one for every contestant
-    torch._inductor.config.freezing = True  # inference with prepared weights; of no effect in training
+    torch._dynamo.config.recompile_limit = 100  # every contestant is compiled
+    torch._inductor.config.freezing = True  # constant-folded weights in inference; no effect in training
     tune_malloc()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = options.batch or (1024 if device.type == "cuda" else 128)
     jobs = [("training", training), ("inference", 1), ("inference", 256)]
-    half = choose_precision(device.type) == "bf16-mixed"
-    modes = options.modes or [mode for mode in MODES if half or mode.startswith("float32")]
+    bfloat16 = choose_precision(device.type) == "bf16-mixed"
+    modes = options.modes or [mode for mode in MODES if bfloat16 or mode.startswith("float32")]
     measures = ceilings(device, modes)
     rates: dict[str, list[float]] = {}
     first: dict[str, float] = {}
@@ -241,27 +246,27 @@ def main() -> None:
         for model in options.only:
             for mode in modes:
                 if (job, mode) == ("training", "float32 compiled") and "bfloat16 compiled" in modes:
-                    continue  # in training bfloat16 is the faster of the two
+                    continue  # bfloat16 is faster in training
                 name = f"{job} {batch} {model} {mode}"
                 contestant = Contestant(model, mode, job, batch, device)
                 first[name] = round(contestant.first_seconds, 1)
                 print(f"{name}: ready after {first[name]} s", flush=True)
                 measures[name] = contestant.rate
         gc.collect()
-        gc.freeze()  # else the collector goes through all that torch.compile has left, again and again
+        gc.freeze()  # or the collector scans all objects of torch.compile in every round
         for _ in range(options.rounds):
             for name, measure in measures.items():
                 rates.setdefault(name, []).append(measure(options.seconds))
         measures = {}
         record = record_of(rates, "as named", device, first_seconds=first)
-        if options.out:  # after every job: on a borrowed machine the next may be cut off
+        if options.out:  # after every job, in case the next one is interrupted
             options.out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{table(record)}")
     if options.out:
         try:
             draw(record, options.out.with_suffix(".png"))
-        except ModuleNotFoundError as missing:  # a borrowed machine
-            print(f"no image: the package {missing.name} is missing")
+        except ModuleNotFoundError as missing:  # on a machine for measurements only
+            print(f"no figure: the package {missing.name} is missing")
 
 
 if __name__ == "__main__":

@@ -19,19 +19,8 @@ from titn_lib.io import lock_dir
 from titn_lib.training import recipes
 from titn_lib.training.records import load_record
 
-SMALL = [
-    "--epochs",
-    "1",
-    "--train-images",
-    "128",
-    "--test-images",
-    "64",
-    "--batch-size",
-    "32",
-    "--device",
-    "cpu",
-    "--quiet",
-]
+SMALL = ["--epochs", "1", "--train-images", "128", "--test-images", "64", "--batch-size", "32"]
+SMALL += ["--device", "cpu", "--quiet"]
 
 
 @pytest.fixture
@@ -138,9 +127,8 @@ def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert "unknown augmentation 'flop'" in fails(capsys, "distill", "--augmentation", "flop", *out)
     assert "set TITN_DATA" in fails(capsys, "distill", "--data", "cifar10", *out)
     assert "cat holds no image" in fails(capsys, "distill", "--data", tmp_path / "images", *out)
-    assert "a batch of 9999 is more than" in fails(
-        capsys, "distill", "--batch-size", 9999, "--loss", "cross_entropy", *out
-    )
+    batch = ["--batch-size", 9999, "--loss", "cross_entropy"]
+    assert "a batch of 9999 is more than" in fails(capsys, "distill", *batch, *out)
     assert "part of that path is a file" in fails(capsys, "distill", "--out", tmp_path / "file" / "x")
     assert "is not a whole safetensors file" in fails(capsys, "evaluate", bad)
     assert "there is no weights file" in fails(capsys, "evaluate", tmp_path / "none.safetensors")
