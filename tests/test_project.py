@@ -19,7 +19,7 @@ import yaml
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model, list_models
 from titn_lib.data.transforms import normalize
-from titn_lib.experiments.report import fill_in
+from titn_lib.experiments.report import render_tables
 from titn_lib.experiments.settings import load_experiments
 from titn_lib.experiments.statistics import load_rows
 from titn_lib.models.teachers import TeacherConfig
@@ -103,7 +103,7 @@ from titn_lib.kernels import build
 from titn_lib.experiments import statistics
 from titn_lib import load_model
 from titn_lib.io import records_dir
-assert build.KERNELS.exists() and build.BYTES.exists()
+assert build.LAYER_SOURCE.exists() and build.IMAGE_SOURCE.exists()
 assert load_model("titn_nano.digits").preprocessing.data == "digits"
 assert statistics.recorded_rows()["digits-vgg7_bn-laptop"].records
 print(records_dir())
@@ -163,7 +163,7 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
 def test_tables_come_from_their_records(page):
     text = (TOP / page).read_text()
     assert "<!-- table" in text
-    assert fill_in(text, load_rows(load_experiments(TOP / "experiments"), TOP / "results")) == text
+    assert render_tables(text, load_rows(load_experiments(TOP / "experiments"), TOP / "results")) == text
 
 
 def test_every_record_belongs_to_an_experiment_that_asks_for_it():
