@@ -15,15 +15,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from titn_lib import TITNError, create_model, save_model
+from titn_lib import TITNError, create_model, interpret, save_model
 from titn_lib.__main__ import main
 from titn_lib.data.images import load_image
 from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.interpret import explorer
+from titn_lib.interpret.explorer import data as explorer_arrays
 
 TOP = Path(__file__).parents[2]
 SMALL = {"num_classes": 6, "in_channels": 1, "image_size": (8, 12), "patch_size": 4, "depth": 3}
-ABOUT = Preprocessing("x", tuple("abcdef"), (0.4,), (0.3,))
+PREPROCESSING = Preprocessing("x", tuple("abcdef"), (0.4,), (0.3,))
 STUDENTS = {
     "titn_paper": {},
     "titn_nano": {},
@@ -39,17 +40,17 @@ def make(name, **settings):
     model = create_model(name, **{**SMALL, **settings})
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4)
-    model.preprocessing = ABOUT
+    model.preprocessing = PREPROCESSING
     return model.eval()
 
 
-def pictures(model, count=2):
+def random_images(model, count=2):
     size = (count, model.config.in_channels, *model.config.image_size)
     return torch.randint(0, 256, size, dtype=torch.uint8)
 
 
-def as_floats(images):
-    return normalize(images, ABOUT.mean, ABOUT.std)
+def normalized(images):
+    return normalize(images, PREPROCESSING.mean, PREPROCESSING.std)
 
 
 @pytest.fixture(params=STUDENTS)
@@ -69,22 +70,22 @@ def test_packed_rows_by_hand():
 
 
 def test_attention_equals_the_models(student):
-    images = pictures(student)
-    data = explorer.look([student], images)
-    wanted = interpret.attention(student, as_floats(images))
-    for picture in range(2):
-        kept = explorer.maps(data, picture)
+    images = random_images(student)
+    data = explorer.explorer_data(student, images)
+    wanted = interpret.attention(student, normalized(images))
+    for index in range(2):
+        kept = explorer.attention_maps(data, index)
         assert [len(kept.inner), len(kept.outer)] == [len(wanted.inner), 3]
         for ours, its in zip([*kept.inner, *kept.outer], [*wanted.inner, *wanted.outer], strict=True):
-            torch.testing.assert_close(ours[0], its[picture], atol=1 / 510 + 1e-6, rtol=0)
-            spread = its[picture].amax(dim=-1) * its.shape[-1] / 510
+            torch.testing.assert_close(ours[0], its[index], atol=1 / 510 + 1e-6, rtol=0)
+            spread = its[index].amax(dim=-1) * its.shape[-1] / 510
             assert ((ours[0].sum(dim=-1) - 1).abs() <= spread + 1e-5).all()
 
 
 def test_rollout_through_each_block(student):
-    images = pictures(student, 1)
-    view = explorer.look([student], images)["pictures"][0]["models"][0]
-    wanted = interpret.attention(student, as_floats(images))
+    images = random_images(student, 1)
+    view = explorer.explorer_data(student, images)["images"][0]["models"][0]
+    wanted = interpret.attention(student, normalized(images))
     for block in range(3):
         ours = explorer.unpack(view["rolled_outer"])[block, 0]
         torch.testing.assert_close(ours, interpret.rollout(wanted.outer[: block + 1])[0], atol=1 / 510 + 1e-6, rtol=0)
@@ -95,103 +96,104 @@ def test_rollout_through_each_block(student):
             )
 
 
-def test_relevance_and_answers(student):
-    images = pictures(student, 1)
-    view = explorer.look([student], images)["pictures"][0]["models"][0]
+def test_relevance_and_predictions(student):
+    images = random_images(student, 1)
+    view = explorer.explorer_data(student, images)["images"][0]["models"][0]
     kept, side = explorer.unpack(view["relevance"]), view["relevance"]["side"]
     heads = ("class", "distillation")[: 1 + student.config.distillation_token]
     assert (len(kept), side) == (2 * len(heads), getattr(student.config, "pixel_size", 4))
     for place, head in enumerate(heads):
-        logits = interpret.head_logits_fn(student, head)(as_floats(images)).detach()
-        best = view["answers"][place]
+        logits = interpret.head_logits_fn(student, head)(normalized(images)).detach()
+        best = view["predictions"][place]
         assert view["relevance"]["classes"][place] == best[0][0] == int(logits.argmax())
         assert [share for _, share in best] == pytest.approx(sorted(logits[0].softmax(0).tolist())[:0:-1], abs=1e-5)
         for weighted in (0, 1):
             classes = logits.argmax(dim=-1) if weighted else None
-            whole = interpret.relevance(student, as_floats(images), head, classes).image[0]
+            whole = interpret.relevance(student, normalized(images), head, classes).image[0]
             by_cell = whole.reshape(8 // side, side, 12 // side, side).sum(dim=(1, 3)).flatten()
             torch.testing.assert_close(kept[2 * place + weighted], by_cell, atol=1 / 510 + 1e-6, rtol=0)
 
 
-def test_pictures_labels_and_teacher():
+def test_images_labels_and_teacher():
     model, teacher = (
         make("titn_nano", in_channels=3, image_size=(32, 32)),
         create_model("vgg7_bn", num_classes=6).eval(),
     )
     teacher.preprocessing = model.preprocessing = Preprocessing("x", tuple("abcdef"), (0.4,) * 3, (0.3,) * 3)
-    images = pictures(model)
-    data = explorer.look([model], images, labels=torch.tensor([4, 1]), teacher=teacher, titles=["one", "two"])
-    assert [(picture["title"], picture["label"]) for picture in data["pictures"]] == [("one", 4), ("two", 1)]
-    shown = np.frombuffer(data["pictures"][1]["image"], np.uint8).reshape(32, 32, 3)
+    images = random_images(model)
+    data = explorer.explorer_data(model, images, labels=torch.tensor([4, 1]), teacher=teacher, titles=["one", "two"])
+    assert [(image["title"], image["label"]) for image in data["images"]] == [("one", 4), ("two", 1)]
+    shown = np.frombuffer(data["images"][1]["rgb"], np.uint8).reshape(32, 32, 3)
     np.testing.assert_array_equal(shown, images[1].permute(1, 2, 0))
-    says = teacher(normalize(images[:1], (0.4,) * 3, (0.3,) * 3))[0].softmax(0).topk(5)
-    assert [label for label, _ in data["pictures"][0]["teacher"]] == says.indices.tolist()
+    predicted = teacher(normalize(images[:1], (0.4,) * 3, (0.3,) * 3))[0].softmax(0).topk(5)
+    assert [label for label, _ in data["images"][0]["teacher"]] == predicted.indices.tolist()
     assert (data["teacher"], len(data["palette"])) == ("vgg7_bn", 768)
 
 
 def test_the_palette_is_that_of_the_figures():
-    data = explorer.look([make("vit_paper")], torch.zeros(1, 1, 8, 12, dtype=torch.uint8))
+    data = explorer.explorer_data(make("vit_paper"), torch.zeros(1, 1, 8, 12, dtype=torch.uint8))
     assert (list(data["palette"][:3]), list(data["palette"][-3:])) == ([0, 34, 78], [254, 232, 56])  # cividis
 
 
 def test_a_model_with_much_attention_comes_with_the_mean(monkeypatch):
     model, images = make("titn_paper"), torch.zeros(1, 1, 8, 12, dtype=torch.uint8)
-    wanted = interpret.attention(model, as_floats(images))
-    monkeypatch.setattr(explorer, "ALL_HEADS", 100)
-    kept = explorer.maps(explorer.look([model], images))
+    wanted = interpret.attention(model, normalized(images))
+    monkeypatch.setattr(explorer_arrays, "MAX_BYTES_ALL_HEADS", 100)
+    kept = explorer.attention_maps(explorer.explorer_data(model, images))
     torch.testing.assert_close(kept.outer[1], wanted.outer[1].mean(dim=1, keepdim=True), atol=1 / 510 + 1e-6, rtol=0)
     torch.testing.assert_close(kept.inner[1], wanted.inner[1].mean(dim=2, keepdim=True), atol=1 / 510 + 1e-6, rtol=0)
-    monkeypatch.setattr(explorer, "MEAN", 200)
-    with pytest.raises(TITNError, match=r"attention of titn_paper on one picture of 8×12 takes .* load it for smaller"):
-        explorer.look([model], images)
+    monkeypatch.setattr(explorer_arrays, "MAX_BYTES", 200)
+    with pytest.raises(TITNError, match=r"attention of titn_paper on one image of 8×12 takes .* load it for smaller"):
+        explorer.explorer_data(model, images)
 
 
 def test_the_published_model_takes_less_than_a_megabyte():
     model = create_model("titn_paper").eval()
     model.preprocessing = Preprocessing("x", tuple("abcdefghij"), (0.5,) * 3, (0.3,) * 3)
-    data = explorer.look([model], pictures(model, 2))
-    assert data["pictures"][0]["models"][0]["inner"]["shape"] == [12, 16, 4, 16, 16]  # all heads
-    both = len(explorer.page(data))
-    data["pictures"].pop()
-    assert 300_000 < both - len(explorer.page(data)) < 1_000_000
+    data = explorer.explorer_data(model, random_images(model, 2))
+    assert data["images"][0]["models"][0]["inner"]["shape"] == [12, 16, 4, 16, 16]  # all heads
+    both = len(explorer.page_html(data))
+    data["images"].pop()
+    assert 300_000 < both - len(explorer.page_html(data)) < 1_000_000
 
 
-# --- what can't be shown
+# --- errors
 
 
 def test_refusals():
     model, other = make("titn_nano"), make("tnt_paper")
-    images = pictures(model)
+    images = random_images(model)
 
-    def refused(match, models=(model,), images=images, **more):
+    def refused(match, model=model, images=images, **options):
         with pytest.raises(TITNError, match=match):
-            explorer.look(list(models), images, **more)
+            explorer.explorer_data(model, images, **options)
 
-    refused("1 to 24 pictures, not 0: choose some", images=images[:0])
-    refused("1 to 24 pictures, not 200: choose some", images=images[:1].expand(200, -1, -1, -1))
-    refused("takes pictures as bytes, .* and got torch.float32", images=images.float())
+    refused("1 to 24 images, not 0: choose some", images=images[:0])
+    refused("1 to 24 images, not 200: choose some", images=images[:1].expand(200, -1, -1, -1))
+    refused("takes uint8 images, .* and got torch.float32", images=images.float())
     refused(r"got torch.uint8 \[1, 8, 12\]", images=images[0])
-    refused("takes batches of 1×8×12 pictures", images=torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-    refused("Teacher has no attention to look at", models=[create_model("vgg7_bn").eval()])
-    refused("one model or compares two, not 3", models=[model] * 3)
-    refused("one model or compares two, not 0", models=[])
+    refused("1×8×12 images", images=torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    refused("Teacher has no attention maps", model=create_model("vgg7_bn").eval())
     refused("3 labels for 2", labels=[1, 2, 3])
     refused("there are 6 classes: give numbers below", labels=[1, 6])
     refused("1 titles for 2", titles=["x"])
-    refused("1 names for 2", models=[model, other], names=["x"])
-    refused("Linear is not a network of titn_lib", teacher=nn.Linear(1, 1))
+    refused("0 titles for 2", titles=[])
+    refused("1 names for 2", compare=other, names=["x"])
+    refused("Linear is not a model of titn_lib", teacher=nn.Linear(1, 1))
     coarse = make("titn_nano", patch_size=2)
-    refused("cut a picture into 2×3 and 4×6 patches: compare models with the same", models=[model, coarse])
+    refused("cut an image into 2×3 and 4×6 patches: compare models with the same", compare=coarse)
     larger = make("titn_nano", image_size=(8, 16))
-    refused("takes batches of 1×8×16 pictures", models=[model, larger])
+    refused("1×8×16 images", compare=larger)
     other.preprocessing = Preprocessing("x", tuple("uvwxyz"), (0.4,), (0.3,))
-    refused("have different classes: compare models of the same data", models=[model, other])
+    refused("have different classes: compare models of the same data", compare=other)
     other.preprocessing = None
-    refused("tnt_paper doesn't say how its pictures were normalized", models=[other])
-    refused(r"call model\.eval\(\) first", models=[make("titn_paper").train()])
+    refused("tnt_paper has no preprocessing", model=other)
+    refused(r"call model\.eval\(\) first", model=make("titn_paper").train())
     two = make("titn_nano", in_channels=2)
-    two.preprocessing = Preprocessing("x", ABOUT.classes, (0.4,) * 2, (0.3,) * 2)
-    refused("pictures of 1 or 3 channels, not 2", models=[two], images=pictures(two))
+    two.preprocessing = Preprocessing("x", PREPROCESSING.classes, (0.4,) * 2, (0.3,) * 2)
+    refused("images of 1 or 3 channels, not 2", model=two, images=random_images(two))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'label'"):
+        explorer.explorer_data(model, images, label=[1, 2])
 
 
 # --- the page
@@ -199,7 +201,7 @@ def test_refusals():
 
 def test_the_page_holds_all_it_needs(tmp_path):
     model = make("titn_nano")
-    images = pictures(model)
+    images = random_images(model)
     model.preprocessing = Preprocessing("x", ("</script><b>", "<!--", "&amp;", '"', "é", "f"), (0.4,), (0.3,))
     explorer.write_page(tmp_path / "page.html", model, images, compare=make_like(model), names=["<one>", "two"])
     text = (tmp_path / "page.html").read_text()
@@ -210,11 +212,11 @@ def test_the_page_holds_all_it_needs(tmp_path):
     inside = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1]
     data = json.loads(inside)
     assert data["classes"][0] == "</script><b>"
-    assert [about["name"] for about in data["models"]] == ["<one>", "two"]
+    assert [model["name"] for model in data["models"]] == ["<one>", "two"]
     assert "<title>Attention of &lt;one&gt; and two</title>" in text
-    packed = data["pictures"][1]["models"][1]["outer"]
+    packed = data["images"][1]["models"][1]["outer"]
     packed = {name: base64.b64decode(value) if name != "shape" else value for name, value in packed.items()}
-    wanted = interpret.attention(make_like(model), as_floats(images)).outer
+    wanted = interpret.attention(make_like(model), normalized(images)).outer
     torch.testing.assert_close(explorer.unpack(packed)[2], wanted[2][1], atol=1 / 510 + 1e-6, rtol=0)
     with pytest.raises(TITNError, match="cannot write"):
         explorer.write_page(tmp_path / "page.html" / "x", model, images)
@@ -228,30 +230,31 @@ def make_like(model):
 
 
 def test_the_command(tmp_path, capsys):
-    about = Preprocessing("x", tuple("abcdef"), (0.5,) * 3, (0.25,) * 3)
+    preprocessing = Preprocessing("x", tuple("abcdef"), (0.5,) * 3, (0.25,) * 3)
     model = create_model("titn_nano", num_classes=6)
-    save_model(model, tmp_path / "m.safetensors", about)
-    save_model(create_model("vgg7_bn", num_classes=6), tmp_path / "t.safetensors", about)
+    save_model(model, tmp_path / "m.safetensors", preprocessing)
+    save_model(create_model("vgg7_bn", num_classes=6), tmp_path / "t.safetensors", preprocessing)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)).save(tmp_path / "cat.png")
     out, weights = tmp_path / "page.html", str(tmp_path / "m.safetensors")
     command = ["explore", str(tmp_path / "cat.png"), "--weights", weights, "--out", str(out)]
     assert main([*command, "--compare", weights, "--teacher", str(tmp_path / "t.safetensors")]) == 0
     assert str(out) in capsys.readouterr().out
     data = json.loads(re.search(r'id="data">(.*?)</script>', out.read_text(), re.S)[1])
-    assert (data["pictures"][0]["title"], data["teacher"], len(data["models"])) == ("cat.png", "vgg7_bn", 2)
-    shown = np.frombuffer(base64.b64decode(data["pictures"][0]["image"]), np.uint8).reshape(32, 32, 3)
+    assert (data["images"][0]["title"], data["teacher"], len(data["models"])) == ("cat.png", "vgg7_bn", 2)
+    shown = np.frombuffer(base64.b64decode(data["images"][0]["rgb"]), np.uint8).reshape(32, 32, 3)
     np.testing.assert_array_equal(shown, load_image(tmp_path / "cat.png", 3, (32, 32)).permute(1, 2, 0))
     assert main(["explore", str(tmp_path / "none.png"), "--weights", weights, "--out", str(out)]) == 1
-    assert "there is no picture" in capsys.readouterr().err
+    assert "there is no image" in capsys.readouterr().err
     assert main(["explore", "x.png", "--weights", str(tmp_path / "t.safetensors")]) == 1
-    assert "Teacher has no attention" in capsys.readouterr().err
+    assert "Teacher has no attention maps" in capsys.readouterr().err
 
 
 # --- the widget
 
 
 def test_nothing_else_needs_anywidget(tmp_path):
-    code = "import sys; sys.modules['anywidget'] = None; import titn_lib; from titn_lib import explorer, figures\n"
+    code = "import sys; sys.modules['anywidget'] = None; import titn_lib, titn_lib.plots\n"
+    code += "from titn_lib.interpret import explorer\n"
     code += "try:\n    explorer.Explorer\nexcept titn_lib.TITNError as problem:\n    print(problem)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TOP)
     assert "needs the package anywidget: install it" in run.stdout, run.stderr
@@ -259,30 +262,33 @@ def test_nothing_else_needs_anywidget(tmp_path):
         explorer.explore  # noqa: B018
 
 
-def test_the_widget_carries_the_same_data_and_takes_pictures(tmp_path, monkeypatch):
+def test_the_widget_carries_the_same_data_and_takes_images(tmp_path, monkeypatch):
     pytest.importorskip("anywidget")
     model, other = make("titn_nano"), make("tnt_paper")
-    images = pictures(model)
+    images = random_images(model)
     widget = explorer.Explorer(model, images, labels=[1, 2], compare=other, names=["a", "b"])
-    assert widget.data == explorer.look([model, other], images, labels=[1, 2], names=["a", "b"])
+    assert widget.data == explorer.explorer_data(model, images, labels=[1, 2], names=["a", "b"], compare=other)
     live, _ = widget._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in live
-    assert live["text/html"] == explorer.frame(widget.data)
+    assert live["text/html"] == explorer.iframe_html(widget.data)
     assert "sandbox=" in live["text/html"]
 
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50)).astype(np.uint8)).save(tmp_path / "own.png")
     sent = []
     monkeypatch.setattr(widget, "send", lambda content: sent.append(content))
-    widget._receive(None, {"picture": "../own.png"}, [memoryview((tmp_path / "own.png").read_bytes())])
-    assert [picture["title"] for picture in widget.data["pictures"]] == ["picture 1", "picture 2", "own.png"]
+    widget._receive(None, {"image": "../own.png"}, [memoryview((tmp_path / "own.png").read_bytes())])
+    assert [image["title"] for image in widget.data["images"]] == ["image 1", "image 2", "own.png"]
     own = load_image(tmp_path / "own.png", 1, (8, 12))
-    assert widget.data["pictures"][2]["models"] == explorer.look([model, other], own[None])["pictures"][0]["models"]
-    widget._receive(None, {"picture": "notes.txt"}, [b"no picture"])
-    assert sent == [{"problem": "notes.txt is not a picture or is damaged: remove it or save it again"}]
-    monkeypatch.setattr("titn_lib.interpret.explorer.widget.PICTURES", 3)
-    widget._receive(None, {"picture": "own.png"}, [(tmp_path / "own.png").read_bytes()])
-    assert "shows 3 pictures at most" in sent[1]["problem"]
-    assert len(widget.data["pictures"]) == 3
+    assert (
+        widget.data["images"][2]["models"]
+        == explorer.explorer_data(model, own[None], compare=other)["images"][0]["models"]
+    )
+    widget._receive(None, {"image": "notes.txt"}, [b"not an image"])
+    assert sent == [{"error": "notes.txt is not an image or is damaged: remove it or save it again"}]
+    monkeypatch.setattr("titn_lib.interpret.explorer.widget.MAX_IMAGES", 3)
+    widget._receive(None, {"image": "own.png"}, [(tmp_path / "own.png").read_bytes()])
+    assert "shows at most 3 images" in sent[1]["error"]
+    assert len(widget.data["images"]) == 3
 
 
 def test_a_saved_notebook_keeps_the_page_and_drops_the_live_part():

@@ -277,9 +277,7 @@ def test_relevance_finds_the_only_pixel_that_matters(patch, pixel):
     bias = projection.linear.bias
     update = (projection.project(normed) - bias)[0, patch].norm()
     share = float(update / (update + (model.patch_embedding.tokens[1 + patch] + bias).norm()))
-    torch.testing.assert_close(
-        pixels[0], where * share / 2 / 4
-    )
+    torch.testing.assert_close(pixels[0], where * share / 2 / 4)
     assert sources[0].tolist() == pytest.approx([0, share / 2, 1 - share / 2])
     weighted = [interpret.relevance(model, image, classes=torch.tensor([label])).image[0] for label in range(5)]
     assert any(one.sum() > 0 for one in weighted)
@@ -322,7 +320,7 @@ def test_perturbation_curves_of_a_linear_model_by_hand():
         interpret.perturbation_curve(logits, images, blank, torch.arange(5).expand(2, -1), classes)
 
 
-def test_fade_keeps_places_apart_on_oblong_random_images():
+def test_perturbation_keeps_rows_and_columns_apart_on_oblong_images():
     images, order = torch.ones(1, 1, 4, 6), torch.tensor([[2, 3, 0, 1, 4, 5]])
     seen = []
 

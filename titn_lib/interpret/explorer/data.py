@@ -1,0 +1,260 @@
+"""What the explorer shows, as arrays: attention, rollout and relevance of every image, computed once.
+
+Switching block, head or method in the browser then needs no model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from titn_lib import interpret
+from titn_lib.data.transforms import Preprocessing, normalize
+from titn_lib.errors import TITNError
+from titn_lib.models.base import AttentionMaps, Classifier, TokenClassifier
+from titn_lib.models.inference import predict
+from titn_lib.plots import palette
+
+MAX_IMAGES = 24
+MAX_BYTES_ALL_HEADS = 700_000  # per image and model; above, the explorer shows the mean over heads
+MAX_BYTES = 3_000_000  # per image and model
+
+
+@dataclass(eq=False)
+class ExplorerInput:
+    """What the explorer shows: one or two students on some images.
+
+    Attributes:
+        model: a student (TITN, TNT, ViT) in evaluation mode, with its `preprocessing`.
+        images: uint8, "image channel height width", of the model's size; at most 24.
+        labels: the index of each image's true class.
+        teacher: any model with the same classes; its predictions are shown beside the student's.
+        compare: a second student, shown beside the first.
+        names: of the student or students; by default their configurations' names.
+        titles: of the images.
+
+    Raises:
+        TITNError: a model without attention, in training mode or without `preprocessing`; models of different classes
+            or patches; images of another dtype or size, or too many; labels, names or titles that don't fit.
+    """
+
+    model: nn.Module
+    images: Tensor
+    _: KW_ONLY
+    labels: Sequence[int] | Tensor | None = None
+    teacher: nn.Module | None = None
+    compare: nn.Module | None = None
+    names: Sequence[str] | None = None
+    titles: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        models = [self.model] if self.compare is None else [self.model, self.compare]
+        self.students = [interpret.require_attention(model) for model in models]
+        check_images(self.images)
+        check_models(self.students, self.images, self.teacher)
+        self.classes = cast(Preprocessing, self.students[0].preprocessing).classes
+        count = len(self.images)
+        self.targets = [None] * count if self.labels is None else [int(label) for label in self.labels]
+        self.image_titles = (
+            [f"image {number}" for number in range(1, count + 1)] if self.titles is None else list(self.titles)
+        )
+        self.model_names = [model.config.name for model in self.students] if self.names is None else list(self.names)
+        for what, given, wanted in (
+            ("labels", self.targets, count),
+            ("titles", self.image_titles, count),
+            ("names", self.model_names, len(self.students)),
+        ):
+            if len(given) != wanted:
+                raise TITNError(f"there are {len(given)} {what} for {wanted}: give one for each")
+        if any(label is not None and not 0 <= label < len(self.classes) for label in self.targets):
+            raise TITNError(f"labels start at 0 and there are {len(self.classes)} classes: give numbers below that")
+
+
+def check_images(images: Tensor) -> None:
+    """Raises TITNError unless the explorer can show these images."""
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise TITNError(
+            'the explorer takes uint8 images, a tensor "image channel height width", and got '
+            f"{images.dtype} {list(images.shape)}: pass the images before they are normalized"
+        )
+    if not 1 <= len(images) <= MAX_IMAGES:
+        raise TITNError(f"the explorer shows 1 to {MAX_IMAGES} images, not {len(images)}: choose some, images[:8]")
+    if images.shape[1] not in (1, 3):
+        raise TITNError(f"the explorer shows images of 1 or 3 channels, not {images.shape[1]}: choose such channels")
+
+
+def check_models(students: Sequence[TokenClassifier], images: Tensor, teacher: nn.Module | None) -> None:
+    """Raises TITNError unless the models fit the images and each other."""
+    first, last = students[0], students[-1]
+    for model in [*students, *([teacher] if teacher is not None else [])]:
+        if not isinstance(model, Classifier):
+            raise TITNError(f"{type(model).__name__} is not a model of titn_lib: make one with create_model")
+        model.check_images(images.float())
+        name = model.config.name
+        if model.preprocessing is None:
+            raise TITNError(
+                f"{name} has no preprocessing, the normalization and class names: load it from a file that has them, "
+                "or set model.preprocessing"
+            )
+        if model.preprocessing.classes != cast(Preprocessing, first.preprocessing).classes:
+            raise TITNError(f"{name} and {first.config.name} have different classes: compare models of the same data")
+    if first.config.grid != last.config.grid:
+        (rows, columns), (other_rows, other_columns) = first.config.grid, last.config.grid
+        raise TITNError(
+            f"{first.config.name} and {last.config.name} cut an image into {rows}×{columns} and {other_rows}×"
+            f"{other_columns} patches: compare models with the same patches"
+        )
+
+
+# --- arrays
+
+
+def pack(values: Float[Tensor, "*row key"]) -> dict[str, Any]:
+    """Quantize rows to 8 bits: a value's share of its row's maximum, and the maximum as float32.
+
+    The error is at most 1/510 of the row's maximum.
+    """
+    values = values.detach().float().cpu()
+    scale = values.amax(dim=-1, keepdim=True)
+    rounded = (values / scale.clamp(min=1e-30) * 255).round().to(torch.uint8)
+    return {"shape": list(values.shape), "bytes": rounded.numpy().tobytes(), "scale": scale.numpy().tobytes()}
+
+
+def unpack(packed: dict[str, Any]) -> Float[Tensor, "*row key"]:
+    """The values that `pack` quantized."""
+    values = torch.from_numpy(np.frombuffer(packed["bytes"], np.uint8).astype(np.float32)).view(packed["shape"])
+    scale = torch.from_numpy(np.frombuffer(packed["scale"], np.float32).copy()).view(*packed["shape"][:-1], 1)
+    return values / 255 * scale
+
+
+def attention_maps(data: dict[str, Any], image: int = 0, model: int = 0) -> AttentionMaps:
+    """The attention of one image in `explorer_data`, as a batch of one, for the functions of `plots`."""
+    view = data["images"][image]["models"][model]
+    inner = [block[None] for block in unpack(view["inner"])] if view["inner"] else []
+    return AttentionMaps(inner, [block[None] for block in unpack(view["outer"])])
+
+
+def top_classes(logits: Float[Tensor, "1 classes"]) -> list[list[float]]:
+    """The five most probable classes: [class, probability] each."""
+    best = logits[0].float().softmax(dim=-1).topk(min(5, logits.shape[1]))
+    return [[label, share] for label, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def relevance_maps(
+    model: TokenClassifier, images: Float[Tensor, "1 channel height width"], logits: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """Relevance of every pixel token for each head: first for any class, then for the head's predicted class.
+
+    Args:
+        logits: of each head.
+    """
+    side = getattr(model.config, "pixel_size", None) or model.config.image_size[0] // model.config.grid[0]
+    maps, classes = [], []
+    for head, head_logits in zip(("class", "distillation"), logits, strict=False):
+        predicted = head_logits.argmax(dim=-1)
+        for target in (None, predicted):
+            maps.append(interpret.cells(interpret.relevance(model, images, head, target).image, side))
+        classes.append(int(predicted))
+    return {**pack(torch.cat(maps)), "side": side, "classes": classes}
+
+
+def model_view(model: TokenClassifier, images: Float[Tensor, "1 channel height width"]) -> dict[str, Any]:
+    """Attention, rollout, relevance and predictions of one model on one normalized image."""
+    with torch.no_grad():
+        encoding = model.forward_features(images, return_attention=True)
+        both = model.heads.forward_all(encoding.hidden_states[-1])
+    logits = both[: 1 + model.config.distillation_token]
+    attention: dict[str, list[Tensor]] = dict(zip(("inner", "outer"), encoding.attention, strict=True))
+    rolled = {  # with an axis for a single head
+        f"rolled_{stream}": [rollout.unsqueeze(-3) for rollout in interpret.rollouts(blocks)]
+        for stream, blocks in attention.items()
+    }
+    if size_in_bytes(attention | rolled) > MAX_BYTES_ALL_HEADS:
+        attention = {
+            stream: [block.mean(dim=-3, keepdim=True) for block in blocks] for stream, blocks in attention.items()
+        }
+    if (size := size_in_bytes(attention | rolled)) > MAX_BYTES:
+        raise TITNError(
+            f"the attention of {model.config.name} on one image of {'×'.join(map(str, model.config.image_size))} "
+            f"takes {size / 1e6:.0f} MB, more than the explorer carries ({MAX_BYTES / 1e6:.0f} MB): take a model with "
+            "larger patches, or load it for smaller images with load_model(path, image_size=…)"
+        )
+    packed = {
+        name: pack(torch.stack(blocks)[:, 0]) if blocks else None for name, blocks in (attention | rolled).items()
+    }
+    return {
+        **packed,
+        "relevance": relevance_maps(model, images, logits),
+        "predictions": [top_classes(head_logits) for head_logits in logits],
+    }
+
+
+def size_in_bytes(maps: dict[str, list[Tensor]]) -> int:
+    """Of packed maps: one byte per value."""
+    return sum(block.numel() for blocks in maps.values() for block in blocks)
+
+
+# --- all together
+
+
+def explorer_data(model: nn.Module, images: Tensor, **options: Any) -> dict[str, Any]:
+    """All that the explorer shows, with arrays packed by `pack`.
+
+    For each image and model: attention of both streams ("block head query key" and "block patch head query key"),
+    rollout from the first block through each block (the same shape with one head), relevance of every pixel token for
+    each head, and the five most probable classes of each head. With every head, `titn_paper` takes half a megabyte per
+    image. A model that would take more than MAX_BYTES_ALL_HEADS (`titn_paper_224`) comes with the mean over heads.
+
+    Args:
+        options: see `ExplorerInput`.
+
+    Raises:
+        TITNError: as `ExplorerInput`; or more attention than a page can carry.
+    """
+    return collect(ExplorerInput(model, images, **options))
+
+
+def collect(shown: ExplorerInput) -> dict[str, Any]:
+    """`explorer_data` of an input that has been checked."""
+    teacher = cast(Classifier | None, shown.teacher)
+    images = []
+    for image, label, title in zip(shown.images, shown.targets, shown.image_titles, strict=True):
+        views = []
+        for model in shown.students:
+            preprocessing, device = cast(Preprocessing, model.preprocessing), next(model.parameters()).device
+            normalized = normalize(image[None].to(device), preprocessing.mean, preprocessing.std)
+            views.append(model_view(model, normalized))
+        predicted = None
+        if teacher is not None:
+            predicted = top_classes(predict(teacher, image[None], cast(Preprocessing, teacher.preprocessing)))
+        rgb = image.permute(1, 2, 0).expand(-1, -1, 3).cpu().contiguous().numpy().tobytes()
+        images.append({"title": title, "label": label, "rgb": rgb, "models": views, "teacher": predicted})
+    return {
+        "size": list(shown.students[0].config.image_size),
+        "grid": list(shown.students[0].config.grid),
+        "classes": list(shown.classes),
+        "palette": palette(),
+        "models": [describe(name, model) for name, model in zip(shown.model_names, shown.students, strict=True)],
+        "teacher": teacher.config.name if teacher is not None else None,
+        "images": images,
+    }
+
+
+def describe(name: str, model: TokenClassifier) -> dict[str, Any]:
+    """The model's name and sizes."""
+    config = model.config
+    return {
+        "name": name,
+        "depth": config.depth,
+        "distillation": bool(config.distillation_token),
+        "patches": config.patches,
+        "pixels": getattr(config, "pixels", 0),
+        "heads": {
+            "outer": getattr(config, "outer_heads", None) or getattr(config, "heads", 0),
+            "inner": getattr(config, "inner_heads", 0),
+        },
+    }
