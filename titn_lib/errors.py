@@ -1,4 +1,4 @@
-"""One kind of error for everything a user can mend."""
+"""The library's errors."""
 
 import dataclasses
 import difflib
@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 
-class TITNError(Exception):
-    """A problem the user can mend: its text is one sentence that names the thing and the way out.
+class TITNError(ValueError):
+    """A problem that the user can fix. Its message is one sentence that names the cause and the way out.
 
-    The command line prints the sentence without a traceback; in Python it is raised like any other error.
+    The command line prints the message without a traceback. In Python it is an ordinary `ValueError`.
     """
 
 
@@ -18,7 +18,7 @@ class Interrupted(TITNError):
 
 
 class Busy(TITNError):
-    """Another process is making this run."""
+    """Another process is training this run."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> TITNError:
@@ -30,7 +30,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> TITNError:
 
 
 def check_choices(settings: Any) -> None:
-    """Raises TITNError where a setting of a dataclass that is one of a few words (`Literal`) is another."""
+    """Check a dataclass's `Literal` settings.
+
+    Raises:
+        TITNError: the value of one is not among its choices.
+    """
     for field in dataclasses.fields(settings):
         value, choices = getattr(settings, field.name), get_args(field.type)
         if get_origin(field.type) is Literal and value not in choices:

@@ -1,14 +1,51 @@
-"""PyTorch's private names, in one place, each with the version it was checked with."""
+"""The private names of PyTorch that this library uses, in one place. All were checked with PyTorch 2.15."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch.autograd import forward_ad
+from torch.nn.modules import module
+
+Function = TypeVar("Function", bound=Callable)
 
 
 def is_tracing() -> bool:
-    """Whether PyTorch is doing something else with the operations than computing or compiling them: writing them down
-    (export, TorchScript), or following rules that the kernels don't have (`torch.func`, forward-mode derivatives)."""
+    """True while exporting, tracing, or under `torch.func` or forward-mode AD, for which the kernels have no rules.
+
+    It is False while torch.compile traces: the compiler knows the kernels as custom operators.
+
+    2.15: `forward_ad._current_level` is −1 outside forward-mode AD, and `peek_interpreter_stack` returns None outside
+    `torch.func`'s transforms.
+    """
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return True
     if torch.compiler.is_compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered that run for every module.
+
+    2.15: `nn.Module.__call__` asks the same function.
+    """
+    return bool(module._has_any_global_hook())
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """Decorator: torch.compile calls the function once, and treats its result as a constant.
+
+    2.15: `torch.compiler.assume_constant_result` sets the same attribute, but imports the compiler, which takes
+    seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def set_recompile_limit(limit: int) -> None:
+    """How often torch.compile may compile one piece of code anew before it falls back to eager mode.
+
+    2.15: 8 by default.
+    """
+    torch._dynamo.config.recompile_limit = limit

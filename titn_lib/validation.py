@@ -7,19 +7,28 @@ from typing import Any
 from titn_lib.errors import TITNError, check_choices
 
 
+def require(condition: bool, message: str) -> None:
+    """Raises TITNError with this message unless the condition holds."""
+    if not condition:
+        raise TITNError(message)
+
+
 def check_settings(config: Any) -> None:
-    """Raises TITNError where a network's settings have a mistyped word, a size below 1, no stages, or something else
-    in the place of a number."""
+    """Check the types and ranges of a model's settings.
+
+    Raises:
+        TITNError: an unknown choice, a size below 1, an empty tuple, or a value of another type.
+    """
     check_choices(config)
     for field in fields(config):
         value, wanted = getattr(config, field.name), ""
         if value is None and field.type == int | None:
             continue
         numbers = value if isinstance(value, tuple) else (value,)
-        whole = field.type in (int, tuple[int, int], int | None)
-        if whole and not all(type(number) is int for number in numbers):
-            wanted = "a whole number"
-        elif whole and min(numbers) < 1:
+        integer = field.type in (int, tuple[int, int], int | None)
+        if integer and not all(type(number) is int for number in numbers):
+            wanted = "an integer"
+        elif integer and min(numbers) < 1:
             wanted = "1 or more"
         elif field.type is bool and not isinstance(value, bool):
             wanted = "True or False"
@@ -27,18 +36,19 @@ def check_settings(config: Any) -> None:
             wanted = "a number"
         elif value == ():
             wanted = "one or more"
-        if wanted:
-            raise TITNError(f"{field.name} must be {wanted} and is {value!r}")
+        require(not wanted, f"{field.name} must be {wanted} and is {value!r}")
 
 
-def check_division(config: Any, shrink: int) -> None:
-    """Raises TITNError unless the number divides both sides of the images."""
-    if any(side % shrink for side in config.image_size):
-        raise TITNError(f"{shrink} must divide the sides of {config.image_size} for {config.name}: choose others")
+def check_division(config: Any, factor: int) -> None:
+    """Raises TITNError unless the factor divides the height and the width of the images."""
+    require(
+        not any(side % factor for side in config.image_size),
+        f"{config.name} needs an image_size that {factor} divides and got {config.image_size}: choose other sizes",
+    )
 
 
 def to_2tuple(size: Any) -> tuple[int, int]:
-    """An image's size as a pair: of a pair as it is, of one number twice.
+    """Height and width: a pair as it is, one number twice.
 
     Raises:
         TITNError: it is neither.

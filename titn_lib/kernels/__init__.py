@@ -1,31 +1,32 @@
-"""Compiled kernels that make a CPU fast. Everything works without them."""
+"""C++ kernels that make training and inference fast on a CPU. Everything works without them."""
 
 from titn_lib.kernels.build import find_compiler, load, tune_malloc
+from titn_lib.kernels.dispatch import fused_layer_or_none, register_standard_layer
 from titn_lib.kernels.fused_layer import (
     attention,
     attention_backward,
     can_use_fused_attention,
     can_use_fused_layer,
-    flat,
+    flatten_params,
     layer,
 )
-from titn_lib.kernels.image_ops import can_use_image_ops, count, cut, look_up, move
-from titn_lib.torch_compat import is_tracing
+from titn_lib.kernels.image_ops import apply_lut, can_use_image_ops, crop, histogram, remap
 
 __all__ = [
+    "apply_lut",
     "attention",
     "attention_backward",
     "can_use_fused_attention",
     "can_use_fused_layer",
     "can_use_image_ops",
-    "count",
-    "cut",
+    "crop",
     "find_compiler",
-    "flat",
-    "is_tracing",
+    "flatten_params",
+    "fused_layer_or_none",
+    "histogram",
     "layer",
     "load",
-    "look_up",
-    "move",
+    "register_standard_layer",
+    "remap",
     "tune_malloc",
 ]

@@ -1,27 +1,52 @@
-"""Whether a layer is one that the fused kernel computes."""
+"""Decide between the C++ kernel of a whole layer and plain PyTorch.
+
+The kernel computes what an unmodified `models.layers.TransformerLayer` and the LayerNorm after it compute. A user may
+have replaced a submodule (LoRA, pruning, quantization), registered a hook or changed a setting. Then the layer's own
+`forward` must run.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
-from titn_lib.models.layers import TransformerLayer
+from titn_lib.kernels.fused_layer import can_use_fused_layer, flatten_params, layer
+from titn_lib.torch_compat import has_global_hooks
 
-with torch.device("meta"):  # no numbers: an import must not draw from anybody's generator
-    PLAIN = [*map(type, TransformerLayer(1, 1).modules()), nn.LayerNorm]  # an inner layer and the norm after it
+STANDARD_TYPES: list[type] = []  # of an unmodified layer's modules, and of the LayerNorm after it
+WEIGHT_TYPES = {(nn.Parameter, torch.float32), (Tensor, torch.float32)}
 
 
-WEIGHTS = {(nn.Parameter, torch.float32), (Tensor, torch.float32)}
+def register_standard_layer(example: nn.Module) -> None:
+    """Tell which modules, in the order of `modules()`, make up the layer that the kernel computes."""
+    STANDARD_TYPES[:] = [*map(type, example.modules()), nn.LayerNorm]
+
+
+def fused_layer_or_none(standard: nn.Module, norm: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The layer's output and norm(output), from the C++ kernel; None if that doesn't apply.
+
+    Args:
+        standard: the transformer layer.
+        norm: the LayerNorm after it.
+        tokens: "*batch token width".
+    """
+    parts: list[Any] = [*standard.modules(), norm]
+    if not is_standard_layer(parts):
+        return None
+    attention, mlp_in = parts[2], parts[7]
+    sizes = attention.heads, len(mlp_in.weight), norm.weight.numel()
+    if not can_use_fused_layer(tokens, *sizes):
+        return None
+    return layer(tokens, flatten_params(parts), *sizes)
 
 
 def is_standard_layer(parts: list[Any]) -> bool:
-    """Whether they compute what `kernels.layer` does: no part has been exchanged (for a LoRA's, say), cut to another
-    size or kind of numbers, hooked, or set otherwise. It's asked for every block: each lookup counts."""
-    if [type(part) for part in parts] != PLAIN or is_hooked(parts):
+    """Whether the kernel computes what these modules do: none is replaced, resized, hooked, of another dtype or set
+    otherwise. Every block asks this in every forward pass, so each lookup counts."""
+    if [type(part) for part in parts] != STANDARD_TYPES or is_hooked(parts):
         return False
     weights = [part._parameters["weight"] for part in parts if "weight" in part._parameters]
-    if not {(type(weight), getattr(weight, "dtype", None)) for weight in weights} <= WEIGHTS:
+    if not {(type(weight), getattr(weight, "dtype", None)) for weight in weights} <= WEIGHT_TYPES:
         return False
     _, norm, attention, _, _, next_norm, _, _, gelu, _, _, last_norm = parts
     *shapes, _ = [weight.shape for weight in weights]
@@ -36,8 +61,13 @@ def is_standard_layer(parts: list[Any]) -> bool:
 
 def is_hooked(parts: list[Any]) -> bool:
     """Whether any has a hook, or a `forward` of its own."""
-    for about in map(vars, parts):
-        before, after = about["_forward_pre_hooks"], about["_forward_hooks"]
-        if before or after or about["_backward_pre_hooks"] or about["_backward_hooks"] or "forward" in about:
+    for attributes in map(vars, parts):
+        if (
+            attributes["_forward_pre_hooks"]
+            or attributes["_forward_hooks"]
+            or attributes["_backward_pre_hooks"]
+            or attributes["_backward_hooks"]
+            or "forward" in attributes
+        ):
             return True
-    return bool(_has_any_global_hook())
+    return has_global_hooks()

@@ -1,12 +1,12 @@
 // Two kernels for a CPU: the attention of short sequences, and a whole transformer layer for few and narrow tokens,
 //
-//     mixed = softmax(Q Kᵀ / √HEAD_WIDTH) V          x += Attention(LN(x)); x += MLP(LN(x)); news = LN(x)
+//     mixed = softmax(Q Kᵀ / √HEAD_WIDTH) V          x += Attention(LN(x)); x += MLP(LN(x)); normed = LN(x)
 //
-// each with its gradient. TOKENS, WIDTH, HEADS, HIDDEN and SPAN (how many numbers the last LayerNorm takes at once) come
-// from the compiler's command line, so that every loop has a known length. A `vec` holds the same number of many
-// sequences, one in each lane: all arithmetic is element by element, nothing moves between lanes, and what a group of
-// sequences needs stays in the cache from the first product to the last. Gradients are made from the input alone; what
-// lies between is computed again.
+// each with its gradient. TOKENS, WIDTH, HEADS, HIDDEN and NORM_SIZE (how many values the last LayerNorm normalizes
+// together) come from the compiler's command line, so that every loop has a known length. A `vec` holds the same element
+// of many sequences, one in each lane. All operations are elementwise: nothing moves between lanes, and the activations
+// of a group of sequences stay in the cache from the first product to the last. The backward pass keeps the input only
+// and recomputes all other activations.
 
 #include <cmath>
 #include <cstdint>
@@ -29,7 +29,7 @@ constexpr float EPSILON = 1e-5f;  // as in nn.LayerNorm
 constexpr float LOG2_E = 1.44269504f;  // eˣ = 2^(x log₂ e)
 const float SCALE = 1 / std::sqrt(float(HEAD_WIDTH));
 
-// --- numbers
+// --- vectors
 
 struct bfloat16 { uint16_t bits; };
 
@@ -53,8 +53,8 @@ static inline void store(bfloat16 *to, vec x) {  // the nearest, ties to even
 static inline vec splat(float x) { return vec{} + x; }
 
 static inline vec power_of_two(vec x) {  // relative error 2e-7
-  x = x < -126.0f ? splat(-126.0f) : x;  // what is not a number stays so
-  vec shifted = x + 12582912.0f;  // 1.5 · 2²³: what is behind the point falls off
+  x = x < -126.0f ? splat(-126.0f) : x;  // NaN stays NaN
+  vec shifted = x + 12582912.0f;  // 1.5 · 2²³: rounds to an integer
   vec r = x - (shifted - 12582912.0f);
   vec p = r * 1.3264727e-3f + 9.6715126e-3f;  // fitted between −½ and ½, for the relative error
   p = p * r + 5.5507337e-2f;
@@ -79,7 +79,7 @@ static inline vec gelu(vec x, vec &slope) {
   return x * phi;
 }
 
-// --- from memory to lanes and back: `count` numbers in a row, from a place of its own for each lane
+// --- from memory to lanes and back: COUNT contiguous values, from an address of its own for each lane
 
 #if defined(__clang__)
 static inline void transpose(vec *rows) {
@@ -89,7 +89,7 @@ static inline void transpose(vec *rows) {
   memcpy(rows, turned, sizeof(turned));
 }
 #else
-template <int HALF> static inline void exchange(vec *rows) {  // the off-diagonal blocks of HALF × HALF change places
+template <int HALF> static inline void exchange(vec *rows) {  // swaps the off-diagonal blocks of HALF × HALF
   ivec first, second;
 #pragma GCC unroll 16
   for (int l = 0; l < LANES; l++) {
@@ -152,7 +152,7 @@ template <int COUNT, class T> static inline void scatter(const vec *from, T *con
   }
 }
 
-// --- products: out(i, j, Σ_k a(i, k) · b(k, j)), in tiles, so that a number that is loaded serves several times
+// --- products: out(i, j, Σ_k a(i, k) · b(k, j)), in tiles, so that every loaded value is used several times
 
 template <int R, int C, int LENGTH, class A, class B, class Out>
 static inline void tile(int i, int j, A a, B b, Out out) {
@@ -207,7 +207,7 @@ static inline void mix(const projected qkv, const scores attention, tokens mixed
   }
 }
 
-static inline void attend_gradient(const projected qkv, const scores attention, const tokens dmixed, projected dqkv) {
+static inline void attention_gradient(const projected qkv, const scores attention, const tokens dmixed, projected dqkv) {
   for (int h = 0; h < HEADS; h++) {
     constexpr int QUERY = 0, KEY = WIDTH, VALUE = 2 * WIDTH;
     const int part = h * HEAD_WIDTH;
@@ -284,7 +284,7 @@ static void backward(const T *qkv, const T *dmixed, T *dqkv, int64_t sequences, 
     pairs.read(x, heads);
     for (int t = 0; t < TOKENS; t++) gather<WIDTH>(pairs.mixed, t * heads * WIDTH, dy[t]);
     score(x, attention);
-    attend_gradient(x, attention, dy, dx);
+    attention_gradient(x, attention, dy, dx);
     for (int t = 0; t < TOKENS; t++) {
       int64_t offset = int64_t(t) * 3 * heads * WIDTH;
       scatter<WIDTH>(dx[t], to.query, offset, to.lanes);
@@ -316,16 +316,16 @@ template <class T> struct Parameters {
   T mlp_norm[2][WIDTH];
   T up[HIDDEN][WIDTH], up_bias[HIDDEN];
   T down[WIDTH][HIDDEN], down_bias[WIDTH];
-  T news_norm[2][SPAN];
+  T last_norm[2][NORM_SIZE];
 };
-constexpr int SPANS = TOKENS * WIDTH / SPAN;
+constexpr int NORM_ROWS = TOKENS * WIDTH / NORM_SIZE;
 constexpr int PARAMETERS = sizeof(Parameters<float>) / sizeof(float);
 
-// All that happens to a group of sequences on the way through the layer.
+// All activations of a group of sequences.
 struct Group {
   tokens x, unit1, normed1, mixed, middle, unit2, normed2, y;
-  vec unit3[SPANS][SPAN], news[SPANS][SPAN];
-  vec inverse1[TOKENS], inverse2[TOKENS], inverse3[SPANS];
+  vec unit3[NORM_ROWS][NORM_SIZE], normed3[NORM_ROWS][NORM_SIZE];
+  vec inverse1[TOKENS], inverse2[TOKENS], inverse3[NORM_ROWS];
   projected qkv;
   scores attention;
   hidden up, slope;
@@ -387,7 +387,7 @@ static inline void add(const tokens x, tokens to) {
     for (int i = 0; i < WIDTH; i++) to[t][i] += x[t][i];
 }
 
-static inline vec (*spans(const tokens x))[SPAN] { return (vec (*)[SPAN])x; }
+static inline vec (*norm_rows(const tokens x))[NORM_SIZE] { return (vec (*)[NORM_SIZE])x; }
 
 static void layer(Group &g, const Parameters<float> &p) {
   norm<TOKENS>(g.x, p.attention_norm, g.unit1, g.inverse1, g.normed1);
@@ -402,28 +402,28 @@ static void layer(Group &g, const Parameters<float> &p) {
     for (int i = 0; i < HIDDEN; i++) g.up[t][i] = gelu(g.up[t][i], g.slope[t][i]);
   linear(g.up, p.down, p.down_bias, g.y);
   add(g.middle, g.y);
-  norm<SPANS>(spans(g.y), p.news_norm, g.unit3, g.inverse3, g.news);
+  norm<NORM_ROWS>(norm_rows(g.y), p.last_norm, g.unit3, g.inverse3, g.normed3);
 }
 
 // d: the gradient of the layer's output on the way in, of its input on the way out.
 template <class P>
-static void layer_gradient(const Group &g, const Parameters<float> &p, const tokens dnews, tokens d, P &dp) {
+static void layer_gradient(const Group &g, const Parameters<float> &p, const tokens dnormed3, tokens d, P &dp) {
   hidden dup;
   tokens dnormed;
   projected dqkv;
-  norm_gradient<SPANS>(g.unit3, g.inverse3, p.news_norm, spans(dnews), dp.news_norm, spans(d));
+  norm_gradient<NORM_ROWS>(g.unit3, g.inverse3, p.last_norm, norm_rows(dnormed3), dp.last_norm, norm_rows(d));
   linear_gradient(g.up, p.down, d, dp.down, dp.down_bias, dup);
   for (int t = 0; t < TOKENS; t++)
     for (int i = 0; i < HIDDEN; i++) dup[t][i] *= g.slope[t][i];
   linear_gradient(g.normed2, p.up, dup, dp.up, dp.up_bias, dnormed);
   norm_gradient<TOKENS>(g.unit2, g.inverse2, p.mlp_norm, dnormed, dp.mlp_norm, d);
   linear_gradient(g.mixed, p.output, d, dp.output, dp.output_bias, dnormed);
-  attend_gradient(g.qkv, g.attention, dnormed, dqkv);
+  attention_gradient(g.qkv, g.attention, dnormed, dqkv);
   linear_gradient(g.normed1, p.qkv, dqkv, dp.qkv, dp.qkv_bias, dnormed);
   norm_gradient<TOKENS>(g.unit1, g.inverse1, p.attention_norm, dnormed, dp.attention_norm, d);
 }
 
-// One place in memory for each lane; lanes beyond the last sequence repeat the first one's.
+// An address for each lane; lanes beyond the last sequence repeat the first one's.
 template <class T> struct Sequences {
   T *start[LANES];
   int lanes;
@@ -432,7 +432,7 @@ template <class T> struct Sequences {
     for (int l = 0; l < LANES; l++) start[l] = const_cast<T *>(x) + (first + (l < lanes ? l : 0)) * TOKENS * WIDTH;
   }
   void read(tokens to) const { gather<TOKENS * WIDTH>(start, 0, to[0]); }
-  void read_gradient(tokens to) const {  // lanes without a sequence count for nothing
+  void read_gradient(tokens to) const {  // lanes without a sequence contribute nothing
     read(to);
     for (int l = lanes; l < LANES; l++)
       for (int t = 0; t < TOKENS; t++)
@@ -442,7 +442,7 @@ template <class T> struct Sequences {
 };
 
 template <class T>
-static void forward(const float *x, const Parameters<float> *parameters, float *y, T *news, int64_t sequences,
+static void forward(const float *x, const Parameters<float> *parameters, float *y, T *normed, int64_t sequences,
                     int threads) {
 #pragma omp parallel for num_threads(threads) if (sequences > LANES)
   for (int64_t first = 0; first < sequences; first += LANES) {
@@ -450,14 +450,14 @@ static void forward(const float *x, const Parameters<float> *parameters, float *
     Sequences<float>(x, first, sequences).read(g.x);
     layer(g, *parameters);
     Sequences<float>(y, first, sequences).write(g.y[0]);
-    Sequences<T>(news, first, sequences).write(g.news[0]);
+    Sequences<T>(normed, first, sequences).write(g.normed3[0]);
   }
 }
 
-// dparameters: a row of zeros for each thread, so that the sum comes out the same every time.
+// dparameters: a row of zeros for each thread, so that the sum is deterministic.
 template <class T>
-static void backward(const float *x, const Parameters<float> *parameters, const float *dy, const T *dnews, float *dx,
-                     float *dparameters, int64_t sequences, int threads) {
+static void backward(const float *x, const Parameters<float> *parameters, const float *dy, const T *dnormed3,
+                     float *dx, float *dparameters, int64_t sequences, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int thread = 0; thread < threads; thread++) {
     Parameters<vec> sums = {};
@@ -465,7 +465,7 @@ static void backward(const float *x, const Parameters<float> *parameters, const 
       Group g;
       tokens d, dn;
       Sequences<float>(dy, first, sequences).read_gradient(d);
-      Sequences<T>(dnews, first, sequences).read_gradient(dn);
+      Sequences<T>(dnormed3, first, sequences).read_gradient(dn);
       Sequences<float>(x, first, sequences).read(g.x);
       layer(g, *parameters);
       layer_gradient(g, *parameters, dn, d, sums);
@@ -476,13 +476,14 @@ static void backward(const float *x, const Parameters<float> *parameters, const 
   }
 }
 
-#define LAYER(T)                                                                                             \
-  extern "C" void layer_##T(const float *x, const Parameters<float> *p, float *y, T *news, int64_t n, int threads) { \
-    forward(x, p, y, news, n, threads);                                                                      \
-  }                                                                                                          \
-  extern "C" void layer_backward_##T(const float *x, const Parameters<float> *p, const float *dy, const T *dnews,    \
-                                     float *dx, float *dp, int64_t n, int threads) {                         \
-    backward(x, p, dy, dnews, dx, dp, n, threads);                                                           \
+#define LAYER(T)                                                                                                   \
+  extern "C" void layer_##T(const float *x, const Parameters<float> *p, float *y, T *normed, int64_t n,            \
+                            int threads) {                                                                         \
+    forward(x, p, y, normed, n, threads);                                                                          \
+  }                                                                                                                \
+  extern "C" void layer_backward_##T(const float *x, const Parameters<float> *p, const float *dy,                  \
+                                     const T *dnormed3, float *dx, float *dp, int64_t n, int threads) {            \
+    backward(x, p, dy, dnormed3, dx, dp, n, threads);                                                              \
   }
 LAYER(float)
 LAYER(bfloat16)

@@ -1,10 +1,9 @@
-"""What a CPU needs C++ for: attention of short sequences and whole layers of few and narrow tokens (`kernels.cpp`),
-images' bytes by table (`augment.cpp`).
+"""Attention of short sequences, and whole transformer layers of few and narrow tokens, in C++ (`fused_layer.cpp`).
 
-Sixteen pixel tokens of 12 numbers are too little for a library's kernels: most of the time goes to moving them between
-memory and cores. The kernels here do all the arithmetic while the tokens stay in the cache. They are compiled for the
-sizes at hand when these are first met (a second or two) and kept in the user's cache folder. On a GPU, for long or wide
-tokens, or without a C++ compiler, `transformer` and `augment` do without them.
+Sixteen pixel tokens of width 12 are too small for a library's matrix products: a layer of them is memory-bound. The
+kernels keep a group of sequences in the cache from the first product to the last. They are compiled on first use for
+the sizes at hand, which takes a second or two, and kept in the user's cache folder. On a GPU, for longer or wider
+tokens, or without a C++ compiler, `models.layers` computes the same in plain PyTorch.
 """
 
 import ctypes
@@ -19,34 +18,35 @@ from titn_lib.errors import TITNError
 from titn_lib.kernels import build
 from titn_lib.torch_compat import is_tracing
 
-WIDEST = 32  # of a layer's tokens, and of a head: beyond, a library's matrix products win
-LONGEST = 32  # sequence
-MOST = 22_000  # numbers that a layer keeps for each lane: 1.4 MB in all, of the 2 MB or more of a thread's stack
-NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
+MAX_WIDTH = 32  # of a layer's tokens, and of a head: a library's matrix products are faster for wider ones
+MAX_SEQ_LEN = 32
+MAX_STACK_FLOATS = 22_000  # that a layer keeps for each lane: 1.4 MB in all, of the 2 MB or more of a thread's stack
+C_TYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
 
 def can_use_fused_attention(qkv: Float[Tensor, "*batch token three_widths"], heads: int, scale: float) -> bool:
-    """Whether `attention` is made for this size, scale of queries, kind of numbers and machine."""
+    """Whether `attention` supports this shape, scale of the queries, dtype and device."""
     length, width = qkv.shape[-2], qkv.shape[-1] // 3 // heads
-    usual = qkv.dtype in NAMES and scale == width**-0.5
-    return usual and fits(qkv, length, width) and build.available(length, width, 1)
+    standard = qkv.dtype in C_TYPES and scale == width**-0.5
+    return standard and is_small_on_cpu(qkv, length, width) and build.available(length, width, 1)
 
 
-def can_use_fused_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden: int, span: int) -> bool:
-    """Whether `layer` is made for this size, kind of numbers and machine."""
+def can_use_fused_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden: int, norm_size: int) -> bool:
+    """Whether `layer` supports this shape, dtype and device."""
     length, width = tokens.shape[-2:]
-    numbers = heads * length**2 + 18 * length * width + 3 * length * hidden + 2 * width * (2 * width + hidden)
-    small = fits(tokens, length, width) and numbers <= MOST
-    return tokens.dtype == torch.float32 and small and build.available(length, width, heads, hidden, span)
+    floats = heads * length**2 + 18 * length * width + 3 * length * hidden + 2 * width * (2 * width + hidden)
+    small = is_small_on_cpu(tokens, length, width) and floats <= MAX_STACK_FLOATS
+    return tokens.dtype == torch.float32 and small and build.available(length, width, heads, hidden, norm_size)
 
 
-def fits(tokens: Tensor, length: int, width: int) -> bool:
-    small = 0 < length <= LONGEST and width <= WIDEST
+def is_small_on_cpu(tokens: Tensor, length: int, width: int) -> bool:
+    small = 0 < length <= MAX_SEQ_LEN and width <= MAX_WIDTH
     return small and tokens.device.type == "cpu" and not is_tracing()
 
 
-def operation(schema: str) -> Callable[[Callable], Callable]:
-    """A function as an operation of PyTorch, named in the schema; `torch.library.custom_op` costs 3 µs more a call."""
+def operator(schema: str) -> Callable[[Callable], Callable]:
+    """Decorator: register a function as a PyTorch operator with this schema. `torch.library.custom_op` would cost 3 µs
+    more per call."""
 
     def register(function: Callable) -> Callable:
         name = schema.partition("(")[0]
@@ -57,14 +57,15 @@ def operation(schema: str) -> Callable[[Callable], Callable]:
     return register
 
 
-@operation("attention(Tensor qkv, int heads) -> Tensor")
-def attention(qkv: Tensor, heads: int) -> Tensor:
-    """softmax(Q Kᵀ / √head_width) V, for each head.
+# Attention
 
-    It can be differentiated once; twice raises TITNError.
+
+@operator("attention(Tensor qkv, int heads) -> Tensor")
+def attention(qkv: Tensor, heads: int) -> Tensor:
+    """softmax(Q Kᵀ / √head_width) V for each head. Double backward raises TITNError.
 
     Args:
-        qkv: "*batch token (three head head_width)", float32 or bfloat16; the arithmetic is float32's.
+        qkv: "*batch token (three head head_width)", float32 or bfloat16; computed in float32.
 
     Returns:
         "*batch token (head head_width)".
@@ -72,140 +73,147 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     *batch, length, width = qkv.shape
     qkv, mixed = qkv.contiguous(), qkv.new_empty(*batch, length, width // 3)
     library = build.load(length, width // 3 // heads, 1)
-    call(library, f"attention_{NAMES[qkv.dtype]}", [qkv, mixed], mixed, heads)
+    call(library, f"attention_{C_TYPES[qkv.dtype]}", [qkv, mixed], mixed, heads)
     return mixed
 
 
-@operation("attention_backward(Tensor qkv, Tensor gradient, int heads) -> Tensor")
+@operator("attention_backward(Tensor qkv, Tensor gradient, int heads) -> Tensor")
 def attention_backward(qkv: Tensor, gradient: Tensor, heads: int) -> Tensor:
     *_, length, width = qkv.shape
-    qkv, result = qkv.contiguous(), new_like(qkv)
+    qkv, result = qkv.contiguous(), contiguous_like(qkv)
     library = build.load(length, width // 3 // heads, 1)
-    call(library, f"attention_backward_{NAMES[qkv.dtype]}", [qkv, gradient.contiguous(), result], qkv, heads)
+    call(library, f"attention_backward_{C_TYPES[qkv.dtype]}", [qkv, gradient.contiguous(), result], qkv, heads)
     return result
+
+
+def setup_attention_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    qkv, ctx.heads = inputs
+    ctx.save_for_backward(qkv)
+
+
+def backward_attention(ctx: Any, gradient: Tensor) -> tuple:
+    refuse_double_backward()
+    return attention_backward(*ctx.saved_tensors, gradient, ctx.heads), None
+
+
+torch.library.register_fake("titn::attention", lambda qkv, heads: qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3))
+torch.library.register_fake("titn::attention_backward", lambda qkv, *rest: contiguous_like(qkv))
+torch.library.register_autograd("titn::attention", backward_attention, setup_context=setup_attention_context)
+
+
+# A whole layer, and the LayerNorm after it
 
 
 def layer(
     tokens: Float[Tensor, "*batch token width"],
-    parameters: Float[Tensor, " number"],
+    parameters: Float[Tensor, " parameter"],
     heads: int,
     hidden: int,
-    span: int,
+    norm_size: int,
 ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch token width"]]:
-    """x += Attention(LN(x)); x += MLP(LN(x)); news = LN(x).
-
-    It can be differentiated once; twice raises TITNError.
+    """x += Attention(LN(x)); x += MLP(LN(x)); normed = LN(x). Double backward raises TITNError.
 
     Args:
         tokens: x, float32.
-        parameters: `flat` of the layer and the last LayerNorm.
-        span: how many numbers the last LayerNorm takes at once: a token's, or a whole sequence's.
+        parameters: `flatten_params` of the layer and the last LayerNorm.
+        hidden: width of the MLP's hidden layer.
+        norm_size: number of values that the last LayerNorm normalizes together: a token's, or a whole sequence's.
 
     Returns:
-        x and news; under autocast to bfloat16 news is rounded to it, as what comes next will want it.
+        x and normed. Under autocast to bfloat16, normed is bfloat16, the dtype that the next product takes.
     """
-    half = product_dtype(tokens) == torch.bfloat16
-    return layer_op(tokens, parameters, heads, hidden, span, torch.bfloat16 if half else torch.float32)
+    bfloat16 = matmul_dtype(tokens) == torch.bfloat16
+    return layer_op(tokens, parameters, heads, hidden, norm_size, torch.bfloat16 if bfloat16 else torch.float32)
 
 
-@operation(
-    "layer(Tensor tokens, Tensor parameters, int heads, int hidden, int span, ScalarType dtype) -> (Tensor, Tensor)"
+@operator(
+    "layer(Tensor tokens, Tensor parameters, int heads, int hidden, int norm_size, ScalarType dtype)"
+    " -> (Tensor, Tensor)"
 )
 def layer_op(
-    tokens: Tensor, parameters: Tensor, heads: int, hidden: int, span: int, dtype: torch.dtype
+    tokens: Tensor, parameters: Tensor, heads: int, hidden: int, norm_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     width = tokens.shape[-1]
-    if parameters.numel() != 4 * width**2 + 2 * width * hidden + 9 * width + hidden + 2 * span:
-        raise TITNError(f"{parameters.numel()} parameters are no layer's of this size")  # C++ would read past their end
-    tokens, result, news = tokens.contiguous(), new_like(tokens), new_like(tokens, dtype)
-    library = build.load(*tokens.shape[-2:], heads, hidden, span)
-    call(library, f"layer_{NAMES[dtype]}", [tokens, parameters, result, news], tokens)
-    return result, news
+    wanted = 4 * width**2 + 2 * width * hidden + 9 * width + hidden + 2 * norm_size
+    if parameters.numel() != wanted:  # C++ would read past their end
+        raise TITNError(f"a layer of this size has {wanted} parameters, not {parameters.numel()}: use flatten_params")
+    tokens, result, normed = tokens.contiguous(), contiguous_like(tokens), contiguous_like(tokens, dtype)
+    library = build.load(*tokens.shape[-2:], heads, hidden, norm_size)
+    call(library, f"layer_{C_TYPES[dtype]}", [tokens, parameters, result, normed], tokens)
+    return result, normed
 
 
-@operation(
-    "layer_backward(Tensor tokens, Tensor parameters, Tensor gradient, Tensor news_gradient,"
-    " int heads, int hidden, int span) -> (Tensor, Tensor)"
+@operator(
+    "layer_backward(Tensor tokens, Tensor parameters, Tensor gradient, Tensor normed_gradient,"
+    " int heads, int hidden, int norm_size) -> (Tensor, Tensor)"
 )
 def layer_backward(
-    tokens: Tensor, parameters: Tensor, gradient: Tensor, news_gradient: Tensor, heads: int, hidden: int, span: int
+    tokens: Tensor,
+    parameters: Tensor,
+    gradient: Tensor,
+    normed_gradient: Tensor,
+    heads: int,
+    hidden: int,
+    norm_size: int,
 ) -> tuple[Tensor, Tensor]:
-    tokens, result = tokens.contiguous(), new_like(tokens)
+    tokens, result = tokens.contiguous(), contiguous_like(tokens)
     sums = parameters.new_zeros(torch.get_num_threads(), len(parameters))
-    library = build.load(*tokens.shape[-2:], heads, hidden, span)
-    tensors = [tokens, parameters, gradient.contiguous(), news_gradient.contiguous(), result, sums]
-    call(library, f"layer_backward_{NAMES[news_gradient.dtype]}", tensors, tokens)
+    library = build.load(*tokens.shape[-2:], heads, hidden, norm_size)
+    tensors = [tokens, parameters, gradient.contiguous(), normed_gradient.contiguous(), result, sums]
+    call(library, f"layer_backward_{C_TYPES[normed_gradient.dtype]}", tensors, tokens)
     return result, sums.sum(dim=0)
 
 
-def flat(modules: list[nn.Module]) -> Float[Tensor, " number"]:
-    """All that the modules learn, in the order of `Parameters` in kernels.cpp; a bias that they lack is zero."""
+def setup_layer_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    tokens, parameters, *ctx.sizes, _ = inputs
+    ctx.save_for_backward(tokens, parameters)
+
+
+def backward_layer(ctx: Any, *gradients: Tensor) -> tuple:
+    refuse_double_backward()
+    return *layer_backward(*ctx.saved_tensors, *gradients, *ctx.sizes), None, None, None, None
+
+
+torch.library.register_fake(
+    "titn::layer", lambda tokens, parameters, *sizes: (contiguous_like(tokens), contiguous_like(tokens, sizes[-1]))
+)
+torch.library.register_fake(
+    "titn::layer_backward", lambda tokens, parameters, *rest: (contiguous_like(tokens), contiguous_like(parameters))
+)
+torch.library.register_autograd("titn::layer", backward_layer, setup_context=setup_layer_context)
+
+
+# Shared by both
+
+
+def flatten_params(modules: list[nn.Module]) -> Float[Tensor, " parameter"]:
+    """The modules' weights and biases in one vector, in the order of `Parameters` in fused_layer.cpp. A missing bias is
+    filled with zeros."""
     leaves: list[Any] = [leaf for leaf in modules if hasattr(leaf, "weight")]
     biases = [leaf.weight.new_zeros(len(leaf.weight)) if leaf.bias is None else leaf.bias for leaf in leaves]
     pairs = zip(leaves, biases, strict=True)
     return torch.cat([tensor.flatten() for leaf, bias in pairs for tensor in (leaf.weight, bias)])
 
 
-def product_dtype(tokens: Tensor) -> torch.dtype:
-    """Of a matrix product of the tokens on a CPU: autocast's, or their own."""
+def matmul_dtype(tokens: Tensor) -> torch.dtype:
+    """The dtype of a matrix product of these tokens on a CPU: autocast's, or their own."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tokens.dtype
 
 
-def call(library: ctypes.CDLL, name: str, tensors: list[Tensor], like: Tensor, *size: int) -> None:
-    """A function of kernels.cpp: tensors, then the number of sequences, a size where it asks for one, and threads."""
+def call(library: ctypes.CDLL, name: str, tensors: list[Tensor], like: Tensor, *heads: int) -> None:
+    """Call a function of fused_layer.cpp: tensors, number of sequences, heads (attention only), number of threads."""
     sequences = like.shape[:-2].numel()
-    getattr(library, name)(*build.addresses(*tensors), ctypes.c_int64(sequences), *size, torch.get_num_threads())
+    pointers = build.data_pointers(*tensors)
+    getattr(library, name)(*pointers, ctypes.c_int64(sequences), *heads, torch.get_num_threads())
 
 
-def new_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Of its size, the numbers in a row; not filled."""
+def contiguous_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialized, contiguous tensor of the same shape."""
     return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-torch.library.register_fake("titn::attention", lambda qkv, heads: qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3))
-
-
-torch.library.register_fake("titn::attention_backward", lambda qkv, *rest: new_like(qkv))
-
-
-torch.library.register_fake(
-    "titn::layer", lambda tokens, parameters, *sizes: (new_like(tokens), new_like(tokens, sizes[-1]))
-)
-
-
-torch.library.register_fake(
-    "titn::layer_backward", lambda tokens, parameters, *rest: (new_like(tokens), new_like(parameters))
-)
-
-
-def remember_attention(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    qkv, ctx.heads = inputs
-    ctx.save_for_backward(qkv)
-
-
-def remember_layer(ctx: Any, inputs: tuple, output: tuple) -> None:
-    tokens, parameters, *ctx.sizes, _ = inputs
-    ctx.save_for_backward(tokens, parameters)
-
-
-def refuse_second_derivative() -> None:
+def refuse_double_backward() -> None:
     if torch.is_grad_enabled():  # create_graph=True
         raise TITNError(
-            "the kernels in C++ have no second derivative: pass return_attention=True, which goes without them"
+            "the C++ kernels have no second derivative: pass return_attention=True to compute in plain PyTorch"
         )
-
-
-def differentiate_attention(ctx: Any, gradient: Tensor) -> tuple:
-    refuse_second_derivative()
-    return attention_backward(*ctx.saved_tensors, gradient, ctx.heads), None
-
-
-def differentiate_layer(ctx: Any, *gradients: Tensor) -> tuple:
-    refuse_second_derivative()
-    return *layer_backward(*ctx.saved_tensors, *gradients, *ctx.sizes), None, None, None, None
-
-
-torch.library.register_autograd("titn::attention", differentiate_attention, setup_context=remember_attention)
-
-
-torch.library.register_autograd("titn::layer", differentiate_layer, setup_context=remember_layer)

@@ -1,7 +1,18 @@
-"""Networks: students, teachers and related systems, by name."""
+"""Networks by name: students, related systems, teachers.
 
+- titn.py: TITN and TNT, the paper's figure in code; titn_presets.py: their sizes.
+- vit.py: ViT and distilled ViT, the baselines of the paper.
+- teachers.py: convolutional teachers.
+- related/: other systems from the literature, one file each.
+- layers.py: attention, MLP, layer, heads. base.py: the base classes.
+- registry.py: models by name. weights.py: files. inference.py: predictions.
+"""
+
+from titn_lib.models import titn_presets, vit  # they register their models, in the order of list_models
+
+from titn_lib.models import related, teachers  # isort: skip
 from titn_lib.models.inference import predict
-from titn_lib.models.registry import count_macs, count_parameters, create_model, list_models
+from titn_lib.models.registry import count_macs, count_parameters, create_model, list_models, register_model
 from titn_lib.models.weights import list_pretrained, load_model, save_model
 
 __all__ = [
@@ -12,5 +23,10 @@ __all__ = [
     "list_pretrained",
     "load_model",
     "predict",
+    "register_model",
+    "related",
     "save_model",
+    "teachers",
+    "titn_presets",
+    "vit",
 ]

@@ -1,10 +1,10 @@
-"""What every network here is: images of one size in, logits out, and what must be known to use it."""
+"""The base classes of all networks: images of one size → logits."""
 
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,19 +31,24 @@ class Classifier(nn.Module):
     """The base of students and teachers.
 
     Attributes:
-        config: its settings; the class and these make the network again.
-        preprocessing: set when it is loaded from a file that has it.
+        config: its settings, from which its class builds it.
+        preprocessing: that of the images it was trained on; set when it is loaded from a file that has it.
+        adaptive: whether it computes less for some images than for others (`saved_macs`).
     """
 
     config: Config
     preprocessing: Preprocessing | None = None
+    adaptive: bool = False
+
+    def saved_macs(self) -> Int64[Tensor, " batch"]:
+        """MACs that an adaptive network saved for each image in its last forward pass."""
+        raise NotImplementedError
 
     def check_images(self, images: Tensor) -> None:
-        """Raises TITNError unless the images are numbers, "batch channel height width", of the size the network
-        takes."""
+        """Raises TITNError unless the images are a floating-point batch of the size that the network takes."""
         wanted = (self.config.in_channels, *self.config.image_size)
         if images.ndim == 3 and tuple(images.shape) == wanted:
-            raise TITNError("a model takes a batch of images and got a single one: make it one, with images[None]")
+            raise TITNError("a model takes a batch of images and got a single one: pass images[None]")
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise TITNError(
                 f"{self.config.name} takes batches of {'×'.join(map(str, wanted))} images (channels × height × width)"
@@ -52,13 +57,13 @@ class Classifier(nn.Module):
             )
         if not images.is_floating_point():
             raise TITNError(
-                "a model takes normalized images and got bytes or whole numbers: call titn_lib.augment.normalize "
-                "first, or titn_lib.training.predict"
+                "a model takes normalized images and got integers: call titn_lib.data.normalize first, or use "
+                "titn_lib.predict"
             )
 
 
 class AttentionMaps(NamedTuple):
-    """What every block attended to; each row (a query) sums to 1.
+    """The attention of every block; each row is a query and sums to 1.
 
     `inner` is empty for a model without an inner stream.
     """
@@ -68,14 +73,19 @@ class AttentionMaps(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """The outer tokens after every block (class, patches, distillation), and the attention if it was asked for."""
+    """Output of `forward_features`.
+
+    Attributes:
+        hidden_states: the outer tokens (class, patches, distillation) after every block; the last are the heads' input.
+        attention: the attention of every block; empty lists unless it was requested.
+    """
 
     hidden_states: list[Float[Tensor, "batch token width"]]
     attention: AttentionMaps
 
 
 class TokenConfig(Config, Protocol):
-    """The settings that all students have besides, and how many tokens an image becomes."""
+    """The further settings of token-based students, and the number of tokens they imply."""
 
     @property
     def patch_size(self) -> int: ...
@@ -86,7 +96,7 @@ class TokenConfig(Config, Protocol):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
+        """Rows and columns of patches."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
@@ -100,25 +110,25 @@ class TokenConfig(Config, Protocol):
 
 
 class TokenClassifier(Classifier):
-    """What TITN and ViT share: images → outer tokens (`encode`, theirs) → logits (`heads`)."""
+    """The base of TITN and ViT: images → outer tokens (`forward_features`) → logits (`heads`)."""
 
-    POS_EMBED_KEYS: tuple[str, ...] = ()  # learned tables with one row a patch, between the class and distillation rows
+    POS_EMBED_KEYS: tuple[str, ...] = ()  # tables with one row per patch, between the class and distillation rows
     config: TokenConfig
     heads: Heads
     token_width: int  # of the outer stream
 
-    def init_weights(self, tables: list[nn.Parameter], how: Literal["normal", "trunc_normal"]) -> None:
-        """Draw fresh weights from torch's global generator; `titn.TITNConfig` says what the two ways are."""
+    def init_weights(self, tables: list[nn.Parameter], init: Literal["normal", "trunc_normal"]) -> None:
+        """Initialize the weights from torch's global generator; `titn.TITNConfig.init` explains the two ways."""
         for table in tables:
-            nn.init.normal_(table) if how == "normal" else nn.init.trunc_normal_(table, std=0.02)
+            nn.init.normal_(table) if init == "normal" else nn.init.trunc_normal_(table, std=0.02)
         for module in self.modules():
-            if how == "trunc_normal" and isinstance(module, nn.Linear):
+            if init == "trunc_normal" and isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
     def forward_features(self, images: Images, return_attention: bool = False) -> Encoding:
-        """The outer tokens after every block, and the attention if asked for."""
+        """The outer tokens after every block and, if requested, the attention."""
         raise NotImplementedError
 
     def forward(
@@ -139,7 +149,7 @@ class TokenClassifier(Classifier):
 
 
 def check_student(config: Any) -> None:
-    """Raises TITNError where settings of a TITN or ViT make no sense, or patches don't fit."""
+    """Raises TITNError for invalid settings of a TITN or ViT, and for images that can't be cut into patches."""
     check_settings(config)
     if config.mlp_ratio <= 0:
         raise TITNError(f"mlp_ratio must be more than 0 and is {config.mlp_ratio}")
@@ -147,7 +157,7 @@ def check_student(config: Any) -> None:
 
 
 def check_patches(image_size: tuple[int, int], patch_size: int) -> None:
-    """Raises TITNError unless images of that height and width fall into whole patches."""
+    """Raises TITNError unless the patch size divides the height and the width of the images."""
     height, width = image_size
     if height % patch_size or width % patch_size:
         raise TITNError(
@@ -159,9 +169,9 @@ def check_patches(image_size: tuple[int, int], patch_size: int) -> None:
 def resample_pos_embed(
     table: Float[Tensor, "rows width"], old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Float[Tensor, "new_rows width"]:
-    """Resample a learned table to another grid of patches (bicubic, as DeiT does).
+    """Interpolate position embeddings to another grid of patches (bicubic, as DeiT does).
 
-    The first row (class) and any rows after the grid (distillation) stay as they are.
+    The first row (class token) and any rows after the grid (distillation token) stay as they are.
     """
     patches = old_grid[0] * old_grid[1]
     first, grid, last = table[:1], table[1 : 1 + patches], table[1 + patches :]

@@ -1,10 +1,10 @@
-"""The transformer's pieces, written once and used by every model: attention, MLP, layer, positions, heads.
+"""The building blocks of the transformers: attention, MLP, layer, convolutional stem, classification heads.
 
 Shapes use one vocabulary throughout the library:
 
-    batch   images              patch   patches of an image     pixel   pixel tokens of a patch
-    token   tokens of a stream    width   numbers per token        head    attention heads
-    query, key                    the token that looks, the token looked at
+    batch   images              patch   patches of an image       pixel   pixel tokens of a patch
+    token   tokens of a stream  width   features of a token       head    attention heads
+    query, key                  the token that attends, the token attended to
 """
 
 from typing import Literal, NamedTuple
@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from titn_lib import kernels
 from titn_lib.errors import TITNError
@@ -21,8 +22,8 @@ from titn_lib.errors import TITNError
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, eq. 1): softmax(Q Kᵀ / √head_width) V.
 
-    Short sequences go through `kernels.attention` where the machine can. PyTorch's own fused attention is made for
-    longer ones: here, written-out products are faster.
+    Short sequences go through `kernels.attention` on a CPU. PyTorch's own fused attention is made for longer ones.
+    Here, written-out products are faster.
 
     Args:
         head_width: of each head's queries, keys and values; None for width / heads. With another one, queries, keys
@@ -34,7 +35,7 @@ class Attention(nn.Module):
         if head_width is None:
             if width % heads:
                 raise TITNError(
-                    f"a width of {width} can't be shared by {heads} heads: choose a number that divides {width}"
+                    f"a width of {width} can't be divided among {heads} heads: choose a number that divides {width}"
                 )
             head_width = width // heads
         self.heads = heads
@@ -45,7 +46,7 @@ class Attention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "*batch token width"], return_attention: bool = False
     ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"] | None]:
-        """Returns the update of every token and, if asked for, the attention (rows are queries and sum to 1)."""
+        """Returns the update of every token and, if requested, the attention (each row is a query and sums to 1)."""
         qkv = self.qkv(tokens)
         if not return_attention and kernels.can_use_fused_attention(qkv, self.heads, self.scale):
             return self.proj(kernels.attention(qkv, self.heads)), None
@@ -61,12 +62,12 @@ class Attention(nn.Module):
         return query * self.scale, key, value
 
     def join(self, mixed: Float[Tensor, "*batch head token head_width"]) -> Float[Tensor, "*batch token width"]:
-        """All heads' mixtures of values → the update of every token."""
+        """Concatenate the heads and project them to the tokens' width."""
         return self.proj(rearrange(mixed, "... head token width -> ... token (head width)"))
 
 
 class MLP(nn.Sequential):
-    """Two linear maps around a GELU, token by token; the hidden layer is `ratio` times as wide."""
+    """Linear → GELU → Linear for each token; the hidden layer is `ratio` times as wide."""
 
     def __init__(self, width: int, ratio: float = 4):
         hidden = int(width * ratio)
@@ -74,18 +75,19 @@ class MLP(nn.Sequential):
 
 
 class DropPath(nn.Module):
-    """In training, leaves out a step of the network for some of the images, and strengthens it for the others, so
-    that its mean stays (Huang et al. 2016).
+    """Stochastic depth (Huang et al. 2016): in training, drop a residual branch for random images of a batch.
+
+    The kept ones are scaled by 1 / (1 − p), so that the expected update stays the same.
 
     Args:
-        chance: of an image to be left out.
+        p: probability that the branch is dropped for an image.
     """
 
     keep: Tensor
 
-    def __init__(self, chance: float):
+    def __init__(self, p: float):
         super().__init__()
-        self.register_buffer("keep", torch.tensor(1 - chance), persistent=False)  # a tensor: compiled once for all
+        self.register_buffer("keep", torch.tensor(1 - p), persistent=False)  # a tensor: compiled once for all values
 
     def forward(self, update: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch *any"]:
         if not self.training:
@@ -98,7 +100,7 @@ class TransformerLayer(nn.Module):
     """A pre-norm transformer layer: x += Attention(LN(x)); x += MLP(LN(x)).
 
     Args:
-        drop: the chance of each step to be left out in training (`DropPath`).
+        drop_path: probability that each residual branch is dropped in training (`DropPath`).
         head_width: as in `Attention`.
     """
 
@@ -108,7 +110,7 @@ class TransformerLayer(nn.Module):
         heads: int,
         mlp_ratio: float = 4,
         bias: bool = True,
-        drop: float = 0.0,
+        drop_path: float = 0.0,
         head_width: int | None = None,
     ):
         super().__init__()
@@ -116,31 +118,69 @@ class TransformerLayer(nn.Module):
         self.attn = Attention(width, heads, bias, head_width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_ratio)
-        self.drop = DropPath(drop) if drop else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(
         self, tokens: Float[Tensor, "*batch token width"], return_attention: bool = False
     ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"] | None]:
-        """Returns the tokens and, if asked for, the attention."""
+        """Returns the tokens and, if requested, the attention."""
         update, attention = self.attn(self.attention_norm(tokens), return_attention)
-        tokens = tokens + self.drop(update)
-        return tokens + self.drop(self.mlp(self.mlp_norm(tokens))), attention
+        tokens = tokens + self.drop_path(update)
+        return tokens + self.drop_path(self.mlp(self.mlp_norm(tokens))), attention
+
+
+with torch.device("meta"):  # no memory, and no draws from the global generator
+    kernels.register_standard_layer(TransformerLayer(width=1, heads=1))
+
+
+def conv_stem(in_channels: int, width: int, stride: int) -> nn.Sequential:
+    """A convolutional stem (Xiao et al. 2021): three 3×3 convolutions, each with batch normalization and GELU, and one
+    1×1 convolution. The first has the stride."""
+    hidden = 4 * width
+    layers: list[nn.Module] = []
+    for channels, step in ((in_channels, stride), (hidden, 1), (hidden, 1)):
+        kernel_size = max(3, 2 * step - 1)  # larger strides must not skip pixels
+        convolution = nn.Conv2d(channels, hidden, kernel_size, step, padding=kernel_size // 2, bias=False)
+        layers += [convolution, nn.BatchNorm2d(hidden), nn.GELU()]
+    layers.append(nn.Conv2d(hidden, width, kernel_size=1))
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+class LocalPerception(nn.Module):
+    """x + DW3×3(x) on the grid of patch tokens, DW a depthwise convolution: CMT's step before attention (Guo et al.
+    2021, eq. 1). Attention maps don't show it. Class and distillation tokens stay as they are.
+
+    Args:
+        grid: rows and columns of patches.
+    """
+
+    def __init__(self, width: int, grid: tuple[int, int]):
+        super().__init__()
+        self.grid = grid
+        self.convolution = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+
+    def forward(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
+        rows, columns = self.grid
+        end = 1 + rows * columns
+        patches = rearrange(tokens[:, 1:end], "batch (row column) width -> batch width row column", row=rows)
+        update = rearrange(self.convolution(patches), "batch width row column -> batch (row column) width")
+        return tokens + F.pad(update, (0, 0, 1, tokens.shape[1] - end))
 
 
 class TokenLogits(NamedTuple):
-    """What a model with a distillation token returns in training: the logits of its two heads."""
+    """Output of a model with a distillation token in training: the logits of its two heads."""
 
     class_logits: Float[Tensor, "batch classes"]
     distillation_logits: Float[Tensor, "batch classes"]
 
 
 class Heads(nn.Module):
-    """From the outer tokens to logits: LayerNorm → Linear on the class side, the same again on the distillation token.
+    """The classification heads, each LayerNorm → Linear: one for the pooled tokens, one for the distillation token.
 
     Args:
-        pooling: what the class head reads: the "class" token, or the "mean" of class and patch tokens (TITN).
+        pooling: input of the class head: the "class" token, or the "mean" of class and patch tokens (TITN).
         distillation: whether the last token is a distillation token with a head of its own.
-        pre_pool_norm: one more LayerNorm, of every token, before all that (the published ViT students).
+        pre_pool_norm: one more LayerNorm, of every token, before the heads (the published ViT students).
     """
 
     def __init__(
@@ -161,26 +201,30 @@ class Heads(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch classes"] | TokenLogits:
         """Both heads' logits in training, their mean in evaluation (Touvron et al. 2021, section 3)."""
-        both = self.forward_all(tokens)
+        logits = self.forward_all(tokens)
         if self.distillation_head is None:
-            return both.class_logits
-        return both if self.training else (both.class_logits + both.distillation_logits) / 2
+            return logits.class_logits
+        return logits if self.training else (logits.class_logits + logits.distillation_logits) / 2
 
     def forward_all(self, tokens: Float[Tensor, "batch token width"]) -> TokenLogits:
-        """Each head's logits, whatever the mode; the class head's twice where it is the only one."""
+        """Each head's logits in either mode. Without a distillation head, both are the class head's."""
         tokens = self.pre_pool_norm(tokens)
-        first = self.class_head(self.pool(tokens))
-        return TokenLogits(first, first if self.distillation_head is None else self.distillation_head(tokens[:, -1]))
+        class_logits = self.class_head(self.pool(tokens))
+        if self.distillation_head is None:
+            return TokenLogits(class_logits, class_logits)
+        return TokenLogits(class_logits, self.distillation_head(tokens[:, -1]))
 
     def pool(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch width"]:
-        """What the class head reads: of tokens that have passed `pre_pool_norm`, the class token or the mean."""
+        """The class head's input, from tokens after `pre_pool_norm`: the class token, or the mean."""
         last = -1 if self.distillation_head is not None else None
         return tokens[:, 0] if self.pooling == "class" else tokens[:, :last].mean(dim=1)
 
 
-def adopt_children(module: nn.Module, parts: nn.Module) -> None:
-    """Begin a module with the parts of another, under their own names, in the place of its class's `__init__`: no part
-    is made only to be thrown away, and no random number drawn."""
+def adopt_children(module: nn.Module, source: nn.Module) -> None:
+    """Initialize a module with the submodules of another one, under the same names, in place of its class's `__init__`.
+
+    So no submodule is created only to be replaced, and no random number is drawn.
+    """
     nn.Module.__init__(module)
-    for name, part in parts.named_children():
-        module.add_module(name, part)
+    for name, child in source.named_children():
+        module.add_module(name, child)

@@ -1,4 +1,8 @@
-"""Every model by name: create it, count it, save it, load it."""
+"""Every model by name: register it, create it, count it.
+
+A model of your own is one file that ends with `register_model(...)`. Files in `models/related/` are imported
+automatically.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -10,36 +14,45 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from titn_lib.errors import TITNError, unknown
-from titn_lib.models import related as neighbours
-from titn_lib.models import teachers, titn, vit
 from titn_lib.models.base import Classifier
 from titn_lib.validation import to_2tuple
 
-Configs = titn.TITNConfig | vit.ViTConfig | teachers.TeacherConfig
-# A model of your own: its class and its settings' class here, the name that files give it; its settings among MODELS.
-FAMILIES: dict[str, tuple[type[Classifier], type]] = {
-    "titn": (titn.TITN, titn.TITNConfig),
-    "vit": (vit.ViT, vit.ViTConfig),
-    "teacher": (teachers.Teacher, teachers.TeacherConfig),
-    **neighbours.FAMILIES,
-}
-TEACHERS: dict[str, Configs] = {**teachers.PRESETS}
-MODELS: dict[str, Any] = {**titn.PRESETS, **vit.PRESETS, **neighbours.PRESETS, **TEACHERS}
+FAMILIES: dict[str, tuple[type[Classifier], type]] = {}  # by the name that weight files store
+MODELS: dict[str, Any] = {}  # the settings of every model, by the model's name
+TEACHERS: dict[str, Any] = {}  # those of the teachers
+
+
+def register_model(
+    family: str, model_class: type[Classifier], config_class: type, presets: Mapping[str, Any], teacher: bool = False
+) -> None:
+    """Make models known to `create_model`, `load_model`, the training and the command line.
+
+    Args:
+        family: name that weight files store for the class. It must not change afterwards.
+        model_class: takes the settings as its only argument.
+        config_class: a frozen dataclass with the fields of `base.Config`.
+        presets: settings by model name.
+        teacher: whether they are teachers rather than students.
+    """
+    FAMILIES[family] = (model_class, config_class)
+    MODELS.update(presets)
+    if teacher:
+        TEACHERS.update(presets)
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows: students first, then neighbors, then teachers."""
-    return list(MODELS)
+    """The names that `create_model` knows: students first, then related systems, then teachers."""
+    return [*(name for name in MODELS if name not in TEACHERS), *TEACHERS]
 
 
 def create_model(name: str, **settings: object) -> Classifier:
-    """A fresh model with random weights, drawn from torch's global generator.
+    """A new model with random initial weights, drawn from torch's global generator.
 
     Args:
         name: one of `list_models()`.
-        settings: anything of the model's settings to change, such as `num_classes=100`, `in_channels=1`,
-            `image_size=(32, 64)` (or 64, for both), `depth=6`; see the model's settings (`TITNConfig`, `ViTConfig`,
-            `TeacherConfig`, or a neighbor's).
+        settings: settings to change, such as `num_classes=100`, `in_channels=1`, `image_size=(32, 64)` (or 64, for
+            both) or `depth=6`. The model's settings class lists them all (`TITNConfig`, `ViTConfig`, `TeacherConfig`,
+            or a related system's).
 
     Raises:
         TITNError: an unknown name or setting, or sizes that don't fit each other.
@@ -55,14 +68,14 @@ def create_model(name: str, **settings: object) -> Classifier:
         settings["image_size"] = to_2tuple(settings["image_size"])
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
     config = replace(config, **plain)
-    classes = [model for model, config_class in FAMILIES.values() if type(config) is config_class]
-    if not classes:
-        raise TITNError(f"no class is known for {type(config).__name__}: enter it into models.FAMILIES")
-    return classes[0](config)
+    for model_class, config_class in FAMILIES.values():
+        if type(config) is config_class:
+            return model_class(config)
+    raise TITNError(f"no class is known for {type(config).__name__}: call register_model with it")
 
 
 def build_on_meta(model_class: Callable[[Any], Classifier], config: Any) -> Classifier:
-    """A model on the meta device: sizes without numbers."""
+    """A model on the meta device: shapes without values."""
     with torch.device("meta"):
         return model_class(config)
 
@@ -73,28 +86,29 @@ def shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def require_unmodified(model: Classifier) -> Classifier:
-    """The model's outline.
+    """The model that the settings make, on the meta device.
 
     Raises:
-        TITNError: the model holds something else than its settings make.
+        TITNError: the model has other parameters than its settings make.
     """
     made = build_on_meta(type(model), model.config)
     if shapes(model.state_dict()) != shapes(made.state_dict()):
         raise TITNError(
-            f"this {model.config.name} is no longer what its settings make, and couldn't be loaded again: make it with "
-            "the settings it needs (create_model or load_model with num_classes=…), or save its state_dict"
+            f"this {model.config.name} is no longer what its settings make, and couldn't be loaded again: pass the "
+            "settings to create_model or load_model (num_classes=…), or save its state_dict"
         )
     return made
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers that training changes: none of a model that is frozen."""
+    """Number of trainable parameters; frozen ones don't count."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def count_macs(model: Classifier) -> int:
-    """Multiply-accumulate operations for one image, by torch's own counter (matrix products and convolutions). It
-    counts a model on the meta device: on a CPU, the counter sees nothing of the kernels in C++.
+    """Multiply-accumulate operations (MACs) for one image, in matrix products and convolutions.
+
+    PyTorch's counter runs on the meta device, because it can't see into the C++ kernels.
 
     Raises:
         TITNError: the model is no longer what its settings make.

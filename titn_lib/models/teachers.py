@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError, unknown
 from titn_lib.models.base import Classifier
+from titn_lib.models.registry import register_model
 from titn_lib.validation import check_settings
 
 
@@ -150,3 +151,4 @@ BUILDERS = {
     "squeezenet": build_squeezenet,
 }
 PRESETS = {name: TeacherConfig(name=name) for name in BUILDERS}
+register_model("teacher", Teacher, TeacherConfig, PRESETS, teacher=True)

@@ -22,6 +22,7 @@ from torch import nn
 from titn_lib.data.transforms import Images
 from titn_lib.models.base import AttentionMaps, Encoding, TokenClassifier, TokenConfig, check_student
 from titn_lib.models.layers import Heads, TransformerLayer
+from titn_lib.models.registry import register_model
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ViTConfig(TokenConfig):
     """The settings of a ViT. The defaults are the textbook's, in the size of the paper's student for 32×32 images.
 
     Attributes:
-        image_size: height and width in pixels; the patches must divide them.
+        image_size: height and width in pixels, multiples of the patch size.
         patch_size: side of a patch, in pixels.
         pooling: what the class head reads: the "class" token, or the "mean" of class and patch tokens.
         pre_pool_norm: LayerNorm of every token after the last block; the LayerNorm of each head comes after it.
@@ -105,3 +106,4 @@ PRESETS = {
     "vit_paper": PAPER,
     "distilled_vit_paper": replace(PAPER, name="distilled_vit_paper", distillation_token=True),
 }
+register_model("vit", ViT, ViTConfig, PRESETS)

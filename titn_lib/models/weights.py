@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,12 +13,10 @@ from titn_lib.data.transforms import Preprocessing
 from titn_lib.errors import TITNError
 from titn_lib.io import write_atomically
 from titn_lib.models.base import Classifier, TokenClassifier, resample_pos_embed
-from titn_lib.models.registry import FAMILIES, Configs, build_on_meta, require_unmodified, shapes
+from titn_lib.models.registry import FAMILIES, build_on_meta, require_unmodified, shapes
 from titn_lib.validation import to_2tuple
 
-PRETRAINED_DIR = Path(__file__).with_name(
-    "pretrained"
-)  # trained weights, each with its record; weights/README.md tells of them
+PRETRAINED_DIR = Path(__file__).with_name("pretrained")  # trained weights, each with its record
 
 
 def list_pretrained() -> list[str]:
@@ -33,18 +31,18 @@ def save_model(
 
     Args:
         preprocessing: by default the model's own, where it has one.
-        dtype: store floating-point weights so, `torch.float16` for half the size; as they are by default.
+        dtype: of the stored floating-point weights; `torch.float16` halves the size. By default, as they are.
 
     Raises:
-        TITNError: the model is of no class of this library, or has been changed, so that no file could say how to
-            make it again; the classes' names are more or fewer than its classes; dtype is no kind of floating-point
-            number; or the file can't be written: nothing half-written is left behind.
+        TITNError: the model's class isn't registered; the model was changed, so that its settings no longer describe
+            it; the number of class names differs from its number of classes; dtype isn't a floating-point dtype; or
+            the file can't be written. No partial file is left behind.
     """
     family = next((name for name, (model_class, _) in FAMILIES.items() if type(model) is model_class), None)
     if family is None:
         raise TITNError(
             f"a {type(model).__name__} is not one of this library's models: save its state_dict with safetensors, or "
-            "the model of this library that is in it"
+            "save the titn_lib model inside it"
         )
     if dtype and not dtype.is_floating_point:
         raise TITNError(f"weights can't be kept as {dtype}: choose torch.float16, bfloat16, float32 or float64")
@@ -59,10 +57,10 @@ def save_model(
         name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    about = {"family": family, "config": json.dumps(asdict(cast(Configs, model.config)))}
+    metadata = {"family": family, "config": json.dumps(asdict(cast(Any, model.config)))}
     if preprocessing:
-        about["preprocessing"] = json.dumps(asdict(preprocessing))
-    write_atomically(path, save(weights, metadata=about))
+        metadata["preprocessing"] = json.dumps(asdict(preprocessing))
+    write_atomically(path, save(weights, metadata=metadata))
 
 
 def load_model(
@@ -72,26 +70,26 @@ def load_model(
 
     Args:
         path: a file that `save_model` wrote, or a name of `list_pretrained()`, such as "titn_nano.digits".
-        image_size: use the model at another height and width (or one number for both): positions are interpolated to
-            the new grid of patches.
-        num_classes: use it for other classes: the last layer of each head is drawn afresh, and the classes are called
-            "0", "1" … until you name them (`dataclasses.replace(model.preprocessing, classes=…)`).
+        image_size: another height and width (or one number for both). Position embeddings are interpolated to the new
+            grid of patches.
+        num_classes: another number of classes. The last layer of each head is initialized anew, and the classes are
+            called "0", "1" … until you name them (`dataclasses.replace(model.preprocessing, classes=…)`).
 
     Raises:
-        TITNError: the file is missing or damaged, isn't one of ours, or the size doesn't fit.
+        TITNError: the file is missing, damaged or not one of this library's, or the size doesn't fit the model.
     """
-    path = (
-        PRETRAINED_DIR / f"{path}.safetensors"
-        if str(path) in list_pretrained() and not Path(path).exists()
-        else Path(path)
-    )
-    weights, about = read_weights(path)
+    if str(path) in list_pretrained() and not Path(path).exists():
+        path = PRETRAINED_DIR / f"{path}.safetensors"
+    path = Path(path)
+    weights, metadata = read_weights(path)
     try:
-        model_class, config_class = FAMILIES[about["family"]]
-        saved = json.loads(about["config"])
+        model_class, config_class = FAMILIES[metadata["family"]]
+        saved = json.loads(metadata["config"])
         config = config_class(**{**saved, "image_size": tuple(saved["image_size"])})
-        lists = json.loads(about.get("preprocessing", "{}"))
+        lists = json.loads(metadata.get("preprocessing", "{}"))
         preprocessing = Preprocessing(lists.pop("data"), **{k: tuple(v) for k, v in lists.items()}) if lists else None
+    except TITNError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as problem:
         raise TITNError(
             f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
@@ -126,7 +124,7 @@ def load_model(
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the texts of a safetensors file.
+    """The tensors and the metadata of a safetensors file.
 
     Raises:
         TITNError: it is missing or damaged.

@@ -1,25 +1,11 @@
-"""Systems that stand beside TITN in its literature: each a small idea on how a classifier should look or learn, in one
-file, built from this library's pieces, to be trained on the same data with the same recipe. (A tenth, manifold
-distillation, is in `distillation.py`.)
+"""Related systems from the literature, one file each, built from this library's layers.
 
-Some are networks (`PRESETS`, by name in `create_model`), some are what a network is trained for (`OBJECTIVES`, by name
-in `recipes.Run`).
+They train on the same data with the same recipe as TITN. Every file here is imported and registers its own models.
+Their training objectives, and those of papers without a network, are in `titn_lib.losses`.
 """
 
-from titn_lib.models.related import adaptovision, adavit, care, cmt, fusion, mvt, revit, vitae
+from importlib import import_module
+from pkgutil import iter_modules
 
-FAMILIES: dict[str, tuple[type, type]] = {
-    "revit": (revit.ReViT, revit.ReViTConfig),
-    "fusion": (fusion.Fusion, fusion.FusionConfig),
-    "adaptovision": (adaptovision.AdaptoVision, adaptovision.AdaptoVisionConfig),
-    "adavit": (adavit.AdaViT, adavit.AdaViTConfig),
-    "care": (care.CARE, care.CAREConfig),
-    "cmt": (cmt.CMT, cmt.CMTConfig),
-    "vitae": (vitae.ViTAE, vitae.ViTAEConfig),
-    "mvt": (mvt.MVT, mvt.MVTConfig),
-}
-PRESETS: dict = {
-    name: config
-    for module in (revit, fusion, adaptovision, adavit, care, cmt, vitae, mvt)
-    for name, config in module.PRESETS.items()
-}
+for module in iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")

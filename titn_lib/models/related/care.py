@@ -1,22 +1,23 @@
-"""CARE: linear attention beside convolutions (Zhou et al. 2025, arXiv 2411.16170).
+"""CARE: linear attention next to convolutions (Zhou et al. 2025, arXiv 2411.16170).
 
-A block cuts its channels into four parts of g: a memory passes untouched, one part looks at the whole map, two look
-around themselves; two interactions then mix them ("decoupled dual interaction"). With N places in the map:
+A block splits its channels into four parts of g. A memory passes unchanged, one part has a global receptive field, two
+have local ones. Two interactions then mix them ("decoupled dual interaction"). With N positions in the map:
 
     [Z | a | b | c] = x                                      Z is the memory
     a' = φ(q) (φ(k)ᵀ v / N) / (φ(q)·mean φ(k) + 1e-6)        late stages: q, k = Conv1×1(a), v = a, φ = ELU + 1
-    a' = DW11×1(a) + DW1×11(a)                               early stages (DW: depthwise, one kernel a channel)
+    a' = DW11×1(a) + DW1×11(a)                               early stages (DW: depthwise, one kernel per channel)
     b' = DW3×3(b)     c' = DW7×7(c)     F = [a' | b' | c']
-    Inter(F) = F + Conv1×1(DW3×3(GELU(Conv1×1(BN(F)))))      `ratio` times as wide in between
-    x ← x + γ ⊙ Inter([Z | Inter(F)])                        γ starts at 1e-6
+    Inter(F) = F + Conv1×1(DW3×3(GELU(Conv1×1(BN(F)))))      hidden layer `ratio` times as wide
+    x ← x + γ ⊙ Inter([Z | Inter(F)])                        γ is initialized to 1e-6
 
-φ(k)ᵀ v is a small table, as wide and as high as a head; one of who looks at whom, N×N, is never made.
+φ(k)ᵀ v is a small matrix, head width × head width. The N×N attention matrix is never computed.
 
-Published: all of this, the head, and `care_s0` for 224×224 (78.4 % on ImageNet). From the authors' code: the last block
-has no last Conv1×1, γ or x, so that the head reads wide maps. Left out: stochastic depth, and a second head that learns
-from a teacher: `care_s0` has 6.31 M parameters, 7.34 M with it (7.3 M published), and 717 M multiply-accumulates.
-Ours: `care_nano` for 32×32, 0.95 M (10 classes) and 55 M, and PyTorch's initialization. Its results were measured with
-eps = 1e-5 in the head's LayerNorm (1e-6 as published, and here), a difference far below their spread.
+Published: all of this, the head, and `care_s0` for 224×224 (78.4 % accuracy on ImageNet). From the authors' code: the
+last block has no last Conv1×1, γ or x, so that the head's input is wide. Left out: stochastic depth, and a second head
+that learns from a teacher: `care_s0` has 6.31 M parameters, 7.34 M with it (7.3 M published), and 717 M MACs. Ours:
+`care_nano` for 32×32, 0.95 M parameters (10 classes) and 55 M MACs, and PyTorch's initialization. Its results were
+measured with eps = 1e-5 in the head's LayerNorm (1e-6 as published, and here), a difference far below their standard
+deviation.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError
 from titn_lib.models.base import Classifier
+from titn_lib.models.registry import register_model
 from titn_lib.validation import check_division, check_settings
 
 
@@ -40,8 +42,8 @@ class CAREConfig:
 
     Attributes:
         image_size: height and width in pixels; `patch_size` × 2^(stages − 1) must divide them.
-        patch_size: side of the squares that the first map has for places; each later stage halves the map.
-        stages: of each g, blocks, heads of linear attention (0: none), ratios of the inner and outer interaction.
+        patch_size: kernel and stride of the first convolution; each later stage halves the map.
+        stages: g, blocks, heads of linear attention (0: none), ratios of the inner and outer interaction of each.
     """
 
     name: str = "care_nano"
@@ -56,7 +58,9 @@ class CAREConfig:
         check_settings(self)
         for part, _, heads, *_ in self.stages:
             if heads and part % heads:
-                raise TITNError(f"{part} channels can't be shared by {heads} heads: choose a number that divides them")
+                raise TITNError(
+                    f"{part} channels can't be divided among {heads} heads: choose a number that divides them"
+                )
         check_division(self, self.patch_size * 2 ** (len(self.stages) - 1))
 
 
@@ -65,7 +69,7 @@ def depthwise(width: int, tall: int, wide: int) -> nn.Conv2d:
 
 
 class LinearAttention(nn.Module):
-    """Every place reads a summary of all places; the values are the input itself."""
+    """Linear attention; the values are the input itself."""
 
     def __init__(self, part: int, heads: int):
         super().__init__()
@@ -84,12 +88,12 @@ class LinearAttention(nn.Module):
 
 
 class Interaction(nn.Module):
-    """Inter; the network's `last` one stops where it is wide."""
+    """Inter of the equations; the network's `last` one returns its hidden layer."""
 
     def __init__(self, width: int, ratio: int, last: bool = False):
         super().__init__()
-        wide = nn.Conv2d(width, ratio * width, kernel_size=1)
-        self.widen = nn.Sequential(nn.BatchNorm2d(width), wide, nn.GELU(), depthwise(ratio * width, 3, 3))
+        expand = nn.Conv2d(width, ratio * width, kernel_size=1)
+        self.widen = nn.Sequential(nn.BatchNorm2d(width), expand, nn.GELU(), depthwise(ratio * width, 3, 3))
         self.narrow = None if last else nn.Conv2d(ratio * width, width, kernel_size=1)
 
     def forward(self, maps: Float[Tensor, "batch width row column"]) -> Float[Tensor, "batch _width row column"]:
@@ -115,7 +119,7 @@ class Block(nn.Module):
 
 
 class CARE(Classifier):
-    """Squares → stages, with BN and a 2×2 convolution of stride 2 between → mean → GELU → LayerNorm → Linear."""
+    """Patches → stages, with BN and a 2×2 convolution of stride 2 between → mean → GELU → LayerNorm → Linear."""
 
     config: CAREConfig
 
@@ -145,3 +149,4 @@ class CARE(Classifier):
 
 S0 = ((8, 2, 0, 2, 2), (16, 4, 0, 2, 4), (32, 8, 2, 4, 4), (64, 4, 2, 4, 4))
 PRESETS = {"care_nano": CAREConfig(), "care_s0": CAREConfig("care_s0", 1000, 3, (224, 224), 4, S0)}
+register_model("care", CARE, CAREConfig, PRESETS)

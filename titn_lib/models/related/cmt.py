@@ -1,17 +1,18 @@
 """CMT: convolutions before, inside and after attention (Guo et al. 2021, arXiv 2107.06263).
 
-    x ← x + DW3×3(x)                                 local perception (DW: depthwise, one kernel a channel)
+    x ← x + DW3×3(x)                                 local perception (DW: depthwise, one kernel per channel)
     x ← x + softmax(Q Kᵀ / √head_width + bias) V     Q of LN(x); K and V of BN(DWk×k(LN(x))), stride k
     x ← x + BN(Conv1×1(BN(GELU(y + DW3×3(y)))))      y = BN(GELU(Conv1×1(LN(x)))), `ratio` times as wide
 
-K and V come from a map k times smaller each way, so that n places need n²/k² scores, not n². The bias "head query key",
-a learned table, says what places are to each other, and ties the network to its image_size.
+K and V come from a map with k times fewer rows and columns, so that n positions need n²/k² scores, not n². The learned
+bias "head query key" encodes relative positions, and ties the network to its image_size.
 
 Published: all of this, the stem, a Conv2×2 of stride 2 and LN before each stage, the wide head, and `cmt_s` for 224×224
-(83.5 % on ImageNet; 25.1 M parameters in the paper, 26.3 M in its code and here; 4.0 G multiply-accumulates). From the
-code: the bias starts as N(0, 1), and a stage's blocks share it; eps is 1e-6 in their LayerNorms, 1e-5 in all other
-norms. Left out: stochastic depth and dropout. Ours: `cmt_nano` for 32×32, 0.98 M (10 classes) and 55 M, and PyTorch's
-initialization of all else. Its results were measured with 1e-5 throughout, a difference far below their spread.
+(83.5 % accuracy on ImageNet; 25.1 M parameters in the paper, 26.3 M in its code and here; 4.0 G MACs). From the code:
+the bias is initialized from N(0, 1) and shared by a stage's blocks; eps is 1e-6 in their LayerNorms, 1e-5 in all other
+norms. Left out: stochastic depth and dropout. Ours: `cmt_nano` for 32×32, 0.98 M parameters (10 classes) and 55 M MACs,
+and PyTorch's initialization of all else. Its results were measured with 1e-5 throughout, a difference far below their
+standard deviation.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError
 from titn_lib.models.base import Classifier
+from titn_lib.models.registry import register_model
 from titn_lib.validation import check_division, check_settings
 
 
@@ -34,9 +36,9 @@ class CMTConfig:
 
     Attributes:
         image_size: height and width in pixels.
-        stem_width, stem_stride: of three times Conv3×3, GELU, BN at the start; only the first has the stride.
-        stages: of each width, blocks, heads and k. Each halves the map; k must divide what is left.
-        ratio: how much wider the feed-forward part is in between.
+        stem_width, stem_stride: of the stem, three times Conv3×3, GELU, BN; only the first has the stride.
+        stages: width, blocks, heads and k of each. Each halves the map; k must divide the map's sides.
+        ratio: width of the feed-forward network's hidden layer, relative to its input.
         head_width: of the last Conv1×1.
     """
 
@@ -53,10 +55,10 @@ class CMTConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(map(tuple, self.stages)))  # a file has lists
         check_settings(self)
-        for place, (width, _, heads, k) in enumerate(self.stages):
+        for i, (width, _, heads, k) in enumerate(self.stages):
             if width % heads:
-                raise TITNError(f"a width of {width} can't be shared by {heads} heads: choose a number that divides it")
-            check_division(self, self.stem_stride * 2 ** (place + 1) * k)
+                raise TITNError(f"a width of {width} can't be divided among {heads} heads: choose a divisor of {width}")
+            check_division(self, self.stem_stride * 2 ** (i + 1) * k)
 
 
 def depthwise(width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -64,11 +66,13 @@ def depthwise(width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of every position."""
+
     def forward(self, x: Float[Tensor, "batch width row column"]) -> Float[Tensor, "batch width row column"]:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class Plus(nn.Sequential):
+class Residual(nn.Sequential):
     """x + f(x)."""
 
     def forward(self, x: Float[Tensor, "batch width row column"]) -> Float[Tensor, "batch width row column"]:
@@ -76,23 +80,23 @@ class Plus(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Every place asks, every k×k places answer as one."""
+    """Local perception, attention with shrunk keys and values, feed-forward network."""
 
     def __init__(self, width: int, heads: int, k: int, ratio: float):
         super().__init__()
-        wide = int(width * ratio)
+        hidden = int(width * ratio)
         self.heads = heads
         self.scale = (width // heads) ** -0.5
-        self.local = Plus(depthwise(width, 3))
+        self.local = Residual(depthwise(width, 3))
         self.norm = LayerNorm2d(width, eps=1e-6)
         self.shrink = nn.Sequential(depthwise(width, k, k), nn.BatchNorm2d(width)) if k > 1 else nn.Identity()
         self.query = nn.Conv2d(width, width, 1)
         self.key_value = nn.Conv2d(width, 2 * width, 1)
         self.output = nn.Conv2d(width, width, 1)
-        self.feed_forward = Plus(
-            LayerNorm2d(width, eps=1e-6), nn.Conv2d(width, wide, 1), nn.GELU(), nn.BatchNorm2d(wide),
-            Plus(depthwise(wide, 3)), nn.GELU(), nn.BatchNorm2d(wide),
-            nn.Conv2d(wide, width, 1), nn.BatchNorm2d(width),
+        self.feed_forward = Residual(
+            LayerNorm2d(width, eps=1e-6), nn.Conv2d(width, hidden, 1), nn.GELU(), nn.BatchNorm2d(hidden),
+            Residual(depthwise(hidden, 3)), nn.GELU(), nn.BatchNorm2d(hidden),
+            nn.Conv2d(hidden, width, 1), nn.BatchNorm2d(width),
         )  # fmt: skip
 
     def forward(
@@ -122,12 +126,12 @@ class CMT(Classifier):
         self.stem = nn.Sequential(*layers)
         self.stages = nn.ModuleList()
         self.biases = nn.ParameterList()
-        places = config.image_size[0] * config.image_size[1] // stride**2
+        positions = config.image_size[0] * config.image_size[1] // stride**2
         for after, depth, heads, k in config.stages:
             blocks = [Block(after, heads, k, config.ratio) for _ in range(depth)]
             self.stages.append(nn.ModuleList([nn.Conv2d(width, after, 2, stride=2), LayerNorm2d(after), *blocks]))
-            places //= 4
-            self.biases.append(nn.Parameter(torch.randn(heads, places, places // k**2)))
+            positions //= 4
+            self.biases.append(nn.Parameter(torch.randn(heads, positions, positions // k**2)))
             width = after
         wide = config.head_width
         self.widen = nn.Sequential(nn.Conv2d(width, wide, 1), nn.BatchNorm2d(wide), nn.SiLU())
@@ -148,3 +152,4 @@ class CMT(Classifier):
 
 S = ((64, 3, 1, 8), (128, 3, 2, 4), (256, 16, 4, 2), (512, 3, 8, 1))
 PRESETS = {"cmt_nano": CMTConfig(), "cmt_s": CMTConfig("cmt_s", 1000, 3, (224, 224), 32, 2, S, head_width=1280)}
+register_model("cmt", CMT, CMTConfig, PRESETS)

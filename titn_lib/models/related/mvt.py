@@ -1,17 +1,16 @@
-"""MVT: mask vision transformer (Li et al. 2021, arXiv 2106.04520, for faces in the wild): hide what does not matter,
-doubt labels that may be wrong.
+"""MVT: mask vision transformer (Li et al. 2021, arXiv 2106.04520, for faces in the wild): mask out
+irrelevant pixels, relabel images whose label may be wrong.
 
-    mask          m = fold(σ(Linear(t))), t the patch tokens of a short ViT: a number in 0–1 for every place
-    classifier    a ViT sees x ⊙ m; what is hidden becomes 0, the data set's mean color
-    relabeling   y' = argmax p where max p − p_y > δ, else y;  δ = 0.2, from a warm-up on
+    mask          m = fold(σ(Linear(t))), t the patch tokens of a small ViT: a value in 0–1 for every pixel
+    classifier    a ViT of x ⊙ m; masked pixels become 0, the data set's mean color
+    relabeling   y' = argmax p where max p − p_y > δ, else y;  δ = 0.2, after a warm-up
 
-Nothing but the classification loss tells the mask what to hide. Relabeling is an objective ("relabeling"), for any
-network.
+Only the classification loss trains the mask. Relabeling is a loss of its own ("relabeling"), for any network.
 
-From third-party code (the authors' we have not seen): masks, relabeling, δ. Ours: that relabeling starts anew from
-the given label in every step, so that what was changed can change back; its warm-up; a LayerNorm before the
-mask's Linear; `mvt_nano` for 32×32, 0.75 M parameters (10 classes) and 54 M multiply-accumulates. Behind the mask is a
-ViT, as published, and not a TITN: with a mask of ones, it is a plain ViT to compare with.
+From third-party code (we haven't seen the authors'): masks, relabeling, δ. Ours: relabeling starts from the given label
+in every step, so that a changed label can change back; its warm-up; a LayerNorm before the mask's Linear; `mvt_nano`
+for 32×32, 0.75 M parameters (10 classes) and 54 M MACs. The classifier is a ViT, as published, and not a TITN. With a
+mask of ones it is a plain ViT, the baseline.
 """
 
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from titn_lib.data.transforms import Images
 from titn_lib.models.base import Encoding
+from titn_lib.models.registry import register_model
 from titn_lib.models.vit import ViT, ViTConfig
 
 
@@ -31,7 +31,7 @@ class MVTConfig(ViTConfig):
     """The settings of a ViT, and three more.
 
     Attributes:
-        mask_width, mask_heads, mask_depth: of the ViT that makes the mask; it shares patch_size and mlp_ratio.
+        mask_width, mask_heads, mask_depth: of the ViT that predicts the mask; it shares patch_size and mlp_ratio.
     """
 
     name: str = "mvt_nano"
@@ -48,7 +48,7 @@ class MVTConfig(ViTConfig):
 
 
 class MVT(ViT):
-    """A ViT that looks through a mask of its own making."""
+    """A ViT that masks its input with a learned mask."""
 
     config: MVTConfig
     POS_EMBED_KEYS = ("pos_embed", "mask_network.pos_embed")  # type: ignore[assignment]
@@ -56,7 +56,7 @@ class MVT(ViT):
     def __init__(self, config: MVTConfig):
         super().__init__(config)
         mask = ViTConfig(
-            num_classes=config.patch_size**2,  # its head says of a patch token what of the patch may be seen
+            num_classes=config.patch_size**2,  # its head turns a patch token into the patch's mask
             in_channels=config.in_channels,
             image_size=config.image_size,
             patch_size=config.patch_size,
@@ -69,15 +69,16 @@ class MVT(ViT):
         self.mask_network = ViT(mask)
 
     def masks(self, images: Images) -> Float[Tensor, "batch 1 height width"]:
-        """What is seen of normalized images: 1 all, 0 nothing; the same for all channels."""
+        """The masks of normalized images, from 0 (hidden) to 1 (visible), the same for all channels."""
         tokens = self.mask_network.forward_features(images).hidden_states[-1]
         patches = self.mask_network.heads.class_head(tokens[:, 1:]).float().sigmoid()
         side = self.config.patch_size
         return F.fold(patches.mT, self.config.image_size, kernel_size=side, stride=side).to(images.dtype)
 
     def forward_features(self, images: Images, return_attention: bool = False) -> Encoding:
-        """The tokens of the masked images after every block, and their attention if asked for."""
+        """The tokens of the masked images after every block, and, if requested, their attention."""
         return super().forward_features(images * self.masks(images), return_attention)
 
 
 PRESETS = {"mvt_nano": MVTConfig()}
+register_model("mvt", MVT, MVTConfig, PRESETS)

@@ -1,18 +1,18 @@
 """ReViT: attention residuals (Diko et al. 2024, arXiv 2402.11301), in TITN's streams.
 
-In deep ViTs tokens grow alike ("feature collapse"). ReViT hands every layer's attention scores on to the next, which
-mixes them with its own before the softmax:
+In deep ViTs, tokens become more and more similar ("feature collapse"). In ReViT, every layer passes its attention
+scores to the next, which mixes them with its own before the softmax:
 
     S_l = Q Kᵀ / √head_width     A_1 = S_1     A_l = α S_l + (1 − α) A_{l−1}     update = softmax(A_l) V
 
-Published, in the paper and its code: the equations, and one learned α for all layers, 0.5 at first and free to leave
-0–1; ReViT-B reaches 82.4 % on ImageNet. Ours: TITN's streams in the place of a ViT's, each with an α of its own. With
-α = 1 it is TITN. LayerNorms keep TITN's eps of 1e-5 (there 1e-6). An inner stream with residuals does without the C++
-kernels of TITN's, and is slower. `revit_nano` is `titn_nano` with residuals in the outer stream: 0.74 M parameters (one
-more), 55 M multiply-accumulates.
+Published, in the paper and its code: the equations, and one learned α for all layers, initialized to 0.5 and not
+limited to 0–1; ReViT-B reaches 82.4 % accuracy on ImageNet. Ours: TITN's streams instead of a ViT's, each with an α of
+its own. With α = 1 it is TITN. LayerNorms keep TITN's eps of 1e-5 (1e-6 in the code). An inner stream with residuals
+can't use TITN's C++ kernel, and is slower. `revit_nano` is `titn_nano` with residuals in the outer stream: 0.74 M
+parameters (one more), 55 M MACs.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,6 +24,8 @@ from titn_lib.data.transforms import Images
 from titn_lib.models import titn
 from titn_lib.models.base import Encoding
 from titn_lib.models.layers import TransformerLayer, adopt_children
+from titn_lib.models.registry import register_model
+from titn_lib.models.titn_presets import NANO
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ class ReViTConfig(titn.TITNConfig):
     """The settings of a TITN, and one more.
 
     Attributes:
-        residuals: the stream whose layers hand on their scores: "outer", "inner" (within every patch) or "both".
+        residuals: the stream whose layers pass on their scores: "outer", "inner" (within every patch) or "both".
     """
 
     residuals: Literal["outer", "inner", "both"] = "outer"
 
 
 class Carried(NamedTuple):
-    """What a layer hands on: tokens, the scores A that mixed them, and α."""
+    """What a layer passes to the next: tokens, its scores A, and α."""
 
     tokens: Float[Tensor, "*batch token width"]
     scores: Float[Tensor, "*batch head token token"]
@@ -50,7 +52,7 @@ Outer = Float[Tensor, "batch token outer_width"] | Carried
 
 
 class ResidualLayer(TransformerLayer):
-    """A layer of TITN with A in the place of S. A stream's first layer has α, and hands it on with its scores."""
+    """A layer of TITN with scores A instead of S. A stream's first layer holds α and passes it on with its scores."""
 
     def __init__(self, layer: TransformerLayer, first: bool):
         adopt_children(self, layer)
@@ -60,15 +62,15 @@ class ResidualLayer(TransformerLayer):
     def forward(  # type: ignore[override]
         self, stream: Float[Tensor, "*batch token width"] | Carried, return_attention: bool = False
     ) -> tuple[Carried, Float[Tensor, "*batch head token token"] | None]:
-        """Returns what the next layer needs and, if asked for, the attention softmax(A)."""
+        """Returns the input of the next layer and, if requested, the attention softmax(A)."""
         query, key, value = self.attn.split(self.attn.qkv(self.attention_norm(tokens_of(stream))))
         scores = query @ key.mT
         alpha = stream.alpha if isinstance(stream, Carried) else self.alpha
         if isinstance(stream, Carried):
             scores = alpha * scores + (1 - alpha) * stream.scores
         attention = scores.softmax(dim=-1)
-        tokens = tokens_of(stream) + self.drop(self.attn.join(attention.to(value.dtype) @ value))
-        tokens = tokens + self.drop(self.mlp(self.mlp_norm(tokens)))
+        tokens = tokens_of(stream) + self.drop_path(self.attn.join(attention.to(value.dtype) @ value))
+        tokens = tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
         return Carried(tokens, scores, alpha), attention if return_attention else None
 
 
@@ -84,7 +86,7 @@ class ResidualBlock(titn.Block):
     def forward(  # type: ignore[override]
         self, inner: Inner, outer: Outer, return_attention: bool = False
     ) -> tuple[Inner, Outer, Tensor | None, Tensor | None]:
-        """As `titn.Block.forward`; a stream with residuals comes (but to the first block) and goes as `Carried`."""
+        """As `titn.Block.forward`; a stream with residuals is `Carried`, except as the first block's input."""
         inner, normed, inner_attention = self.forward_inner(inner, return_attention)
         tokens = self.add_pixel_update(tokens_of(outer), self.projection.project(normed))
         outer = outer._replace(tokens=tokens) if isinstance(outer, Carried) else tokens
@@ -101,7 +103,7 @@ class ResidualBlock(titn.Block):
 
 
 class ReViT(titn.TITN):
-    """A TITN with attention residuals; its blocks take over the modules of TITN's, weights and all."""
+    """A TITN with attention residuals; its blocks adopt the modules of TITN's blocks with their weights."""
 
     config: ReViTConfig
 
@@ -120,10 +122,11 @@ def tokens_of(stream: Float[Tensor, "*batch token width"] | Carried) -> Float[Te
 
 
 def similarity(tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, " batch"]:
-    """How much an image's tokens have grown alike: the mean cosine of two different ones."""
+    """Mean cosine similarity of two different tokens of an image."""
     unit = F.normalize(tokens, dim=-1)
     count = tokens.shape[1]
     return ((unit @ unit.transpose(1, 2)).sum(dim=(1, 2)) - count) / (count * (count - 1))
 
 
-PRESETS = {"revit_nano": ReViTConfig(**{**asdict(titn.PRESETS["titn_nano"]), "name": "revit_nano"})}
+PRESETS = {"revit_nano": ReViTConfig(**asdict(replace(NANO, name="revit_nano")))}
+register_model("revit", ReViT, ReViTConfig, PRESETS)

@@ -1,7 +1,7 @@
-"""ViTAEv2: what convolutions know, built into a transformer (Zhang et al. 2022, arXiv 2202.10108).
+"""ViTAEv2: the inductive bias of convolutions, built into a transformer (Zhang et al. 2022, arXiv 2202.10108).
 
-Things come in all sizes: a stage begins with a reduction cell, which looks through a pyramid of dilated convolutions.
-What is near belongs together: this cell, and the normal cells that follow, add convolutions C to attention.
+Scale: a stage begins with a reduction cell, a pyramid of dilated convolutions with several receptive fields. Locality:
+this cell, and the normal cells after it, add convolutions C to attention.
 
     P = LN([GELU(Conv_d(x)) for d = 1, 2, …])      stride r, kernel 2r − 1, dilation d
     y = V + Attention(P) + C_r(x)                  V, the values, are the skip: P and y differ in width
@@ -10,14 +10,14 @@ What is near belongs together: this cell, and the normal cells that follow, add 
     x ← x + MLP(LN(x))                             normal cell: 4 times as wide
     C = Conv3×3, BN, SiLU, Conv3×3, BN, SiLU, Conv3×3        first 4 times as wide; C_r shrinks the map by r instead
 
-In early stages attention stays inside windows, which never move: C joins them, and tells positions by its zero borders.
-Published: all of this, mean and Linear as the head, and `vitae_v2_s` for 224×224 (82.6 % on ImageNet; 19.2 M parameters
-said, 19.4 M in its code and here; 5.8 G multiply-accumulates). In the authors' code, for classification as for
+Attention in early stages is limited to fixed windows. C connects the windows, and its zero padding encodes positions.
+Published: all of this, mean and Linear as the head, and `vitae_v2_s` for 224×224 (82.6 % accuracy on ImageNet; 19.2 M
+parameters in the paper, 19.4 M in its code and here; 5.8 G MACs). In the authors' code, for classification as for
 segmentation, a reduction cell with windows has no skip V, and one without windows no bias in its Q, K and V. So it is
 in `vitae_v2_s` (`published_code`), but not in `vitae_nano`. From their code: eps = 1e-6 in normal cells' LayerNorms.
-Left out: stochastic depth. Ours: `vitae_nano` for 32×32, 0.88 M (10 classes) and 80 M, PyTorch's initialization, and
-windows padded at the end (there on both sides). The nano's results were measured with 1e-5 in all LayerNorms, a
-difference far below their spread.
+Left out: stochastic depth. Ours: `vitae_nano` for 32×32, 0.88 M parameters (10 classes) and 80 M MACs, PyTorch's
+initialization, and windows padded at the end (in the code on both sides). The nano's results were measured with 1e-5 in
+all LayerNorms, a difference far below their standard deviation.
 """
 
 from collections.abc import Sequence
@@ -35,6 +35,7 @@ from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError
 from titn_lib.models.base import Classifier
 from titn_lib.models.layers import MLP
+from titn_lib.models.registry import register_model
 from titn_lib.validation import check_division, check_settings
 
 
@@ -44,10 +45,10 @@ class ViTAEConfig:
 
     Attributes:
         image_size: height and width in pixels; the product of all r must divide them.
-        stages: of each width, r, dilations, normal cells, heads (half as many in the reduction cell), side of windows
-            (0: the whole map). C has one group in the first stage, four channels a group in the others.
-        published_code: leave out, as the authors' code does, the skip V of reduction cells with windows, and the bias
-            of Q, K and V in those without.
+        stages: width, r, dilations, normal cells, heads (half as many in the reduction cell) and window side (0: the
+            whole map) of each. C has one group in the first stage, four channels per group in the others.
+        published_code: omit, as the authors' code does, the skip V of reduction cells with windows, and the bias of Q,
+            K and V in those without.
     """
 
     name: str = "vitae_nano"
@@ -62,21 +63,23 @@ class ViTAEConfig:
         check_settings(self)
         for width, r, _, _, heads, _ in self.stages:
             if width % 4 or width % heads or r not in (1, 2, 4, 8):
-                raise TITNError(f"width {width}, r {r}, {heads} heads: 4 and the heads must divide the width, r be 1–8")
+                raise TITNError(
+                    f"width {width}, r {r}, {heads} heads: choose a width that 4 and heads divide, and r 1, 2, 4 or 8"
+                )
         check_division(self, prod(stage[1] for stage in self.stages))
 
 
 def convolutions(widths: tuple[int, int, int, int], groups: int, r: int = 1) -> nn.Sequential:
-    """C; the first of the three have stride 2, until the map is r times smaller."""
+    """C of the equations. The first convolutions have stride 2, until the map is r times smaller."""
     layers: list[nn.Module] = []
-    for place, (before, after) in enumerate(pairwise(widths)):
-        stride = 2 if r >= 2 ** (place + 1) else 1
+    for i, (before, after) in enumerate(pairwise(widths)):
+        stride = 2 if r >= 2 ** (i + 1) else 1
         layers += [nn.Conv2d(before, after, 3, stride, padding=1, groups=groups), nn.BatchNorm2d(after), nn.SiLU()]
     return nn.Sequential(*layers[:-2])
 
 
 class Attention(nn.Module):
-    """Attention inside windows; zeros fill the last ones where the map is no multiple. `skip` adds V."""
+    """Attention within windows. Maps that aren't a multiple of the window are zero-padded; `skip` adds V."""
 
     def __init__(self, before: int, width: int, heads: int, window: int, skip: bool = False, bias: bool = True):
         super().__init__()
@@ -98,6 +101,8 @@ class Attention(nn.Module):
 
 
 class Reduction(nn.Module):
+    """A reduction cell."""
+
     def __init__(
         self,
         before: int,
@@ -129,6 +134,8 @@ class Reduction(nn.Module):
 
 
 class Normal(nn.Module):
+    """A normal cell."""
+
     def __init__(self, width: int, heads: int, window: int, first: bool):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -168,3 +175,4 @@ class ViTAE(Classifier):
 
 S = ((64, 4, 4, 2, 1, 7), (128, 2, 3, 2, 2, 7), (256, 2, 2, 8, 4, 0), (512, 2, 2, 2, 8, 0))
 PRESETS = {"vitae_nano": ViTAEConfig(), "vitae_v2_s": ViTAEConfig("vitae_v2_s", 1000, 3, (224, 224), S, True)}
+register_model("vitae", ViTAE, ViTAEConfig, PRESETS)
