@@ -236,12 +236,13 @@ def write_report(rows: dict[str, "ExperimentSummary"], results: Path) -> None:
     from titn_lib.plots import plot_seeds, save_figure
 
     checkout = results.parent
-    for page in (results / "README.md", checkout / "README.md", PRETRAINED_DIR / "README.md"):
+    weights_page = checkout / "titn_lib" / "models" / "pretrained" / "README.md"
+    for page in (results / "README.md", checkout / "README.md", weights_page):
         if page.exists():
             write_atomically(page, render_tables(page.read_text(encoding="utf-8"), rows).encode())
     for file, values in seed_values(rows).items():
         save_figure(plot_seeds(values), results / f"{file}.png")
-    if PRETRAINED_DIR.parents[2] == checkout.resolve():  # not in an installed package
+    if PRETRAINED_DIR == weights_page.parent.resolve():  # not in an installed package
         ship_weights(rows, results, PRETRAINED_DIR)
 
 
