@@ -1,7 +1,7 @@
 """Settings for `pytest --nbval`.
 
-On a busy machine a cell's last output may take longer than the five seconds that nbval waits, so the timeout is raised. Tests run
-in one process per core, so each kernel gets one thread.
+On a busy machine a cell's last output may take longer than the five seconds that nbval waits, so the timeout is raised.
+Tests run in one process per core, so each kernel gets one thread.
 """
 
 import os

@@ -3,8 +3,8 @@
     uv run python notebooks/execute.py                    # all of them, solutions too
     uv run python notebooks/execute.py 01 02              # those whose names begin like this
 
-Widget state and cell times are not saved, because they change with every run. A widget's HTML fallback is saved, for readers
-without a kernel.
+Widget state and cell times are not saved, because they change with every run. A widget's HTML fallback is saved, for
+readers without a kernel.
 """
 
 import sys

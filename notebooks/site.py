@@ -38,7 +38,7 @@ td, th {{ padding: 0.2em 0.6em; text-align: left; border-bottom: 1px solid #888;
 </body></html>
 """
 CONTENTS = """<h1>TITN: Transformer-in-Transformer with knowledge distillation</h1>
-<p><img src="images/tokens.png" alt="Patches for the outer stream, pixel tokens inside every patch for the inner one."></p>
+<p><img src="images/tokens.png" alt="Patches for the outer stream, pixel tokens inside them for the inner one."></p>
 <ul style="list-style: none; padding: 0">
 {chapters}
 </ul>
