@@ -32,15 +32,15 @@ def _close():
 
 
 def test_confusion_counts():
-    labels, answers = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 2, 2, 0])
-    figure = plot_confusion(labels, answers, ("a", "b", "c"))
+    labels, predicted = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 2, 2, 0])
+    figure = plot_confusion(labels, predicted, ("a", "b", "c"))
     shown = figure.axes[0].collections[0].get_array().reshape(3, 3)
     np.testing.assert_allclose(shown, [[0.5, 0.5, 0], [0, 1, 0], [1 / 3, 0, 2 / 3]])
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "1", "", "", "1", "", "1", "", "2"]
 
 
 def test_attention_is_drawn_where_it_belongs():
-    """The class token looks at the second patch alone; in every patch the third pixel gets all attention."""
+    """The class token attends to the second patch alone; in every patch the third pixel token gets all attention."""
     model = create_model("titn_nano", image_size=(16, 16), depth=1).eval()
     _, maps = model(torch.randn(1, 3, 16, 16), return_attention=True)
     maps.outer[0].zero_()[:, :, 0, 2] = 1
@@ -57,7 +57,7 @@ def test_attention_is_drawn_where_it_belongs():
 
 @pytest.fixture
 def known():
-    """An image of 2×3 patches of 2×2 pixels, and attention in which every number says where it stands."""
+    """An image of 2×3 patches of 2×2 pixel tokens, and random attention."""
     maps = AttentionMaps([torch.rand(1, 6, 2, 4, 4) for _ in range(3)], [torch.rand(1, 5, 8, 8) for _ in range(3)])
     return torch.zeros(3, 8, 12, dtype=torch.uint8), maps
 
@@ -65,7 +65,7 @@ def known():
 def test_a_patch_in_both_streams(known):
     image, maps = known
     figure = plot_nested(image, maps, (2, 3), patch=5, pixel=2, block=1)
-    outer, inner = (figure.axes[place].images[0].get_array() for place in (1, 2))
+    outer, inner = (figure.axes[i].images[0].get_array() for i in (1, 2))
     np.testing.assert_allclose(outer[::4, ::4], maps.outer[1][0].mean(dim=0)[5, 1:7].reshape(2, 3), rtol=1e-6)
     np.testing.assert_allclose(inner, maps.inner[1][0, 4].mean(dim=0)[1].reshape(2, 2), rtol=1e-6)
     frame = figure.axes[0].patches[0]
@@ -100,17 +100,17 @@ def test_every_head_of_every_block(known):
             plot_heads(maps, (2, 3), patch=patch)
 
 
-def test_enlarge():
+def test_upsample_nearest():
     assert upsample_nearest(torch.tensor([[1.0, 2.0]]), (2, 4)).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
 
 
-def test_tokens_and_pictures(tmp_path):
+def test_tokens_and_images(tmp_path):
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     save_figure(plot_tokens(image, create_model("titn_paper", depth=1).config), tmp_path / "tokens.png")
     save_figure(show_images(image[None].expand(5, -1, -1, -1), list("abcde"), columns=3), tmp_path / "grid.png")
     for name in ("tokens.png", "grid.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert np.asarray(picture.convert("L")).std() > 20
+        with Image.open(tmp_path / name) as figure:
+            assert np.asarray(figure.convert("L")).std() > 20
 
 
 def test_a_full_disk(tmp_path):

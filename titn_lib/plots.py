@@ -1,7 +1,9 @@
-"""Every static image. Each function takes plain values and returns a matplotlib Figure."""
+"""All figures. Each function takes plain values and returns a matplotlib Figure."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,15 +20,25 @@ from titn_lib.errors import TITNError
 from titn_lib.io import write_atomically
 from titn_lib.models.base import AttentionMaps
 from titn_lib.models.titn import TITNConfig
-from titn_lib.training.records import RunResult
 
-# seaborn's color-blind palette; large enough for a projector.
+# seaborn's palette for color-blind readers; large enough for a projector.
 STYLE = {"style": "whitegrid", "context": "notebook", "palette": "colorblind", "font_scale": 1.05}
-CMAP = "cividis"  # for anything between 0 and 1
+CMAP = "cividis"  # for values from 0 up: attention, shares
+
+
+@runtime_checkable
+class TrainedRun(Protocol):
+    """What `plot_curves` needs of a `training.RunResult`."""
+
+    @property
+    def run(self) -> Any: ...
+
+    @property
+    def history(self) -> list[dict[str, Any]]: ...
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, whole or not at all, and close it.
+    """Write a figure as PNG (atomically) and close it.
 
     Raises:
         TITNError: the file can't be written.
@@ -38,12 +50,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def palette() -> bytes:
-    """The colors of CMAP, from 0 to 255: red, green, blue each."""
+    """The 256 colors of CMAP as bytes: red, green and blue of each."""
     return np.uint8(np.round(plt.get_cmap(CMAP)(np.arange(256))[:, :3] * 255)).tobytes()
 
 
-def plot_curves(records: dict[str, RunResult]) -> Figure:
-    """Training loss and validation accuracy by epoch, a line for each run."""
+def plot_curves(records: Mapping[str, TrainedRun]) -> Figure:
+    """Learning curves: training loss and validation accuracy by epoch, a line for each run."""
     sns.set_theme(**STYLE)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for (name, record), marker in zip(records.items(), "os^Dvp*hX" * len(records), strict=False):
@@ -52,17 +64,17 @@ def plot_curves(records: dict[str, RunResult]) -> Figure:
         left.plot(epochs, [point["train_loss"] for point in record.history], **style)
         label = f"{name} ({record.run.model})"
         right.plot(epochs, [point["validation_top1"] for point in record.history], label=label, **style)
-    left.set(xlabel="epoch", ylabel="training loss (each run's own)", ylim=(0, None), title="Training loss")
-    right.set(
-        xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(None, 100.5), title="Accuracy on the validation images"
-    )
+    left.set(xlabel="epoch", ylabel="training loss (its own for each run)", ylim=(0, None), title="Training loss")
+    right.set(xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(None, 100.5), title="Validation accuracy")
     right.legend(loc="lower right", fontsize="small")
     return figure
 
 
 def plot_seeds(points: dict[str, list[float]]) -> Figure:
-    """Test accuracy, a row for each experiment: an open dot for each seed, a stroke for their mean. A dashed line marks
-    the first experiment's mean."""
+    """Test accuracy, a row for each experiment: an open dot for each seed, a thick mark for their mean.
+
+    A dashed line shows the mean of the first experiment, the baseline.
+    """
     sns.set_theme(**STYLE)
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.36 * len(points)), layout="constrained")
     blue, orange = sns.color_palette("colorblind")[:2]
@@ -72,7 +84,7 @@ def plot_seeds(points: dict[str, list[float]]) -> Figure:
         axis.scatter([mean], [row], s=260, marker="|", linewidths=3, color=orange, label="mean", zorder=2)
         axis.scatter(values, [row] * len(values), s=45, linewidths=1.5, color="none", edgecolors=[blue], label="a seed")
     axis.set_yticks(range(len(points)), [name.replace("_", " ") for name in points])
-    axis.set(xlabel="top-1 accuracy on the test images (%)", ylim=(len(points) - 0.5, -0.5))
+    axis.set(xlabel="test top-1 accuracy (%)", ylim=(len(points) - 0.5, -0.5))
     axis.legend(*(part[:3] for part in axis.get_legend_handles_labels()), loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -80,7 +92,7 @@ def plot_seeds(points: dict[str, list[float]]) -> Figure:
 def plot_confusion(
     labels: Int[Tensor, " image"], predicted: Int[Tensor, " image"], classes: tuple[str, ...], title: str = ""
 ) -> Figure:
-    """How often each class was taken for each: rows are the truth, columns the answer. Mistakes carry their count."""
+    """Confusion matrix: rows are true classes, columns predicted classes; every cell above 0 has its count."""
     sns.set_theme(**STYLE)
     count = len(classes)
     table = torch.bincount(labels * count + predicted, minlength=count**2).reshape(count, count).numpy()
@@ -92,26 +104,26 @@ def plot_confusion(
         share, ax=axis, cmap=CMAP, vmin=0, vmax=1, square=True,
         annot=np.where(table > 0, table, "").astype(str) if named else False, fmt="s", annot_kws={"fontsize": 9},
         xticklabels=classes if named else False, yticklabels=classes if named else False,
-        cbar_kws={"label": "share of the class"},
+        cbar_kws={"label": "share of the true class"},
     )  # fmt: skip
-    axis.set(xlabel="answer", ylabel="truth", title=title)
+    axis.set(xlabel="predicted class", ylabel="true class", title=title)
     axis.tick_params(axis="y", rotation=0)
     return figure
 
 
 def as_pixels(image: UInt8[Tensor, "channel height width"]) -> np.ndarray:
-    """An image as matplotlib wants it: "height width" for gray, "height width color" else."""
+    """An image in matplotlib's layout: "height width" for grayscale, else "height width channel"."""
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 
 
 def show(axis: Axes, image: UInt8[Tensor, "channel height width"]) -> None:
-    """An image without axes, every element a square."""
+    """Show an image without axis ticks, every pixel a square."""
     axis.imshow(as_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
 
 
 def draw_grid(axis: Axes, size: tuple[int, int], rows: int, columns: int, width: float = 0.6) -> None:
-    """White lines between so many rows and columns of an image."""
+    """Draw white lines between rows and columns of patches on an image of the given height and width."""
     for position in np.arange(1, rows) * size[0] / rows - 0.5:
         axis.axhline(position, color="white", linewidth=width)
     for position in np.arange(1, columns) * size[1] / columns - 0.5:
@@ -137,88 +149,106 @@ def show_images(
 
 
 def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig, patch: int = 5) -> Figure:
-    """How an image becomes tokens twice over: its patches (the outer stream), and one patch's pixels (the inner).
+    """Both tokenizations of an image: its patches (the outer stream), and one patch's pixel tokens (the inner stream).
 
     Args:
         config: of a model that takes this image.
-        patch: the number of the patch whose pixels are shown.
+        patch: the index of the patch whose pixel tokens are shown, from 0.
     """
     sns.set_theme(style="white", context="notebook")
-    colours = sns.color_palette("colorblind")
+    (rows, columns), side = config.grid, config.patch_size
+    patches = rearrange(image, "c (row y) (column x) -> (row column) c y x", row=rows, column=columns)
+    pixels = side // config.pixel_size
+    figure = plt.figure(figsize=(13, 4.4))
+    draw_patch_zoom(figure, image, patches[patch], config, patch)
+    inner = rearrange(patches[patch], "c (row y) (column x) -> (row column) c y x", row=pixels, column=pixels)
+    draw_token_row(
+        figure, 0.50, config, [as_pixels(pixel) for pixel in inner],
+        f"inner stream: {config.pixels} pixel tokens of {config.inner_width} dimensions in every patch",
+        f"{config.pixel_size}×{config.pixel_size} image pixels; they attend to each other, then update their patch",
+    )  # fmt: skip
+    special = ["distillation"] if config.distillation_token else []
+    draw_token_row(
+        figure, 0.05, config, ["class", *(as_pixels(piece) for piece in patches), *special],
+        f"outer stream: {config.tokens} tokens of {config.outer_width} dimensions",
+        f"they attend to each other, too; {config.depth} blocks of both streams",
+        framed=patch + 1,
+    )  # fmt: skip
+    return figure
+
+
+def draw_patch_zoom(
+    figure: Figure,
+    image: UInt8[Tensor, "channel height width"],
+    piece: UInt8[Tensor, "channel side side"],
+    config: TITNConfig,
+    patch: int,
+) -> None:
+    """The image with its patches, and beside it one patch, enlarged, with its pixel tokens."""
+    accent = sns.color_palette("colorblind")[1]
     (rows, columns), side = config.grid, config.patch_size
     row, column = divmod(patch, columns)
-    pieces = rearrange(image, "c (row y) (column x) -> (row column) c y x", row=rows, column=columns)
     pixels = side // config.pixel_size
-
-    figure = plt.figure(figsize=(13, 4.4))
     whole = figure.add_axes((0.0, 0.08, 0.27, 0.78))
     inside = figure.add_axes((0.34, 0.30, 0.17, 0.56))
     show(whole, image)
     draw_grid(whole, config.image_size, rows, columns, 1.2)
     corner = (column * side - 0.5, row * side - 0.5)
-    whole.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colours[1], linewidth=3))
+    whole.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=accent, linewidth=3))
     whole.set_title(f"an image, {rows * columns} patches")
-    show(inside, pieces[patch])
+    show(inside, piece)
     draw_grid(inside, (side, side), pixels, pixels, 2)
     for spine in inside.spines.values():
-        spine.set(edgecolor=colours[1], linewidth=3)
-    inside.set_title(f"a patch, {config.pixels} pixels")
+        spine.set(edgecolor=accent, linewidth=3)
+    inside.set_title(f"a patch, {config.pixels} pixel tokens")
     for y in (0, 1):
         start = (corner[0] + side, corner[1] + (1 - y) * side)
-        line = ConnectionPatch(start, (0, y), "data", "axes fraction", axesA=whole, axesB=inside, color=colours[1])
+        line = ConnectionPatch(start, (0, y), "data", "axes fraction", axesA=whole, axesB=inside, color=accent)
         figure.add_artist(line)
 
-    def draw_row(bottom: float, height: float, tokens: list[np.ndarray | str], title: str, note: str) -> None:
-        axis = figure.add_axes((0.545, bottom, 0.455, height - 0.18))
-        axis.set(xlim=(0, max(config.tokens, config.pixels)), ylim=(-0.8, 1))
-        axis.axis("off")
-        figure.text(0.545, bottom + height, title, fontsize=12, weight="bold", va="top")
-        figure.text(0.545, bottom + height - 0.08, note, fontsize=11, va="top")
-        for i, token in enumerate(tokens):
-            if isinstance(token, str):
-                colour = colours[2] if token == "class" else colours[4]
-                axis.add_patch(Rectangle((i + 0.08, 0.08), 0.84, 0.84, facecolor=colour, edgecolor="none"))
-                axis.text(
-                    i + (0.08 if token == "class" else 0.92),
-                    -0.4,
-                    token,
-                    fontsize=10,
-                    ha="left" if token == "class" else "right",
-                    va="center",
-                )
-            else:
-                box = (i + 0.08, i + 0.92, 0.08, 0.92)
-                axis.imshow(token, extent=box, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
-                if title.startswith("outer") and i == patch + 1:
-                    axis.add_patch(
-                        Rectangle((i + 0.08, 0.08), 0.84, 0.84, fill=False, edgecolor=colours[1], linewidth=3)
-                    )
 
-        axis.set_aspect("equal", anchor="NW")
+def draw_token_row(
+    figure: Figure,
+    bottom: float,
+    config: TITNConfig,
+    tokens: list[Any],
+    title: str,
+    note: str,
+    framed: int | None = None,
+) -> None:
+    """A row of tokens: small images, or colored squares with a name.
 
-    inner = rearrange(pieces[patch], "c (row y) (column x) -> (row column) c y x", row=pixels, column=pixels)
-    special = ["distillation"] if config.distillation_token else []
-    draw_row(
-        0.50, 0.40, [as_pixels(pixel) for pixel in inner],
-        f"inner stream: {config.pixels} pixel tokens of {config.inner_width} numbers, in every patch",
-        f"“pixels” of {config.pixel_size}×{config.pixel_size} points; they look at each other, then tell their patch",
-    )  # fmt: skip
-    draw_row(
-        0.05, 0.40, ["class", *(as_pixels(piece) for piece in pieces), *special],
-        f"outer stream: {config.tokens} tokens of {config.outer_width} numbers",
-        f"these look at each other, too; {config.depth} blocks of both",
-    )  # fmt: skip
-    return figure
+    Args:
+        bottom: the row's lower edge as a fraction of the figure's height.
+        framed: the index of a token with a frame.
+    """
+    colors = sns.color_palette("colorblind")
+    axis = figure.add_axes((0.545, bottom, 0.455, 0.22))
+    axis.set(xlim=(0, max(config.tokens, config.pixels)), ylim=(-0.8, 1))
+    axis.axis("off")
+    figure.text(0.545, bottom + 0.40, title, fontsize=12, weight="bold", va="top")
+    figure.text(0.545, bottom + 0.32, note, fontsize=11, va="top")
+    for i, token in enumerate(tokens):
+        if isinstance(token, str):
+            color, x, align = (colors[2], i + 0.08, "left") if token == "class" else (colors[4], i + 0.92, "right")
+            axis.add_patch(Rectangle((i + 0.08, 0.08), 0.84, 0.84, facecolor=color, edgecolor="none"))
+            axis.text(x, -0.4, token, fontsize=10, ha=align, va="center")
+        else:
+            box = (i + 0.08, i + 0.92, 0.08, 0.92)
+            axis.imshow(token, extent=box, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
+        if i == framed:
+            axis.add_patch(Rectangle((i + 0.08, 0.08), 0.84, 0.84, fill=False, edgecolor=colors[1], linewidth=3))
+    axis.set_aspect("equal", anchor="NW")
 
 
 def upsample_nearest(grid: Float[Tensor, "row column"], size: tuple[int, int]) -> Float[Tensor, "height width"]:
-    """Each value as a block, so that the grid covers an image of the given size."""
+    """Repeat each value, so that the grid covers an image of the given height and width."""
     rows, columns = size[0] // grid.shape[0], size[1] // grid.shape[1]
     return grid.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 
 
 def draw_map(axis: Axes, values: Float[Tensor, "row column"], title: str) -> None:
-    """Attention from 0 to its largest, with its color bar."""
+    """An attention map, scaled from 0 to its maximum, with a color bar."""
     drawn = axis.imshow(values.numpy(), cmap=CMAP, interpolation="nearest", vmin=0)
     axis.set(xticks=[], yticks=[])
     axis.set_title(title)
@@ -232,11 +262,10 @@ def plot_attention(
     block: int = -1,
     title: str = "",
 ) -> Figure:
-    """Both streams on one image, in one block, averaged over heads.
+    """The attention of both streams in one block, averaged over heads.
 
-    From left to right: the image with its patches; how much the class token looks at every patch; the same for the
-    distillation token (where there is one); inside every patch, how much attention each pixel token receives from the
-    others there.
+    From left to right: the image with its patches; the class token's attention to every patch; the same for the
+    distillation token (if there is one); and inside every patch, the attention that each pixel token receives.
 
     Args:
         maps: the attention of this image alone (a batch of one).
@@ -253,7 +282,7 @@ def plot_attention(
         received = maps.inner[block][0].detach().float().cpu().mean(1).mean(1)  # patch, key
         side = round(received.shape[-1] ** 0.5)
         within = rearrange(received, "(row column) (y x) -> (row y) (column x)", row=rows, y=side)
-        panels.append(("pixels, inside each patch", within))
+        panels.append(("pixel tokens in each patch", within))
     figure, axes = plt.subplots(
         1, 1 + len(panels), figsize=(3.3 * (1 + len(panels)), 3.6), layout="constrained", squeeze=False
     )
@@ -277,13 +306,13 @@ def plot_nested(
     pixel: int | None = None,
     block: int = -1,
 ) -> Figure:
-    """One patch in both streams, in one block, averaged over heads: where its token looks, and what its pixels look at.
+    """One patch in both streams, in one block, averaged over heads: what its token and its pixel tokens attend to.
 
     Args:
         maps: the attention of this image alone (a batch of one), of a model with an inner stream.
         grid: patches down and across.
         patch: the patch's row in the outer attention, from 1.
-        pixel: the pixel token whose row is shown, from 1; None: the mean of all rows.
+        pixel: the pixel token whose row is shown, from 1; None for the mean of all rows.
 
     Raises:
         TITNError: there is no inner stream, or no such patch or pixel.
@@ -302,16 +331,16 @@ def plot_nested(
     inner = maps.inner[block][0, patch - 1].detach().float().cpu().mean(0)
     row = inner.mean(0) if pixel is None else inner[pixel - 1]
 
-    figure, (whole, looks, opened) = plt.subplots(1, 3, figsize=(12, 4.1), layout="constrained")
+    figure, (whole, attended, opened) = plt.subplots(1, 3, figsize=(12, 4.1), layout="constrained")
     show(whole, image)
     whole.set_title("image and patches")
-    draw_map(looks, upsample_nearest(outer, size), f"outer stream: patch {patch} → patches")
-    for axis in (whole, looks):
+    draw_map(attended, upsample_nearest(outer, size), f"outer stream: patch {patch} → patches")
+    for axis in (whole, attended):
         draw_grid(axis, size, rows, columns)
         corner = (across * side - 0.5, down * side - 0.5)
         axis.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=accent, linewidth=3))
-    asker = "mean of its pixels" if pixel is None else f"pixel {pixel}"
-    draw_map(opened, row.reshape(inside, inside), f"inner stream, patch {patch}: {asker} → pixels")
+    query = "mean of its pixel tokens" if pixel is None else f"pixel token {pixel}"
+    draw_map(opened, row.reshape(inside, inside), f"inner stream, patch {patch}: {query} →")
     draw_grid(opened, (inside, inside), inside, inside)
     for spine in opened.spines.values():
         spine.set(edgecolor=accent, linewidth=3)
@@ -319,7 +348,7 @@ def plot_nested(
 
 
 def check_number(what: str, number: int, last: int) -> None:
-    """Raises TITNError unless it is one of 1 … last."""
+    """Raises TITNError unless the number is from 1 to `last`."""
     if not 1 <= number <= last:
         raise TITNError(f"there is no {what} {number}: choose one from 1 to {last}")
 
@@ -327,8 +356,9 @@ def check_number(what: str, number: int, last: int) -> None:
 def plot_heads(
     maps: AttentionMaps, grid: tuple[int, int], token: int = 0, patch: int | None = None, title: str = ""
 ) -> Figure:
-    """Every head of every block, all on one scale: where a token looks in the outer stream or, with a `patch`, what the
-    pixels inside it look at (the mean of their rows).
+    """Every head of every block, all on one scale: a token's attention in the outer stream.
+
+    With a `patch`, it is the attention of the inner stream inside that patch (the mean over its pixel tokens' rows).
 
     Args:
         maps: the attention of one image (a batch of one).
