@@ -255,7 +255,7 @@ def test_a_click_opens_a_patch_and_hovering_shows_its_pixels(show, scene):
         settle(page)
         inner = attention.inner[2][0, patch].mean(dim=0)
         mean = inner.mean(dim=0)
-        assert f"patch {patch + 1}, mean of its pixel tokens" in page.locator(".stream.inner").inner_text()
+        assert f"patch {patch + 1}, all pixel tokens" in page.locator(".stream.inner").inner_text()
         agree(page, mean, stream="inner")
         for pixel in (0, 11):
             hover(page, pixel, "inner")

@@ -351,7 +351,7 @@ class Stage {
     this.legend.inner.textContent = values ? `${percent(highest)} of ${state.mode}` : "";
     this.opened.textContent = !this.rows.inner && !relevance ? "a ViT has no inner stream"
       : state.open === null ? "click a patch to open it"
-      : `patch ${state.open + 1}${relevance ? "" : pixel === null ? ", mean of its pixel tokens" : `, pixel token ${pixel + 1}`}`;
+      : `patch ${state.open + 1}${relevance ? "" : pixel === null ? ", all pixel tokens" : `, pixel token ${pixel + 1}`}`;
     context.clearRect(0, 0, width, height);
     if (state.open === null) return;
     const [row, column] = [Math.floor(state.open / data.grid[1]), state.open % data.grid[1]];
