@@ -17,6 +17,8 @@ from titn_lib.models.registry import create_model
 from titn_lib.models.teachers import Teacher
 from titn_lib.models.weights import load_model
 
+CalibrationFunction = Callable[[Tensor, Tensor, int], Tensor]
+
 TARGET_INDEX = 0  # the test digit that is to be misclassified
 COMPANY_SIZE = 15
 
@@ -37,38 +39,77 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 10) -> 
     return (confidence_sums - correct_sums).abs().sum() / len(labels)
 
 
+def bin_gaps(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """For each bin that is not empty: confidence minus accuracy, and its share of the images."""
+    confidence, predicted = probabilities.max(dim=-1)
+    counts, confidence_sums, correct_sums = bins_of(confidence, (predicted == labels).double(), bins)
+    filled = counts > 0
+    return ((confidence_sums - correct_sums) / counts.clamp(min=1))[filled], (counts / len(labels))[filled]
+
+
 def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
     """`answer(probabilities, labels, bins)`: "image class", "image" → the expected calibration error."""
+    bins = iter([12, 5, 20])
+    return compare(
+        as_scalar(answer),
+        calibration_error,
+        lambda: (*random_predictions(), next(bins)),
+        gap_mistakes() | confidence_mistakes(),
+        tolerance=1e-5,
+    )
 
-    def parts(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-        """For each bin that is not empty: confidence minus accuracy, and its share of the images."""
-        confidence, predicted = probabilities.max(dim=-1)
-        counts, confidence_sums, correct_sums = bins_of(confidence, (predicted == labels).double(), bins)
-        filled = counts > 0
-        return ((confidence_sums - correct_sums) / counts.clamp(min=1))[filled], (counts / len(labels))[filled]
+
+def gap_mistakes() -> dict[str, CalibrationFunction]:
+    """Mistakes in how the bins' gaps are weighted and summed, by what they do."""
 
     def unweighted(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
-        return parts(probabilities, labels, bins)[0].abs().mean()
+        return bin_gaps(probabilities, labels, bins)[0].abs().mean()
+
+    def over_all_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return summed(probabilities, labels, bins) / bins
 
     def by_count(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return calibration_error(probabilities, labels, bins) * len(labels)
 
-    def over_all_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
-        return parts(probabilities, labels, bins)[0].abs().sum() / bins
-
     def squared(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
-        gaps, shares = parts(probabilities, labels, bins)
+        gaps, shares = bin_gaps(probabilities, labels, bins)
         return (gaps**2 * shares).sum()
 
     def root(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return squared(probabilities, labels, bins).sqrt()
 
+    def summed(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return bin_gaps(probabilities, labels, bins)[0].abs().sum()
+
     def signed(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
-        gaps, shares = parts(probabilities, labels, bins)
+        gaps, shares = bin_gaps(probabilities, labels, bins)
         return (gaps * shares).sum()
 
     def signed_other_way(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return -signed(probabilities, labels, bins)
+
+    cancel = "so that overconfident bins cancel underconfident ones (one bin for all does the same)"
+    return {
+        "every bin has the same weight; the weight should be its share of the images": unweighted,
+        "the gaps are summed and divided by the number of bins; the weight of a bin should be its share of the "
+        "images": over_all_bins,
+        "the weight of a bin is its number of images; divide by the number of all images": by_count,
+        "the gaps are squared": squared,
+        "the gaps are squared (and the root is taken at the end)": root,
+        "every bin has the same weight, and the gaps are only summed": summed,
+        f"the gaps keep their signs (confidence minus accuracy), {cancel}": signed,
+        f"the gaps keep their signs (accuracy minus confidence), {cancel}": signed_other_way,
+    }
+
+
+def confidence_mistakes() -> dict[str, CalibrationFunction]:
+    """Mistakes in confidence, bins and unit, by what they do."""
+
+    def percent(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return 100 * calibration_error(probabilities, labels, bins)
+
+    def softmax_twice(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        return calibration_error(probabilities.softmax(dim=-1), labels, bins)
 
     def true_class(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         confidence = probabilities.gather(-1, labels[:, None])[:, 0]
@@ -85,36 +126,13 @@ def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
     def ten_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return calibration_error(probabilities, labels, 10)
 
-    def summed(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
-        return parts(probabilities, labels, bins)[0].abs().sum()
-
-    def percent(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
-        return 100 * calibration_error(probabilities, labels, bins)
-
-    def softmax_twice(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
-        return calibration_error(probabilities.softmax(dim=-1), labels, bins)
-
-    cancel = "so that overconfident bins cancel underconfident ones (one bin for all does the same)"
-    mistakes = {
-        "every bin has the same weight; the weight should be its share of the images": unweighted,
-        "the gaps are summed and divided by the number of bins; the weight of a bin should be its share of the "
-        "images": over_all_bins,
-        "the weight of a bin is its number of images; divide by the number of all images": by_count,
-        "the gaps are squared": squared,
-        "the gaps are squared (and the root is taken at the end)": root,
-        "every bin has the same weight, and the gaps are only summed": summed,
+    return {
         "it is given in percent": percent,
         "softmax is applied to what are probabilities already": softmax_twice,
-        f"the gaps keep their signs (confidence minus accuracy), {cancel}": signed,
-        f"the gaps keep their signs (accuracy minus confidence), {cancel}": signed_other_way,
         "the confidence is the true class's probability; use the predicted class's, right or wrong": true_class,
         "images with a confidence of exactly 1 are missing from the last bin": without_certain,
         "there are ten bins, whatever `bins` says": ten_bins,
     }
-    bins = iter([12, 5, 20])
-    return compare(
-        as_scalar(answer), calibration_error, lambda: (*random_predictions(), next(bins)), mistakes, tolerance=1e-5
-    )
 
 
 def random_predictions() -> tuple[Tensor, Tensor]:

@@ -16,26 +16,43 @@ from titn_lib.losses.distillation import freeze, soft_loss, teacher_forward
 from titn_lib.models.teachers import Teacher
 from titn_lib.models.weights import load_model
 
+LossFunction = Callable[[Tensor, Tensor, float], Tensor]
+
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p ‖ q) of each image."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
+def softened(student: Tensor, teacher: Tensor, T: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of student and teacher at temperature T."""
+    return (student / T).log_softmax(dim=-1), (teacher / T).log_softmax(dim=-1)
+
+
 def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
     """`answer(student_logits, teacher_logits, temperature)`: T²·KL(teacher ‖ student), the mean over images."""
+    temperatures = iter([4.0, 2.0, 8.0])
 
-    def softened(student: Tensor, teacher: Tensor, T: float) -> tuple[Tensor, Tensor]:
-        return (student / T).log_softmax(dim=-1), (teacher / T).log_softmax(dim=-1)
+    def inputs() -> tuple[Tensor, Tensor, float]:
+        return 2 * torch.randn(6, 10), 2 * torch.randn(6, 10), next(temperatures)
+
+    mistakes = scale_mistakes() | temperature_mistakes() | divergence_mistakes()
+    verdict = compare(answer, soft_loss, inputs, mistakes)
+    if verdict.right:
+        student = torch.randn(6, 10, requires_grad=True)
+        if gradient(answer(student, torch.randn(6, 10), 4.0), student) == 0:
+            return Verdict(False, "the value is right, but no gradient reaches the student: it would not train.")
+    return verdict
+
+
+def scale_mistakes() -> dict[str, LossFunction]:
+    """Wrong factors of the soft loss, by what they do."""
 
     def without_square(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return soft_loss(student, teacher, T) / T**2
 
     def only_once(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return soft_loss(student, teacher, T) / T
-
-    def wrong_way(student: Tensor, teacher: Tensor, T: float) -> Tensor:
-        return T**2 * divergence(*softened(student, teacher, T)).mean()
 
     def over_entries(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return soft_loss(student, teacher, T) / student.shape[-1]
@@ -46,71 +63,77 @@ def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdic
     def summed(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return soft_loss(student, teacher, T) * len(student)
 
+    def negative(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return -soft_loss(student, teacher, T)
+
+    return {
+        "T² is left out: the gradient then shrinks when T grows": without_square,
+        "the loss is multiplied by T and not by T²": only_once,
+        "the mean is taken over all entries, so that the loss is too small by a factor of the number of "
+        'classes (kl_div\'s reduction="mean" does this; "batchmean" is the mean over images)': over_entries,
+        "the mean is taken over all entries and T² is left out": over_entries_without_square,
+        "the loss is summed over images; the mean was asked for": summed,
+        "the sign is the wrong way round: a KL is never below 0": negative,
+    }
+
+
+def temperature_mistakes() -> dict[str, LossFunction]:
+    """Wrong uses of the temperature in the soft loss, by what they do."""
+
     def hard_teacher(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return T**2 * divergence(teacher.log_softmax(dim=-1), (student / T).log_softmax(dim=-1)).mean()
 
     def hard_student(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return T**2 * divergence((teacher / T).log_softmax(dim=-1), student.log_softmax(dim=-1)).mean()
 
-    def cold(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+    def not_softened(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return T**2 * soft_loss(student, teacher, 1.0)
+
+    def no_temperature(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(student, teacher, 1.0)
+
+    def multiplied(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return T**2 * soft_loss(student * T, teacher * T, 1.0)
+
+    return {
+        "the teacher is not softened: divide its logits by the temperature, too": hard_teacher,
+        "the student is not softened: divide its logits by the temperature, too": hard_student,
+        "neither is softened": not_softened,
+        "there is no temperature at all": no_temperature,
+        "the logits are multiplied by T; they should be divided": multiplied,
+    }
+
+
+def divergence_mistakes() -> dict[str, LossFunction]:
+    """Something else than KL(teacher ‖ student) over classes, by what it is."""
+
+    def wrong_way(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return T**2 * divergence(*softened(student, teacher, T)).mean()
 
     def cross_entropy(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return T**2 * F.cross_entropy(student / T, (teacher / T).softmax(dim=-1))
 
     def no_logarithm(student: Tensor, teacher: Tensor, T: float) -> Tensor:
-        p, q = (logits.exp() for logits in softened(student, teacher, T))
-        return T**2 * F.kl_div(p, q, reduction="batchmean")
+        q, p = (log_probabilities.exp() for log_probabilities in softened(student, teacher, T))
+        return T**2 * F.kl_div(q, p, reduction="batchmean")
 
     def no_log_target(student: Tensor, teacher: Tensor, T: float) -> Tensor:
-        p, q = softened(student, teacher, T)
-        return T**2 * F.kl_div(p, q, reduction="batchmean")
-
-    def no_temperature(student: Tensor, teacher: Tensor, T: float) -> Tensor:
-        return soft_loss(student, teacher, 1.0)
-
-    def hotter(student: Tensor, teacher: Tensor, T: float) -> Tensor:
-        return T**2 * soft_loss(student * T, teacher * T, 1.0)
-
-    def negative(student: Tensor, teacher: Tensor, T: float) -> Tensor:
-        return -soft_loss(student, teacher, T)
+        log_q, log_p = softened(student, teacher, T)
+        return T**2 * F.kl_div(log_q, log_p, reduction="batchmean")
 
     def over_images(student: Tensor, teacher: Tensor, T: float) -> Tensor:
-        p, q = (student / T).log_softmax(dim=0), (teacher / T).log_softmax(dim=0)
-        return T**2 * divergence(q, p).mean()
+        log_q, log_p = (student / T).log_softmax(dim=0), (teacher / T).log_softmax(dim=0)
+        return T**2 * divergence(log_p, log_q).mean()
 
-    mistakes = {
-        "T² is left out: the gradient then shrinks when T grows": without_square,
-        "the loss is multiplied by T and not by T²": only_once,
+    return {
         "the KL goes the wrong way round: the teacher's probabilities are the weights": wrong_way,
-        "the mean is taken over all entries, so that the loss is too small by a factor of the number of "
-        'classes (kl_div\'s reduction="mean" does this; "batchmean" is the mean over images)': over_entries,
-        "the mean is taken over all entries and T² is left out": over_entries_without_square,
-        "the loss is summed over images; the mean was asked for": summed,
-        "the teacher is not softened: divide its logits by the temperature, too": hard_teacher,
-        "the student is not softened: divide its logits by the temperature, too": hard_student,
-        "neither is softened": cold,
         "this is the cross-entropy with the teacher's probabilities: its gradient is right, but the teacher's own "
         "entropy is left in, so that a perfect student does not reach 0": cross_entropy,
         "kl_div is given the student's probabilities; it expects their logarithms": no_logarithm,
         "kl_div takes the teacher's log-probabilities for probabilities: pass exp() of them, or "
         "log_target=True": no_log_target,
-        "there is no temperature at all": no_temperature,
-        "the logits are multiplied by T; they should be divided": hotter,
-        "the sign is the wrong way round: a KL is never below 0": negative,
         "the softmax runs over images; it should run over classes": over_images,
     }
-    temperatures = iter([4.0, 2.0, 8.0])
-
-    def inputs() -> tuple[Tensor, Tensor, float]:
-        return 2 * torch.randn(6, 10), 2 * torch.randn(6, 10), next(temperatures)
-
-    verdict = compare(answer, soft_loss, inputs, mistakes)
-    if verdict.right:
-        student = torch.randn(6, 10, requires_grad=True)
-        if gradient(answer(student, torch.randn(6, 10), 4.0), student) == 0:
-            return Verdict(False, "the value is right, but no gradient reaches the student: it would not train.")
-    return verdict
 
 
 def gradient(loss: Tensor | float, logits: Tensor) -> float:

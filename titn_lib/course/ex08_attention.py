@@ -12,77 +12,98 @@ from titn_lib.course.checks import Verdict, all_of, as_number, call_answer, comp
 from titn_lib.models.registry import create_model
 
 MapFunction = Callable[[nn.Module, Tensor], Tensor]  # model, "batch channel height width" → "batch height width"
+RolloutFunction = Callable[[Tensor], Tensor]  # "block head query key" → "query key"
 
 
-def check_rollout(answer: Callable[[Tensor], Tensor]) -> Verdict:
+def check_rollout(answer: RolloutFunction) -> Verdict:
     """`answer(attention)`: "block head query key" → the rollout "query key"."""
 
-    def chain(mixed: Tensor) -> Tensor:
-        rolled = mixed[0]
-        for later in mixed[1:]:
-            rolled = later @ rolled
-        return rolled
+    def inputs() -> tuple[Tensor]:
+        return ((2 * torch.randn(4, 3, 6, 6)).softmax(dim=-1),)
 
-    def rollout(attention: Tensor) -> Tensor:
-        return interpret.rollout(list(attention))
+    return compare(answer, rollout, inputs, step_mistakes() | order_mistakes())
 
-    def add_residual(attention: Tensor, heads: Tensor) -> Tensor:
-        return (heads + torch.eye(attention.shape[-1])) / 2
 
-    def no_residual(attention: Tensor) -> Tensor:
-        return chain(attention.mean(dim=1))
+def rollout(attention: Tensor) -> Tensor:
+    return interpret.rollout(list(attention))
+
+
+def chain(steps: Tensor) -> Tensor:
+    """The product of all steps, the last one on the left."""
+    rolled = steps[0]
+    for later in steps[1:]:
+        rolled = later @ rolled
+    return rolled
+
+
+def add_residual(attention: Tensor) -> Tensor:
+    return (attention + torch.eye(attention.shape[-1])) / 2
+
+
+def no_residual(attention: Tensor) -> Tensor:
+    return chain(attention.mean(dim=1))
+
+
+def step_mistakes() -> dict[str, RolloutFunction]:
+    """Mistakes within one block (heads, residual, normalization), by what they do."""
 
     def not_normalized(attention: Tensor) -> Tensor:
-        return chain(2 * add_residual(attention, attention.mean(dim=1)))
+        return chain(2 * add_residual(attention.mean(dim=1)))
+
+    def columns(attention: Tensor) -> Tensor:
+        steps = add_residual(attention.mean(dim=1))
+        return chain(steps / steps.sum(dim=-2, keepdim=True))
+
+    def maximum(attention: Tensor) -> Tensor:
+        steps = add_residual(attention.amax(dim=1))
+        return chain(steps / steps.sum(dim=-1, keepdim=True))
+
+    def summed(attention: Tensor) -> Tensor:
+        steps = add_residual(attention.sum(dim=1))
+        return chain(steps / steps.sum(dim=-1, keepdim=True))
+
+    def heads_apart(attention: Tensor) -> Tensor:
+        return torch.stack([chain(add_residual(head)) for head in attention.unbind(dim=1)]).mean(dim=0)
+
+    return {
+        "the residual is left out: a token also keeps its own features": no_residual,
+        "the rows are not normalized to sum to 1 after I was added": not_normalized,
+        "columns are normalized to sum to 1; it should be rows": columns,
+        "the maximum over heads is taken; it should be the mean": maximum,
+        "the heads are summed; it should be their mean": summed,
+        "each head is rolled out alone and the mean taken at the end; take it in every block": heads_apart,
+    }
+
+
+def order_mistakes() -> dict[str, RolloutFunction]:
+    """Mistakes in how the blocks are multiplied, by what they do."""
 
     def backwards(attention: Tensor) -> Tensor:
         return rollout(attention.flip(0))
 
-    def backwards_bare(attention: Tensor) -> Tensor:
+    def backwards_without_residual(attention: Tensor) -> Tensor:
         return no_residual(attention.flip(0))
 
-    def columns(attention: Tensor) -> Tensor:
-        mixed = add_residual(attention, attention.mean(dim=1))
-        return chain(mixed / mixed.sum(dim=-2, keepdim=True))
+    def residual_at_the_end(attention: Tensor) -> Tensor:
+        return add_residual(no_residual(attention))
 
-    def strongest(attention: Tensor) -> Tensor:
-        mixed = add_residual(attention, attention.amax(dim=1))
-        return chain(mixed / mixed.sum(dim=-1, keepdim=True))
+    def last_block(attention: Tensor) -> Tensor:
+        return add_residual(attention[-1].mean(dim=0))
 
-    def heads_apart(attention: Tensor) -> Tensor:
-        return torch.stack([chain(add_residual(attention, head)) for head in attention.unbind(dim=1)]).mean(dim=0)
-
-    def at_the_end(attention: Tensor) -> Tensor:
-        return add_residual(attention, no_residual(attention))
-
-    def last_alone(attention: Tensor) -> Tensor:
-        return add_residual(attention, attention[-1].mean(dim=0))
-
-    def transposed(attention: Tensor) -> Tensor:
+    def transposed_attention(attention: Tensor) -> Tensor:
         return rollout(attention.mT)
 
-    def turned(attention: Tensor) -> Tensor:
+    def transposed_result(attention: Tensor) -> Tensor:
         return rollout(attention).mT
 
-    def added_up(attention: Tensor) -> Tensor:
-        mixed = add_residual(attention, attention.sum(dim=1))
-        return chain(mixed / mixed.sum(dim=-1, keepdim=True))
-
-    mistakes = {
-        "the residual is left out: a token also keeps its own features": no_residual,
-        "the rows are not normalized to sum to 1 after I was added": not_normalized,
+    return {
         "the blocks are multiplied in the wrong order: the last one stands on the left": backwards,
-        "the residual is left out, and the blocks are multiplied in the wrong order": backwards_bare,
-        "columns are normalized to sum to 1; it should be rows": columns,
-        "the maximum over heads is taken; it should be the mean": strongest,
-        "each head is rolled out alone and the mean taken at the end; take it in every block": heads_apart,
-        "the residual is added once at the end; every block has one": at_the_end,
-        "only the last block is used": last_alone,
-        "the attention is transposed: a row is what a query attends to": transposed,
-        "the result is transposed: row i says where token i comes from": turned,
-        "the heads are summed; it should be their mean": added_up,
+        "the residual is left out, and the blocks are multiplied in the wrong order": backwards_without_residual,
+        "the residual is added once at the end; every block has one": residual_at_the_end,
+        "only the last block is used": last_block,
+        "the attention is transposed: a row is what a query attends to": transposed_attention,
+        "the result is transposed: row i says where token i comes from": transposed_result,
     }
-    return compare(answer, rollout, lambda: ((2 * torch.randn(4, 3, 6, 6)).softmax(dim=-1),), mistakes)
 
 
 def check_uniform(patch: Any, itself: Any) -> Verdict:
@@ -142,69 +163,9 @@ def map_c(model: nn.Module, images: Tensor) -> Tensor:
 def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspect: Any) -> Verdict:
     """`moved(map_function, model, images)`: the mean rank correlation of the maps before and after all weights are
     randomized; and which of the maps a, b, c does not depend on them."""
-    model = create_model("titn_nano", in_channels=1, image_size=(8, 8), depth=5).eval()
-    images, before = torch.randn(4, 1, 8, 8), {name: value.clone() for name, value in model.state_dict().items()}
-    unchanged = []  # for each call: whether it was the model that was passed in
-
-    def image_only(one: nn.Module, images: Tensor) -> Tensor:
-        unchanged.append(all(torch.equal(value, before[name]) for name, value in one.state_dict().items()))
-        return images.sum(dim=1)
-
-    def by_part(part: str) -> MapFunction:
-        """Random maps, seeded by the weights of one part of the network."""
-
-        def seeded_by_weights(model: nn.Module, images: Tensor) -> Tensor:
-            total = sum(float(value.double().sum()) for name, value in model.state_dict().items() if part in name)
-            generator = torch.Generator().manual_seed(abs(hash(round(total, 6))) % 2**31)
-            return torch.rand(len(images), 8, 8, generator=generator)
-
-        return seeded_by_weights
-
-    def first_map_fixed(model: nn.Module, batch: Tensor) -> Tensor:
-        """The first image's map depends on the image only and has large values; the others depend on the weights."""
-        first = (batch == images[0]).flatten(1).all(dim=1)[:, None, None]
-        return torch.where(first, 1000 * batch.sum(dim=1), by_part("")(model, batch))
-
-    values = []
-    for one in (image_only, by_part("heads."), by_part("blocks."), by_part("pixel_embedding."), first_map_fixed):
-        got = call_answer(moved, one, model, images)
-        if isinstance(got, Verdict):
-            return got
-        value = as_number(got)
-        if value is None:
-            return Verdict(False, f"moved returns {describe(got)}; one number was asked for: the mean over images.")
-        values.append(value)
-    changed = any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    heads, blocks, embedding = (abs(value) > 0.99 for value in values[1:4])
-    if changed:
-        return Verdict(
-            False,
-            "the weights of the model that was passed in have changed: use the copy that randomize_weights makes.",
-        )
-    if not 0.9 < values[0] < 1.01:
-        return Verdict(False, f"for a map that depends on the image only, moved gives {values[0]:.2f}; it should be 1.")
-    if not any(unchanged):
-        return Verdict(False, "the model that was passed in is never used: one of the two maps should be its own.")
-    if heads and blocks and embedding:
-        return Verdict(False, "both maps come from the same weights.")
-    if blocks:
-        return Verdict(False, "the blocks kept their weights: call randomize_weights with depth + 1.")
-    if embedding:
-        return Verdict(
-            False, "the blocks are random, the pixel embedding isn't: call randomize_weights with depth + 1."
-        )
-    if max(map(abs, values[1:4])) > 0.5:
-        return Verdict(
-            False,
-            f"for unrelated maps moved gives {max(values[1:4]):.2f}; it should be near "
-            "0. Is it the *rank* correlation?",
-        )
-    if values[4] > 0.6:
-        return Verdict(
-            False,
-            f"if one of four images keeps its map and the other maps are random, moved gives {values[4]:.2f}; it "
-            "should be about 0.25: the mean over images of each one's own correlation.",
-        )
+    wrong = check_moved(moved)
+    if wrong:
+        return wrong
     if unwritten(suspect):
         return Verdict(False, "moved is right. Now use it: which of a, b and c is it?")
     letter = str(suspect).strip().lower().removeprefix("map_")
@@ -216,3 +177,84 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
     return Verdict(
         True, "right: map_b is an edge detector. It runs the model, but sums all its probabilities, which is always 1."
     )
+
+
+def check_moved(moved: Callable[[MapFunction, nn.Module, Tensor], Any]) -> Verdict | None:
+    """What is wrong with `moved`, if anything: tried on maps that depend on the image, on parts of the weights, or on
+    the weights for some of the images only."""
+    model = create_model("titn_nano", in_channels=1, image_size=(8, 8), depth=5).eval()
+    images, before = torch.randn(4, 1, 8, 8), {name: value.clone() for name, value in model.state_dict().items()}
+    unchanged = []  # for each call: whether it was with the weights of the model that was passed in
+
+    def image_only(one: nn.Module, images: Tensor) -> Tensor:
+        unchanged.append(all(torch.equal(value, before[name]) for name, value in one.state_dict().items()))
+        return images.sum(dim=1)
+
+    def first_map_fixed(model: nn.Module, batch: Tensor) -> Tensor:
+        """The first image's map depends on the image only and has large values; the others depend on the weights."""
+        first = (batch == images[0]).flatten(1).all(dim=1)[:, None, None]
+        return torch.where(first, 1000 * batch.sum(dim=1), seeded_by("")(model, batch))
+
+    parts = (seeded_by(part) for part in ("heads.", "blocks.", "pixel_embedding."))
+    values = []
+    for map_function in (image_only, *parts, first_map_fixed):
+        got = call_answer(moved, map_function, model, images)
+        if isinstance(got, Verdict):
+            return got
+        value = as_number(got)
+        if value is None:
+            return Verdict(False, f"moved returns {describe(got)}; one number was asked for: the mean over images.")
+        values.append(value)
+    if any(not torch.equal(value, before[name]) for name, value in model.state_dict().items()):
+        return Verdict(
+            False,
+            "the weights of the model that was passed in have changed: use the copy that randomize_weights makes.",
+        )
+    return judge_correlations(values, any(unchanged))
+
+
+def seeded_by(part: str) -> MapFunction:
+    """Random maps, seeded by the weights of one part of the network."""
+
+    def random_map(model: nn.Module, images: Tensor) -> Tensor:
+        total = sum(float(value.double().sum()) for name, value in model.state_dict().items() if part in name)
+        generator = torch.Generator().manual_seed(abs(hash(round(total, 6))) % 2**31)
+        return torch.rand(len(images), 8, 8, generator=generator)
+
+    return random_map
+
+
+def judge_correlations(values: list[float], used: bool) -> Verdict | None:
+    """What is wrong with the correlations of check_moved's five maps, if anything.
+
+    Args:
+        used: whether the model that was passed in was used.
+    """
+    image_only, *by_part, first_map_fixed = values
+    heads, blocks, embedding = (abs(value) > 0.99 for value in by_part)
+    if not 0.9 < image_only < 1.01:
+        return Verdict(
+            False, f"for a map that depends on the image only, moved gives {image_only:.2f}; it should be 1."
+        )
+    if not used:
+        return Verdict(False, "the model that was passed in is never used: one of the two maps should be its own.")
+    if heads and blocks and embedding:
+        return Verdict(False, "both maps come from the same weights.")
+    if blocks:
+        return Verdict(False, "the blocks kept their weights: call randomize_weights with depth + 1.")
+    if embedding:
+        return Verdict(
+            False, "the blocks are random, the pixel embedding isn't: call randomize_weights with depth + 1."
+        )
+    if max(map(abs, by_part)) > 0.5:
+        return Verdict(
+            False,
+            f"for unrelated maps moved gives {max(by_part):.2f}; it should be near 0. Is it the *rank* correlation?",
+        )
+    if first_map_fixed > 0.6:
+        return Verdict(
+            False,
+            f"if one of four images keeps its map and the other maps are random, moved gives {first_map_fixed:.2f}; it "
+            "should be about 0.25: the mean over images of each one's own correlation.",
+        )
+    return None
