@@ -242,7 +242,7 @@ def write_report(rows: dict[str, "ExperimentSummary"], results: Path) -> None:
             write_atomically(page, render_tables(page.read_text(encoding="utf-8"), rows).encode())
     for file, values in seed_values(rows).items():
         save_figure(plot_seeds(values), results / f"{file}.png")
-    if PRETRAINED_DIR == weights_page.parent.resolve():  # not in an installed package
+    if weights_page.parent.resolve() == PRETRAINED_DIR:  # not in an installed package
         ship_weights(rows, results, PRETRAINED_DIR)
 
 
