@@ -17,7 +17,7 @@ BESIDE = {
     "__main__": [*ORDER, "interpret", "plots"],
     "__init__": ORDER,
 }
-PRIVATE = re.compile(r"torch\._\w+|_dynamo|_functorch|_current_level|_has_any_global_hook")
+PRIVATE = re.compile(r"torch\._[A-Za-z]\w+|_dynamo|_functorch|_current_level|_has_any_global_hook")
 
 
 def part(file: Path) -> str:

@@ -32,8 +32,7 @@ def evaluate(
     rank, processes = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     mine, saved = part[rank::processes], list[Tensor]()
     saved_macs: AbstractContextManager = nullcontext()
-    adaptive = isinstance(network, Classifier) and network.adaptive
-    if adaptive:
+    if isinstance(network, Classifier) and network.adaptive:
         saved_macs = network.register_forward_hook(lambda model, *_: saved.append(model.saved_macs().sum()))
     convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact)
     eager = torch.compiler.set_stance("force_eager")  # batches of another size: not worth compiling again
@@ -47,6 +46,6 @@ def evaluate(
         sums = all_reduce_sum(fabric, sums)
     loss, top1, top5, left_out = (sums / len(part)).tolist()
     measured = {"loss": loss, "top1": 100 * top1, "top5": 100 * top5, "num_images": len(part)}
-    if adaptive:
+    if isinstance(network, Classifier) and network.adaptive:
         measured["macs"] = round(count_macs(network) - left_out)
     return measured
