@@ -16,14 +16,14 @@ from titn_lib.models.titn import Block, TITNConfig
 pytestmark = pytest.mark.skipif(not kernels.find_compiler(), reason="there is no C++ compiler")
 
 
-def forget():
-    """What was compiled, and what couldn't be."""
+def reset_cache():
+    """Forget which kernels were loaded, and which couldn't be."""
     build.load.cache_clear()
-    build.missing.cache_clear()
+    build.load_error.cache_clear()
 
 
 class InnerStep(Block):
-    """Of a block only the part that `kernels.layer` does."""
+    """The part of a block that `kernels.layer` computes."""
 
     def forward(self, inner, return_attention=False):
         return self.forward_inner(inner, return_attention)
@@ -67,14 +67,14 @@ def test_inner_step_equals_the_written_out_one_in_float64(batch, norm, length, w
         torch.testing.assert_close(ours.double() / scale, expected / scale, atol=3e-6, rtol=0)
 
 
-def test_inner_step_rounds_its_news_under_autocast():
+def test_inner_step_rounds_its_normed_tokens_under_autocast():
     step, tokens = inner_step(16, 12, 4, 4), torch.randn(2, 3, 16, 12)
     with torch.autocast("cpu", torch.bfloat16):
-        inner, news, _ = step(tokens)
-    exact, exact_news, _ = step(tokens)
-    assert (inner.dtype, news.dtype) == (torch.float32, torch.bfloat16)
+        inner, normed, _ = step(tokens)
+    exact, exact_normed, _ = step(tokens)
+    assert (inner.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
     torch.testing.assert_close(inner, exact, rtol=0, atol=0)
-    torch.testing.assert_close(news, exact_news.bfloat16(), rtol=0, atol=0)
+    torch.testing.assert_close(normed, exact_normed.bfloat16(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -101,10 +101,10 @@ def test_large_and_equal_scores_stay_finite():
     torch.testing.assert_close(update, attention(tokens, return_attention=True)[0], rtol=1e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize("part", ["attention.qkv", "attention.output", "mlp.0", "mlp.2"])
+@pytest.mark.parametrize("part", ["attn.qkv", "attn.proj", "mlp.0", "mlp.2"])
 @pytest.mark.parametrize("factor", [float("nan"), 1e30], ids=str)
-def test_what_is_not_a_number_stays_so(part, factor):
-    """A network that has come to harm must not give answers."""
+def test_nan_and_overflow_propagate(part, factor):
+    """A broken network must not output finite logits."""
     step, tokens = inner_step(16, 12, 4, 4), torch.randn(1, 3, 16, 12)
     step.inner.get_submodule(part).weight.data[3] *= factor
     fast, exact = step(tokens)[0], step(tokens, return_attention=True)[0]
@@ -113,7 +113,7 @@ def test_what_is_not_a_number_stays_so(part, factor):
 
 def test_parameters_of_another_size_do_not_reach_the_kernel():
     step, tokens = inner_step(16, 12, 4, 4), torch.randn(1, 3, 16, 12)
-    parameters = kernels.flat([*step.inner.modules(), step.projection.norm])
+    parameters = kernels.flatten_params([*step.inner.modules(), step.projection.norm])
     with pytest.raises(TITNError, match="parameters"):
         kernels.layer(tokens, parameters[1:], 4, 48, 12)
 
@@ -138,13 +138,13 @@ def test_compiled_blocks_give_the_same():
 import torch, titn_lib
 model = titn_lib.create_model("titn_paper", depth=1)
 images = torch.randn(2, 3, 32, 32)
-def answer():
+def outputs():
     logits = model(images).class_logits
     return logits, *torch.autograd.grad(logits.square().sum(), list(model.blocks.parameters()))
-eager = answer()
+eager = outputs()
 from titn_lib.training.optim import compile_blocks
 assert compile_blocks(model, 10**6, images.device)
-for compiled, expected in zip(answer(), eager, strict=True):
+for compiled, expected in zip(outputs(), eager, strict=True):
     torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
 assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 """  # in a process of its own: torch.compile can't look through the shape checks that the tests switch on
@@ -167,28 +167,28 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 9, torch._dynam
 
 
 @pytest.mark.parametrize("size", [(33, 12, 4, 48), (16, 40, 4, 48), (32, 32, 32, 128)], ids=str)
-def test_what_is_too_large_takes_the_other_way(size):
+def test_large_layers_run_in_plain_pytorch(size):
     length, width, heads, hidden = size
     assert not kernels.can_use_fused_layer(torch.zeros(2, length, width), heads, hidden, width)
     assert not kernels.can_use_fused_layer(torch.zeros(2, 16, 12, dtype=torch.float64), 4, 48, 12)
-    inner, news, _ = inner_step(length, width, heads, hidden / width)(torch.randn(1, 1, length, width))
-    assert inner.shape == news.shape == (1, 1, length, width)
+    inner, normed, _ = inner_step(length, width, heads, hidden / width)(torch.randn(1, 1, length, width))
+    assert inner.shape == normed.shape == (1, 1, length, width)
 
 
 def test_without_a_compiler_all_works_and_says_so_once(monkeypatch, caplog):
     monkeypatch.setattr(build, "find_compiler", lambda: None)
-    forget()
-    build.complain.cache_clear()
+    reset_cache()
+    build.warn_once.cache_clear()
     model, images = create_model("titn_paper", depth=2).eval(), torch.randn(2, 3, 32, 32)
     with caplog.at_level(logging.WARNING):
         slow = model(images)
         model(images)
-    assert [record.message for record in caplog.records if "kernels in C++" in record.message] == [
-        "inner stream and augmentation run without kernels in C++, a good deal slower: "
+    assert [record.message for record in caplog.records if "C++ kernels" in record.message] == [
+        "inner stream and data augmentation run without the C++ kernels, a good deal slower: "
         "there is no C++ compiler (install g++ or clang++)"
     ]
     monkeypatch.undo()
-    forget()
+    reset_cache()
     torch.testing.assert_close(model(images), slow, atol=1e-5, rtol=1e-5)
 
 
@@ -200,8 +200,8 @@ def test_a_cache_that_cannot_be_written_or_a_compiler_that_fails(monkeypatch, ca
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setenv("CXX", "false")
-    forget()
-    build.complain.cache_clear()
+    reset_cache()
+    build.warn_once.cache_clear()
     tried = []
     which = kernels.find_compiler
     monkeypatch.setattr(build, "find_compiler", lambda: tried.append(1) or which())
@@ -210,7 +210,7 @@ def test_a_cache_that_cannot_be_written_or_a_compiler_that_fails(monkeypatch, ca
         assert not build.available(3, 6, 2, 12)
     assert len(tried) == 1, "a failure is remembered"
     assert "slower" in caplog.text
-    forget()
+    reset_cache()
 
 
 def test_importing_the_library_does_not_import_the_compiler():
@@ -220,6 +220,6 @@ def test_importing_the_library_does_not_import_the_compiler():
 
 @pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 5)])
 def test_nothing_in_nothing_out(batch, length):
-    """A wrong slice must not hang."""
+    """An empty batch or sequence must not hang."""
     tokens = torch.randn(batch, length, 12)
     assert TransformerLayer(12, heads=3)(tokens)[0].shape == tokens.shape

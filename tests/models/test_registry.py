@@ -198,7 +198,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         ("cmt_nano", {"stem_stride": 0}, "stem_stride must be 1 or more"),
         ("cmt_nano", {"stages": ()}, "stages must be one or more"),
         ("vitae_nano", {"stages": ()}, "stages must be one or more"),
-        ("care_nano", {"image_size": 36}, "8 must divide the sides"),
+        ("care_nano", {"image_size": 36}, "an image_size that 8 divides"),
         ("titn_nano", {"drop_path": float("nan")}, "drop_path must be a number"),
     ],
 )
@@ -210,8 +210,8 @@ def test_settings_that_make_no_sense(name, settings, says):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"units": 1.5}, "units must be a whole number and is 1.5"),
-        ({"units": True}, "units must be a whole number and is True"),
+        ({"units": 1.5}, "units must be an integer and is 1.5"),
+        ({"units": True}, "units must be an integer and is True"),
         ({"ratio": None}, "ratio must be a number and is None"),
         ({"bias": 2}, "bias must be True or False and is 2"),
     ],

@@ -106,9 +106,9 @@ def test_a_fresh_block_lets_its_maps_pass():
 
 
 def test_sizes_that_do_not_fit():
-    with pytest.raises(TITNError, match=r"8 must divide the sides of \(30, 32\) for care_nano"):
+    with pytest.raises(TITNError, match=r"care_nano needs an image_size that 8 divides and got \(30, 32\)"):
         create_model("care_nano", image_size=(30, 32))
-    with pytest.raises(TITNError, match="25 channels can't be shared by 2 heads"):
+    with pytest.raises(TITNError, match="25 channels can't be divided among 2 heads"):
         create_model("care_nano", stages=((25, 1, 2, 2, 2),))
 
 

@@ -107,11 +107,13 @@ def test_cmt_equals_the_equations(stem_stride):
 
 
 def test_sizes_that_do_not_fit():
-    with pytest.raises(TITNError, match=r"8 must divide the sides of \(28, 32\) for cmt_nano"):
+    with pytest.raises(TITNError, match=r"cmt_nano needs an image_size that 8 divides and got \(28, 32\)"):
         create_model("cmt_nano", image_size=(28, 32))
-    with pytest.raises(TITNError, match=r"64 must divide the sides of \(32, 32\)"):  # no 8×8 places left for a key
+    with pytest.raises(
+        TITNError, match=r"an image_size that 64 divides and got \(32, 32\)"
+    ):  # no 8×8 places left for a key
         create_model("cmt_nano", stages=((48, 1, 1, 1), (48, 1, 1, 16)))
-    with pytest.raises(TITNError, match="a width of 50 can't be shared by 3 heads"):
+    with pytest.raises(TITNError, match="a width of 50 can't be divided among 3 heads"):
         create_model("cmt_nano", stages=((50, 1, 3, 1),))
 
 

@@ -116,7 +116,7 @@ def test_what_does_not_fit():
         create_model("fusion_nano", image_size=(32, 30))
     with pytest.raises(TITNError, match="choose an image_size of 4 or more"):
         create_model("fusion_nano", image_size=(2, 4), patch_size=2)
-    with pytest.raises(TITNError, match="can't be shared by 5 heads"):
+    with pytest.raises(TITNError, match="can't be divided among 5 heads"):
         create_model("fusion_nano", heads=5)
 
 

@@ -129,10 +129,10 @@ def test_attention_ends_at_its_window(window, reach):
 
 
 def test_sizes_that_do_not_fit():
-    with pytest.raises(TITNError, match=r"8 must divide the sides of \(32, 36\) for vitae_nano"):
+    with pytest.raises(TITNError, match=r"vitae_nano needs an image_size that 8 divides and got \(32, 36\)"):
         create_model("vitae_nano", image_size=(32, 36))
     for row in ((30, 2, 2, 1, 2, 0), (32, 2, 2, 1, 3, 0), (32, 3, 2, 1, 2, 0)):
-        with pytest.raises(TITNError, match="4 and the heads must divide the width"):
+        with pytest.raises(TITNError, match="choose a width that 4 and heads divide"):
             create_model("vitae_nano", stages=(row,))
 
 
