@@ -1,6 +1,6 @@
 """Every data set by its name: training, validation and test images in memory, always split the same way.
 
-All that is known of a data set is one entry of `DATASETS`. Adding one, in this file or in your own code, is one line:
+One entry of `DATASETS` describes a data set. Adding one, in this file or in your own code, is one line:
 
     DATASETS["mine"] = DatasetInfo(my_reader, "what it shows", grayscale=True)
 
@@ -64,7 +64,7 @@ Reader = Callable[[Path], tuple[ImageDataset, ImageDataset | None, tuple[str, ..
 
 
 class PublishedResult(NamedTuple):
-    """What the paper reports for a data set: accuracy on the test set in percent, which also chose the checkpoint."""
+    """The paper's accuracy on the test set, in percent; its authors' code chooses the checkpoint by it, too."""
 
     title: str
     top1: float
@@ -73,14 +73,14 @@ class PublishedResult(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """All that is known of a data set.
+    """How to read a data set, and the settings that depend on it.
 
     Attributes:
         reader: reads its files from the data folder.
         description: one line for `titn download`.
-        mean, std: those of the published code, where it has them; None: measured on the training split.
+        mean, std: of each channel, as in the published code where it has them; None to measure the training split.
         image_size: height and width that images are resized to.
-        grayscale: whether it is augmented as the paper's MNIST: without flips, AutoAugment and CutMix.
+        grayscale: whether images are augmented like the paper's MNIST, without flips, AutoAugment and CutMix.
         published: the paper's result (arXiv 2502.16762, abstract), if it reports one.
         published_epochs: epochs of the published recipe.
         small_student: the default student where there is no GPU.

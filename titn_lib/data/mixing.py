@@ -29,9 +29,11 @@ class MixedTargets(NamedTuple):
 def cutmix_box(height: int, width: int, lam: float, row: float, column: float) -> tuple[slice, slice, float]:
     """The box that CutMix pastes (Yun et al. 2019, arXiv 1905.04899, eq. 2).
 
-    The box has √(1 − λ) of each side. It is clipped at the border, and λ is recomputed from the clipped box. Before
-    clipping its sides are even, as in torchvision; in TITN's code the edges are floats that are rounded. There the
-    labels are weighted by the λ that was drawn, on average 0.18 off the share of the image that is left.
+    The box has √(1 − λ) of each side of the image. It is clipped at the border, and λ is recomputed from the clipped
+    box. Before clipping, its sides are even numbers of image pixels, as in torchvision.
+
+    TITN's code rounds the edges instead, and weights the labels by the λ that was drawn. On average, this λ differs by
+    0.18 from the share of the image that is left.
 
     Args:
         lam: λ, the share of the image that should be left.

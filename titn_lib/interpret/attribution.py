@@ -5,8 +5,8 @@
     curve = perturbation_curve(head_logits_fn(model), images, blank, order, classes)         is the map faithful?
 
 All functions take normalized images and a student in evaluation mode, and return tensors. A `head` is "class" or
-"distillation". Maps made of attention don't include `local_perception`, the convolution by which patches see their
-neighbors, one patch further in each block. Gradients do.
+"distillation". Maps made from attention ignore `local_perception`, a convolution that carries information between
+neighboring patches, one patch further in each block. Gradients include it.
 """
 
 import math
@@ -42,7 +42,7 @@ class Relevance(NamedTuple):
 
 
 def require_attention(model: nn.Module, head: str = "class") -> TokenClassifier:
-    """The model, if it has attention and such a head and is in evaluation mode.
+    """Returns the model unchanged, if it has attention and this head and is in evaluation mode.
 
     Raises:
         TITNError: otherwise.
@@ -150,14 +150,14 @@ def forward_with_attention(
 def outer_rollout(
     model: nn.Module, images: Images, head: str = "class", classes: Classes | None = None
 ) -> Float[Tensor, "batch token"]:
-    """Attention rollout of the outer stream, seen from a head: the share of each outer token at the start.
+    """Attention rollout of the outer stream for one head: the share of each initial outer token in the head's input.
 
     It is the rollout's row of the class or distillation token. If the class head pools by a mean (pooling="mean"), it
-    is the mean of the rows of those tokens.
+    is the mean over the rows of the pooled tokens.
 
     Args:
         classes: weight the attention by its effect on the logits of these classes (`gradient_rollout_step`). The path
-            without any attention has the same weight for all tokens that the head pools, and is then left out.
+            through residual connections alone is then left out: it is the same for all tokens that the head pools.
 
     Returns:
         Shares that sum to 1.
@@ -174,31 +174,31 @@ def outer_rollout(
 def relevance(model: nn.Module, images: Images, head: str = "class", classes: Classes | None = None) -> Relevance:
     """Relevance: the share of a head's prediction that comes from each image pixel, through both streams. (Our design.)
 
-    In every block of a TITN the inner stream is projected and added to the outer stream, so the image enters the outer
-    stream again and again; in the published model only there. We call each entry an injection. The relevance of pixel
-    token m of patch n is a sum over the injections: the embedding (0) and blocks 1 … L,
+    Every block of a TITN adds a projection of the inner stream to the outer stream. So the image enters the outer
+    stream in each block, and with `patch_tokens="from_pixels"` in the embedding, too. We call each entry an injection.
+    The relevance of pixel token m of patch n is a sum over the injections, the embedding (l = 0) and blocks 1 … L:
 
         R[n, m] = Σ_l q_l[n] · β_l[n] · Σ_k s_l[n, k] · (Â_l ⋯ Â_1)[n, k, m]
 
     - (Â_l ⋯ Â_1)[n]: rollout of the *inner* stream of patch n, through block l.
     - s_l[n, k] = ‖u_k‖ / Σ_j ‖u_j‖: the share of pixel token k in the update, where u_k = W_k LN(y_k) is its part of
       the projection (W_k: the Linear's columns for token k). Norms, as in Kobayashi et al. 2020 (arXiv 2004.10102).
-    - β_l[n] = ‖u‖ / (‖u‖ + ‖z‖): the share of the update u = Σ_k u_k in the patch token. z is all the rest of it: the
-      token before the update (the position embedding, for the embedding's projection) and the projection's bias.
-    - q_l: the share of the head's prediction that comes from each outer token after block l's update and before its
-      outer attention. Backward from the last block, q_l = r_l Â_l with the *outer* Â. r_L are the head's weights. On
-      the patches r_l = (1 − β_{l+1}) q_{l+1}, and on class and distillation token r_l = q_{l+1}: what is injected
-      later doesn't come from earlier.
+    - β_l[n] = ‖u‖ / (‖u‖ + ‖z‖): the share of the update u = Σ_k u_k in the patch token. z is the rest of the token:
+      its value before the update (in the embedding: the position embedding) and the projection's bias.
+    - q_l: the share of the head's prediction that comes from each outer token between block l's update and its outer
+      attention. r_l is the same after block l, without what later blocks inject. They are computed backward: r_L are
+      the head's weights, q_l = r_l Â_l with the *outer* Â, and q_0 = r_0. To leave out the injection of block l + 1,
+      r_l = (1 − β_{l+1}) q_{l+1} for patch tokens; for class and distillation token, r_l = q_{l+1}.
 
-    So all shares, Σ R and what remains for the learned parameters, sum to 1. A ViT has one injection, the embedding,
-    and R is `outer_rollout`, spread evenly over each patch. Relevance is a model of the information flow, not the flow
-    itself: it ignores values, signs and MLPs. A pixel token is drawn at its own position, even if a convolutional stem
-    gave it a larger receptive field.
+    So the shares sum to 1: Σ R and the rest, which comes from the learned parameters. A ViT has one injection, the
+    embedding, and R is `outer_rollout`, spread evenly over each patch. Relevance is a model of the information flow,
+    not the flow itself: it ignores values, signs and MLPs. A pixel token is drawn at its own position, even if a
+    convolutional stem gave it a larger receptive field.
 
     Args:
         classes: weight the outer stream's attention by these classes (`gradient_rollout_step`), leave out the paths
-            without attention, and scale to a sum of 1. The inner stream is not weighted: doing so was no better on
-            validation images.
+            without attention, and scale to a sum of 1. The inner stream's attention is not weighted: weighting it,
+            too, was no better on validation images.
 
     Raises:
         TITNError: a model without attention or without that head, or in training mode.

@@ -49,7 +49,7 @@ def contrastive_loss(
         labels: the class of each row.
         temperature: τ.
     """
-    with torch.autocast(z.device.type, enabled=False):  # bfloat16 would round what 1/τ then magnifies
+    with torch.autocast(z.device.type, enabled=False):  # 1/τ would magnify bfloat16's rounding errors
         scores = z @ z.T / temperature
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     positives = (labels[:, None] == labels) & ~itself

@@ -1,8 +1,9 @@
 """Distillation losses on logits, and the teacher's forward pass.
 
     hard    cross-entropy with the teacher's predicted class: the published TITN (and DeiT) loss
-    soft    KL divergence to all of the teacher's probabilities (Hinton et al. 2015)
-    dkd     decoupled knowledge distillation: the target class and the ranking of the others (Zhao et al. 2022)
+    soft    KL divergence between the teacher's and the student's probabilities (Hinton et al. 2015)
+    dkd     decoupled knowledge distillation: separate terms for the target class and for the distribution over the
+            other classes (Zhao et al. 2022)
 
 The teacher is frozen and in evaluation mode. It gets the same augmented images as the student and no gradient.
 """
@@ -100,7 +101,8 @@ def dkd_loss(
     """Decoupled knowledge distillation: T²·(α·TCKD + β·NCKD), the mean over images (Zhao et al. 2022).
 
     TCKD compares the probability of the target class against that of all others. NCKD compares the distributions over
-    the other classes. `soft_loss` is the same with α = 1 and β = 1 − p_target of the teacher.
+    the other classes. `soft_loss` is the same with α = 1 and β = 1 − p, where p is the teacher's probability of the
+    target class at temperature T.
 
     The authors increase the weight of this loss over the first 20 of 240 epochs. Here it is constant.
     """
@@ -138,7 +140,7 @@ def distillation_loss(
 
     Args:
         logits: `TokenLogits` of both heads, as a model with a distillation token returns in training mode, or the
-            logits of a model with one head, which then has both terms.
+            logits of a model with one head, which are then used in both terms.
         teacher_logits: the teacher's, for the same images and classes; None for "cross_entropy".
         targets: labels, or the `MixedTargets` of CutMix or MixUp.
         loss: "hard", "soft", "dkd", a logit loss of your own (`register_loss`), or "cross_entropy", which trains both

@@ -33,7 +33,8 @@ class Objective(nn.Module):
     Args:
         network: the student.
         loss: one of the above, such as "soft+feature".
-        teacher: of a distillation loss; its output is an argument of `forward`.
+        teacher: required by a distillation loss, and read only for the shapes of its feature maps. Its output for a
+            batch is an argument of `forward`.
         temperature: T, of "soft" and "dkd".
         feature_weight: of "feature".
         label_smoothing: of the cross-entropy with the labels.

@@ -6,8 +6,8 @@
     soft+feature         one of each
     contrastive, …       an objective of its own                      `OBJECTIVES`
 
-Add a loss with three lines, in a notebook or in distillation.py. From then on its name works everywhere, also in
-combinations such as "mse+feature":
+Three lines, in a notebook or in a module of your own, add a loss. Its name then works everywhere, also in combinations
+such as "mse+feature":
 
     @titn_lib.losses.register_loss("mse")
     def mse_loss(student_logits, teacher_logits, labels, temperature):

@@ -27,9 +27,9 @@ def relabel(
 class Relabeling(Objective):
     """Cross-entropy with labels that the network may replace.
 
-    During the last fifth of the run, the target of both heads is `relabel` of the mean of their logits. Relabeling that
-    starts before the network is more accurate than its labels collapses. The network then trains on its own predictions
-    until it predicts one class for all images, with a loss of 0.
+    During the last fifth of the run, the target of both heads is `relabel` of the mean of their logits. Training
+    collapses if relabeling starts before the network is more accurate than its labels: the network trains on its own
+    predictions until it predicts one class for all images, with a loss of 0.
 
     Raises:
         TITNError: `loss` is a distillation loss, or images are mixed, so that no single class is the true one.
@@ -60,8 +60,8 @@ class Relabeling(Objective):
 class RelabelingQuality(NamedTuple):
     """Precision and recall in 0–1; nan where the denominator is 0."""
 
-    precision: float  # the share of the changed labels that are right now
-    recall: float  # the share of the wrong labels that are right now
+    precision: float  # the share of the changed labels that are now right
+    recall: float  # the share of the wrong labels that are now right
 
 
 def relabeling_quality(

@@ -22,12 +22,12 @@ from titn_lib.errors import TITNError
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, eq. 1): softmax(Q Kᵀ / √head_width) V.
 
-    Short sequences go through `kernels.attention` on a CPU. PyTorch's own fused attention is made for longer ones.
-    Here, written-out products are faster.
+    On a CPU, short sequences use `kernels.attention`. Otherwise, two matrix products and a softmax are written out: for
+    these sizes they are faster than PyTorch's fused attention, which is made for longer sequences.
 
     Args:
-        head_width: of each head's queries, keys and values; None for width / heads. With another one, queries, keys
-            and values are wider or narrower than the tokens.
+        head_width: width of each head's queries, keys and values; None for width / heads. With another value, all heads
+            together are wider or narrower than the tokens.
     """
 
     def __init__(self, width: int, heads: int, bias: bool = True, head_width: int | None = None):
@@ -135,7 +135,7 @@ with torch.device("meta"):  # no memory, and no draws from the global generator
 
 def conv_stem(in_channels: int, width: int, stride: int) -> nn.Sequential:
     """A convolutional stem (Xiao et al. 2021): three 3×3 convolutions, each with batch normalization and GELU, and one
-    1×1 convolution. The first has the stride."""
+    1×1 convolution. The first has the stride, and a larger kernel for a stride above 2."""
     hidden = 4 * width
     layers: list[nn.Module] = []
     for channels, step in ((in_channels, stride), (hidden, 1), (hidden, 1)):

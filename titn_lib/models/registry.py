@@ -1,4 +1,4 @@
-"""Every model by name: register it, create it, count it.
+"""Every model by name: register it, create it, count its parameters and MACs.
 
 A model of your own is one file that ends with `register_model(...)`. Files in `models/related/` are imported
 automatically.

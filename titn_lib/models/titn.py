@@ -41,7 +41,7 @@ class TITNConfig(TokenConfig):
         pixel_size: side of a pixel token's square in image pixels (the paper's "pixel"); it must divide the patch.
         inner_head_width, outer_head_width: width of a head's queries, keys and values; None for width / heads.
         qkv_bias: bias in the query, key and value projections.
-        pixel_embedding: "linear": Linear of each square's values (TITN); "conv": 7×7 convolution within each patch,
+        pixel_embedding: "linear": a Linear of each square's values (TITN); "conv": 7×7 convolution within each patch,
             zero-padded (TNT, timm's `tnt_s`); "conv_across": the same over the whole image (timm's legacy TNT);
             "stem": convolutional stem over the whole image (ours, after Xiao et al. 2021).
         patch_tokens: initial patch tokens: "learned", the same for all images (TITN), or projected "from_pixels" (TNT).
@@ -50,7 +50,7 @@ class TITNConfig(TokenConfig):
         pooling: input of the class head: the "mean" of class and patch tokens (TITN), or the "class" token (TNT).
         distillation_token: one more outer token, with a head of its own that learns from the teacher.
         init: "normal": tokens and position embeddings N(0, 1), all else PyTorch's default (TITN); "trunc_normal":
-            N(0, 0.02²), zero biases (TNT, DeiT; truncated at ±2, a hundred standard deviations away).
+            N(0, 0.02²), zero biases (TNT, DeiT; the truncation, at ±2 or a hundred standard deviations, has no effect).
         drop_path: probability that a residual branch of the last block's outer layer is dropped for an image; it grows
             linearly from 0 in the first block (0 as published).
         local_perception: depthwise convolution on the grid of patch tokens in every block (ours, after CMT).
@@ -157,7 +157,7 @@ class PixelToPatch(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """The first outer tokens: class, patches, distillation."""
+    """The initial outer tokens: class, patches, distillation."""
 
     def __init__(self, config: TITNConfig):
         super().__init__()
@@ -165,7 +165,7 @@ class PatchEmbedding(nn.Module):
         width = config.outer_width
         self.pos_embed = nn.Parameter(torch.empty(config.tokens, width))
         if config.patch_tokens == "learned":
-            # As published: three tables, of which only the sum matters. They set the scale of the initial tokens.
+            # As published: three learned tables are added. One would do, but their number sets the scale of the sum.
             self.tokens = nn.Parameter(torch.empty(config.tokens, width))
             if config.distillation_token:
                 self.dist_embed = nn.Parameter(torch.empty(config.tokens, width))
@@ -190,7 +190,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Inner attention, projection of the pixel tokens to the patch tokens, outer attention."""
+    """Inner layer, projection of the pixel tokens to the patch tokens, outer layer."""
 
     def __init__(self, config: TITNConfig, drop_path: float = 0.0):
         super().__init__()
@@ -219,7 +219,7 @@ class Block(nn.Module):
         return inner, norm(inner), attention
 
     def add_pixel_update(self, outer: Outer, update: Float[Tensor, "batch patch outer_width"]) -> Outer:
-        """Add the update to the patch tokens; the rows of class and distillation token are padded with zeros."""
+        """Add the update to the patch tokens (and zeros to the others), then apply local perception, if it is on."""
         return self.local(outer + F.pad(update, (0, 0, 1, outer.shape[1] - update.shape[1] - 1)))
 
 

@@ -4,12 +4,12 @@
 `pre_pool_norm=True`: LayerNorm of every token → mean of class and patch tokens → LayerNorm → Linear, and two
 LayerNorms before the distillation token's Linear. The textbook's ViT has `pooling="class"` and `pre_pool_norm=False`.
 
-The published code shares one LayerNorm between the two halves of a block (here each half has its own) and adds up two
-position tables (three in the distilled ViT; here one, which starts at N(0, 1) and not at a variance of 2 or 3). So all
-that it computes can be computed here, though the parameter counts differ: with 100 classes, `vit_paper` has 5,398,948
-here and 5,397,604 there, `distilled_vit_paper` 5,419,016 and 5,421,320. One slip is not repeated: the published ViT
-takes its last token for a distillation token, so that the last patch is missing from its mean. Here, the mean is of the
-class token and all patches.
+The published code shares one LayerNorm between the two halves of a block; here, each half has its own. It adds up two
+tables of position embeddings, and three in the distilled ViT. Here there is one, which starts with a variance of 1 and
+not of 2 or 3. So our ViTs can compute all that the published ones compute, with other parameter counts: for 100
+classes, `vit_paper` has 5,398,948 here and 5,397,604 there, `distilled_vit_paper` 5,419,016 and 5,421,320. One mistake
+is not repeated: the published ViT takes its last token for a distillation token, so its mean leaves out the last patch.
+Here, the mean is of the class token and all patches.
 """
 
 from dataclasses import dataclass, replace

@@ -24,10 +24,10 @@ class Recipe:
         epochs: passes over the training split.
         batch_size: images per step, over all processes together. An epoch's last, incomplete batch is dropped.
         optimizer: "sgd" (momentum 0.9) or "adamw".
-        lr: the peak learning rate. After a linear warm-up the learning rate follows a cosine, step by step.
+        lr: the peak learning rate. The learning rate changes every step: linear warm-up, then cosine decay.
         min_lr: the final learning rate.
         warmup_epochs: length of the warm-up; fractions are allowed.
-        weight_decay: with "sgd" of all parameters, with "adamw" of matrices only (`training.make_optimizer`).
+        weight_decay: "sgd" applies it to all parameters, "adamw" only to matrices (`training.make_optimizer`).
         clip_norm: maximum norm of the gradient; 0 for no clipping.
         ema_decay: evaluate and save an exponential moving average of the weights, with this decay per step; 0 for none.
         label_smoothing: share of each label that is spread over all classes.
@@ -94,7 +94,7 @@ class Run:
         data: a name or a folder for `load_dataset`.
         model: a name for `create_model`.
         recipe: the hyperparameters of training.
-        seed: of the initialization, the order of images, and data augmentation.
+        seed: determines initialization, order of images, data augmentation and label noise.
         loss: one of `losses.list_losses()`.
         teacher: the run that trains the teacher, or a name or path for `load_model`; None for a loss without a teacher.
         image_size: height and width of the images; None for the data set's own.

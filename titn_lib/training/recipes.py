@@ -1,7 +1,7 @@
 """Default recipes: how students and teachers are trained on a data set, by preset.
 
 Three presets: `smoke` (the published pipeline on a small subset, a test that takes seconds), `laptop` (our own recipe,
-minutes to an hour on two cores) and `gpu` (the published recipe). What differs between data sets is written in their
+minutes to an hour on two cores) and `gpu` (the published recipe). Settings that differ between data sets are in their
 entries of `data.datasets.DATASETS`, not here.
 """
 
@@ -22,13 +22,13 @@ def published_recipe(data: str) -> Recipe:
     """The paper's recipe for a student: batch 1024, SGD with cosine decay, no warm-up.
 
     Batch size, cosine, augmentation, CutMix and loss are those of the published code
-    (github.com/tauhiddewan/Transformer-In-Tranformer-Network-TITN, commit 5d60a66). Optimizer, momentum, lr, its floor,
-    weight decay and epochs are not in it: they come from a third party's reading of the paper. Seed there: 3407.
+    (github.com/tauhiddewan/Transformer-In-Tranformer-Network-TITN, commit 5d60a66; its seed is 3407). Optimizer,
+    momentum, lr, min_lr, weight decay and epochs are not in it: they come from a third party's notes on the paper.
 
-    Three things are ours. The cosine is updated every step. CutMix's λ is recomputed after clipping the box. Precision
-    is the fastest of the machine (there float32 without autocast: precision="32-true"). On CIFAR an epoch there has all
-    50,000 training images and 49 steps, the incomplete last batch included. Here it has 45,000 images and 43 full
-    batches, 12 % fewer steps, since 10 % of the images are the validation split.
+    Ours differs from the published code in four ways. The learning rate is updated every step. CutMix's λ is recomputed
+    after clipping the box. Precision is the fastest of the machine; the published code uses float32 without autocast
+    (precision="32-true"). An epoch on CIFAR has 43 full batches of the 45,000 images outside the validation split. In
+    the published code it has 49 steps: all 50,000 training images, the incomplete last batch included.
     """
     info = dataset_info(data)
     return Recipe(
@@ -47,10 +47,11 @@ def published_teacher_recipe(data: str) -> Recipe:
     """A teacher's recipe, as close to the paper's as is known.
 
     The published loop trains teachers on the same batches as students, so batch size, cosine without warm-up,
-    augmentation, and cross-entropy without label smoothing are known. So is CutMix on photographs: the loop's call of
-    its criterion fits CutMix only (ViT and TNT, trained by the same loop, had it as well). SGD comes from a third
-    party's reading of the paper. The rest is ours: SGD's settings (the students', but with a weight decay of 5e-4),
-    epochs, training from scratch, and no CutMix on grayscale images, where the distilled students have none.
+    augmentation, and cross-entropy without label smoothing are known. So is CutMix on photographs: the loop passes its
+    criterion arguments that only the CutMix criterion takes. (The same loop trained ViT and TNT with CutMix.) SGD comes
+    from a third party's notes on the paper. The rest is ours: SGD's settings (the students', but with a weight decay of
+    5e-4), epochs, training from scratch, and no CutMix on grayscale images, where the distilled students have none
+    either.
     """
     epochs = 30 if dataset_info(data).grayscale else 200
     return replace(published_recipe(data), epochs=epochs, weight_decay=5e-4)

@@ -1,4 +1,4 @@
-"""Entry points: `train` makes one run, `train_comparison` a teacher and two students. Both resume."""
+"""Entry points: `train` trains one network, `train_comparison` a teacher and two students. Both can be resumed."""
 
 import dataclasses
 from contextlib import nullcontext
@@ -36,7 +36,7 @@ def train(
         run: what to train, and how.
         out_dir: the folder for model.safetensors and record.json, and for checkpoint.pt until the run has finished.
         teacher_dir: the folder of the teacher's run, which is trained first if needed; `out_dir`/teacher by default.
-        init_from_dir: the same for the run that trains the initial weights; `out_dir`/init_from by default.
+        init_from_dir: the folder of the run that trains the initial weights; `out_dir`/init_from by default.
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
         max_minutes: stop after so many minutes, with a checkpoint.
         progress: show a progress bar.
