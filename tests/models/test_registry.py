@@ -2,7 +2,9 @@
 
 import json
 import os
+import pkgutil
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from torch.nn import functional as F
 
 from titn_lib import TITNError, count_macs, count_parameters, create_model, list_models, load_model, save_model
 from titn_lib.data.transforms import Preprocessing
+from titn_lib.models import registry, related, weights
 from titn_lib.models.base import resample_pos_embed
-from titn_lib.models.registry import FAMILIES, MODELS
 from titn_lib.models.titn import TITN, TITNConfig
 from titn_lib.models.weights import read_weights
 from titn_lib.validation import check_settings
@@ -239,7 +241,7 @@ def test_numpys_numbers_reach_the_file_as_plain_ones(tmp_path):
 def test_a_damaged_file_is_called_so_whatever_it_is_loaded_for(tmp_path):
     save_model(create_model("titn_nano", depth=1, num_classes=3), tmp_path / "m.safetensors", ABOUT)
     weights, about = read_weights(tmp_path / "m.safetensors")
-    for name in ("blocks.0.inner.mlp.0.weight", "positions"):
+    for name in ("blocks.0.inner.mlp.0.weight", "patch_embedding.pos_embed"):
         changed = {key: tensor[1:] if key.endswith(name) else tensor for key, tensor in weights.items()}
         save_file(changed, tmp_path / "cut.safetensors", metadata=about)
         for wanted in ({}, {"num_classes": 4}, {"image_size": 64}):
@@ -265,9 +267,20 @@ def test_a_model_of_ones_own(monkeypatch, tmp_path):
     class MyConfig(TITNConfig):
         """And its settings."""
 
-    monkeypatch.setitem(MODELS, "mine", MyConfig(name="mine", depth=1))
-    with pytest.raises(TITNError, match="no class is known for MyConfig"):
+    for table in ("FAMILIES", "MODELS", "TEACHERS"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+    monkeypatch.setattr(weights, "FAMILIES", registry.FAMILIES)
+    registry.MODELS["mine"] = MyConfig(name="mine", depth=1)
+    with pytest.raises(TITNError, match="no class is known for MyConfig: call register_model"):
         create_model("mine")
-    monkeypatch.setitem(FAMILIES, "mine", (Mine, MyConfig))
+    registry.register_model("mine", Mine, MyConfig, {"mine": MyConfig(name="mine", depth=1)})
+    assert list_models().index("mine") < list_models().index("vgg7_bn")
     save_model(create_model("mine"), tmp_path / "m.safetensors")
     assert type(load_model(tmp_path / "m.safetensors")) is Mine
+
+
+def test_every_file_of_related_systems_registers_its_models():
+    for module in pkgutil.iter_modules(related.__path__):
+        presets = import_module(f"{related.__name__}.{module.name}").PRESETS
+        assert presets
+        assert set(presets) <= {*list_models()}

@@ -12,7 +12,7 @@ SIDES = {"vgg16_bn": [32, 16, 8, 4, 2], "vgg19_bn": [32, 16, 8, 4, 2]}
 
 @pytest.mark.parametrize("name", TEACHERS)
 @pytest.mark.parametrize("in_channels", [1, 3])
-def test_stages_halve_the_picture(name, in_channels):
+def test_stages_halve_the_image(name, in_channels):
     teacher = create_model(name, num_classes=7, in_channels=in_channels).eval()
     images = torch.randn(2, in_channels, 32, 32)
     maps = teacher.forward_features(images)
@@ -23,7 +23,7 @@ def test_stages_halve_the_picture(name, in_channels):
     assert (logits[0] - logits[1]).abs().max() > 0
 
 
-def test_pictures_that_are_too_small():
+def test_images_that_are_too_small():
     with pytest.raises(TITNError, match="vgg16_bn halves its images 4 times and can't take 8×8"):
         create_model("vgg16_bn", image_size=(8, 8))
     with pytest.raises(TITNError, match="can't take 32×8"):

@@ -92,9 +92,8 @@ def test_the_stems_receptive_field_is_centered_on_its_token():
     for y, x in [(0, 0), (7, 9), (31, 23), (14, 8)]:
         changed_image = images.clone()
         changed_image[0, 0, y, x] += 1
-        changed = (
-            (embedding(changed_image) != before).any(dim=-1)[0].reshape(4, 3, 4, 4)
-        )  # patch row, column, pixel y, x
+        changed = (embedding(changed_image) != before).any(dim=-1)[0]
+        changed = changed.reshape(4, 3, 4, 4)  # patch row, column, pixel y, x
         grid = changed.permute(0, 2, 1, 3).reshape(16, 12)
         receptive = [[abs(2 * row - y) <= 5 and abs(2 * column - x) <= 5 for column in range(12)] for row in range(16)]
         assert torch.equal(grid, torch.tensor(receptive)), (y, x)

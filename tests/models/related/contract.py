@@ -1,4 +1,4 @@
-"""What every neighbor promises, whatever its idea: shapes, gradients, files, and that it learns."""
+"""What every related system promises: shapes, gradients, files, and that it learns."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def check_shapes(name, **settings):
 
 
 def check_gradients(name, **settings):
-    """Every parameter moves the loss."""
+    """Every parameter has a gradient."""
     model = create_model(name, **settings).train()
     logits = model(torch.randn(8, 3, 32, 32))
     parts = logits if isinstance(logits, TokenLogits) else [logits]

@@ -1,4 +1,4 @@
-"""What slow references are made of: a network's layers by name, from its state_dict alone."""
+"""Layers of slow references: a network's layers by name, from its state_dict alone."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from titn_lib.training.optim import make_optimizer
 
 
 def scramble(model):
-    """Float64, in evaluation mode, with something to get wrong in norms, biases, scales and running statistics."""
+    """Float64, in evaluation mode, with random norms, biases, scales and running statistics, so that mistakes show."""
     model = model.double().eval()
     for name, parameter in model.named_parameters():
         if not name.endswith("weight") or parameter.ndim == 1:

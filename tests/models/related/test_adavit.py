@@ -86,15 +86,15 @@ def test_the_first_draws_are_titns():
 
 
 @BOTH
-def test_equals_a_loop_over_pictures_and_patches(settings):
+def test_equals_a_loop_over_images_and_patches(settings):
     images = torch.randn(6, 3, 16, 16, dtype=torch.float64)
     model = undecided(images, scramble, depth=3, **settings)
     with torch.no_grad():
-        for question in (False, True):
-            logits = model(images, return_attention=True)[0] if question else model(images)
-            for picture in range(len(images)):
-                expected = reference(model, images[picture : picture + 1])
-                torch.testing.assert_close(logits[picture], expected, atol=1e-9, rtol=0)
+        for return_attention in (False, True):
+            logits = model(images, return_attention=True)[0] if return_attention else model(images)
+            for index in range(len(images)):
+                expected = reference(model, images[index : index + 1])
+                torch.testing.assert_close(logits[index], expected, atol=1e-9, rtol=0)
     for kind in model.last_gates:
         assert 0.2 < kind.mean() < 0.8
         assert (kind.std(dim=1) > 0).float().mean() > 0.3  # other gates for other images
@@ -112,8 +112,8 @@ def reference(model, image):
         logits = linear(weights, f"{block}.nets.{net}", layer_norm(weights, f"{block}.outer.attention_norm", token))
         return [1 / (1 + math.exp(-logit)) > 0.5 for logit in logits.tolist()]
 
-    def layer(name, tokens, heads, attend, think):
-        if attend:
+    def layer(name, tokens, heads, attn_gate, mlp_gate):
+        if attn_gate:
             normed = layer_norm(weights, f"{name}.attention_norm", tokens)
             qkv = normed @ weights[f"{name}.attn.qkv.weight"].T + weights.get(f"{name}.attn.qkv.bias", 0)
             query, key, value = qkv.unflatten(-1, (3, len(heads), -1)).unbind(dim=1)
@@ -122,20 +122,20 @@ def reference(model, image):
                 if heads[head]:
                     mixed[:, head] = softmax_attention(query[:, head], key[:, head], value[:, head])
             tokens = tokens + linear(weights, f"{name}.attn.proj", mixed.flatten(1))
-        if think:
+        if mlp_gate:
             hidden = gelu(linear(weights, f"{name}.mlp.0", layer_norm(weights, f"{name}.mlp_norm", tokens)))
             tokens = tokens + linear(weights, f"{name}.mlp.2", hidden)
         return tokens
 
     for number in range(1, config.depth):
         block = f"blocks.{number}"
-        heads, (attend, think) = opened("heads", outer[0]), opened("sublayers", outer[0])
+        heads, (attn_gate, mlp_gate) = opened("heads", outer[0]), opened("sublayers", outer[0])
         kept = [n for n in range(len(outer)) if n not in patches or opened("patches", outer[n])[0]]
         for n in kept:
             if n in patches:
                 inner[n - 1] = layer(f"{block}.inner", inner[n - 1], [True] * config.inner_heads, True, True)
                 outer[n] = outer[n] + model.blocks[number].projection(inner[n - 1][None, None])[0, 0]
-        tokens = layer(f"{block}.outer", torch.stack([outer[n] for n in kept]), heads, attend, think)
+        tokens = layer(f"{block}.outer", torch.stack([outer[n] for n in kept]), heads, attn_gate, mlp_gate)
         for n, token in zip(kept, tokens, strict=True):
             outer[n] = token
     return model.heads(torch.stack(outer)[None])[0]
@@ -148,19 +148,19 @@ def test_closed_patches_are_no_keys():
     for block, maps in enumerate(attention.outer[1:]):
         kept = torch.nn.functional.pad(model.last_gates.patches[block], (1, 1), value=1.0)
         torch.testing.assert_close(maps.sum(dim=-1), torch.ones(4, 4, 66))
-        for picture in range(4):
-            closed = (kept[picture] == 0).nonzero()[:, 0]
+        for index in range(4):
+            closed = (kept[index] == 0).nonzero()[:, 0]
             assert 10 < len(closed) < 54
             for token in closed:
-                others = maps[picture, :, torch.arange(66) != token, token]
+                others = maps[index, :, torch.arange(66) != token, token]
                 assert (others == 0).all()
-                assert (maps[picture, :, token, token] == 1).all()
-            assert (maps[picture][:, kept[picture] == 1][:, :, kept[picture] == 1] > 0).all()
+                assert (maps[index, :, token, token] == 1).all()
+            assert (maps[index][:, kept[index] == 1][:, :, kept[index] == 1] > 0).all()
 
 
 @pytest.mark.parametrize("closed", ["none", "patches", "heads", "sublayers", "attention", "everything"])
 @BOTH
-def test_leaving_out_changes_no_logit(closed, settings):
+def test_skipping_closed_parts_changes_no_logit(closed, settings):
     images = torch.randn(9, 3, 32, 32)
     model = undecided(images, **settings)
     for block in model.blocks[1:]:
@@ -181,7 +181,7 @@ def test_leaving_out_changes_no_logit(closed, settings):
 
 
 @pytest.mark.parametrize("settings", [{}, OTHER, {"inner_head_width": 5, "outer_head_width": 20}])
-def test_what_is_saved_is_not_computed(settings, monkeypatch):
+def test_saved_macs_are_not_computed(settings, monkeypatch):
     """PyTorch's own count of evaluation, image by image, with all heads open."""
     monkeypatch.setattr(build, "available", lambda *_: False)  # PyTorch doesn't see inside these
     images = torch.randn(8, 3, 32, 32)
@@ -189,41 +189,41 @@ def test_what_is_saved_is_not_computed(settings, monkeypatch):
     for block in model.blocks[1:]:
         torch.nn.init.constant_(block.nets["heads"].bias, 1e4)
     spent = []
-    for picture in range(len(images)):
+    for index in range(len(images)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(images[picture : picture + 1])
+            model(images[index : index + 1])
         spent.append(counter.get_total_flops() // 2)
     with torch.no_grad():
         model(images)
-    assert (count_macs(model) - model.saved_macs(model.last_gates)).tolist() == spent
+    assert (count_macs(model) - model.saved_macs()).tolist() == spent
     assert max(spent) < 0.9 * count_macs(model)
     assert len(set(spent)) == len(spent)
 
 
-def test_an_evaluation_counts_what_was_computed():
-    """Over several batches: the mean of what the gates of all images, seen at once, leave."""
+def test_evaluate_reports_the_computed_macs():
+    """Over several batches: the mean over all images."""
     images = torch.randint(0, 256, (510, 3, 32, 32), dtype=torch.uint8)
-    about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
-    model = undecided(normalize(images, about.mean, about.std), depth=2)
-    measured = evaluate(model, ImageDataset(images, torch.zeros(510, dtype=torch.long)), about)
+    preprocessing = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+    model = undecided(normalize(images, preprocessing.mean, preprocessing.std), depth=2)
+    measured = evaluate(model, ImageDataset(images, torch.zeros(510, dtype=torch.long)), preprocessing)
     with torch.no_grad():
-        model(normalize(images, about.mean, about.std))
-    spent = count_macs(model) - model.saved_macs(model.last_gates).double().mean().item()
+        model(normalize(images, preprocessing.mean, preprocessing.std))
+    spent = count_macs(model) - model.saved_macs().double().mean().item()
     assert measured["macs"] == pytest.approx(spent, rel=1e-4)
     assert 0.3 < spent / count_macs(model) < 0.95
 
 
 def test_what_closed_heads_save():
-    """A head of 32 numbers, on 66 tokens of 128: queries, keys, values and output, scores and mixture."""
+    """A head of width 32, on 66 tokens of width 128: queries, keys, values and output, scores and mixture."""
     model = create_model("adavit_nano", depth=2).eval()
     model.blocks[1].nets["heads"].bias.data[2] = -1
     with torch.no_grad():
         model(torch.randn(3, 3, 32, 32))
-    assert model.saved_macs(model.last_gates).tolist() == [66 * 128 * 32 * 4 + 66 * 66 * 32 * 2] * 3
+    assert model.saved_macs().tolist() == [66 * 128 * 32 * 4 + 66 * 66 * 32 * 2] * 3
 
 
-def test_gates_are_drawn_with_their_chance_and_pass_on_the_gradient_of_s():
-    """ℓ + g₁ − g₂ > 0 with chance σ(ℓ), and g₁ − g₂ = log(u / (1 − u)) for a u between 0 and 1."""
+def test_gates_open_with_probability_sigma_and_have_the_gradient_of_s():
+    """ℓ + g₁ − g₂ > 0 with probability σ(ℓ), and g₁ − g₂ = log(u / (1 − u)) for a u between 0 and 1."""
     logits = torch.tensor([-3.0, -0.5, 0.0, 1.0, 4.0]).repeat(200_000, 1).requires_grad_()
     gates = gate(logits, training=True)
     assert set(gates.unique().tolist()) == {0.0, 1.0}
@@ -235,7 +235,7 @@ def test_gates_are_drawn_with_their_chance_and_pass_on_the_gradient_of_s():
     assert gate(torch.tensor([-1.0, -1e-3, 0.0, 1e-3]), training=False).tolist() == [0, 0, 0, 1]
 
 
-def answer(objective, images, labels):
+def loss_and_logits(objective, images, labels):
     return objective(images, MixedTargets(labels, labels))
 
 
@@ -248,7 +248,9 @@ def test_budget_by_hand():
     first["sublayers"].bias.data[1] = -1
     second["sublayers"].bias.data[:] = -1
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
-    (loss, logits), (plain, same) = (answer(goal(model), images, labels) for goal in (BudgetObjective, Objective))
+    (loss, logits), (plain, same) = (
+        loss_and_logits(goal(model), images, labels) for goal in (BudgetObjective, Objective)
+    )
     assert torch.equal(logits, same)
     assert (loss - plain).item() == pytest.approx(2 * (0.1**2 + 0.475 + 0.15), abs=1e-5)
 
@@ -257,9 +259,9 @@ def test_the_budget_reaches_every_net():
     model = create_model("adavit_nano", depth=3).train()
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     torch.manual_seed(1)
-    loss, _ = answer(BudgetObjective(model), images, labels)
+    loss, _ = loss_and_logits(BudgetObjective(model), images, labels)
     torch.manual_seed(1)
-    plain, _ = answer(Objective(model), images, labels)
+    plain, _ = loss_and_logits(Objective(model), images, labels)
     nets = [parameter for name, parameter in model.named_parameters() if ".nets." in name]
     gradients = torch.autograd.grad(loss - plain, nets)
     assert len(nets) == 12
@@ -287,8 +289,8 @@ def test_a_run_from_a_trained_titn_closes_gates(tmp_path):
     with torch.no_grad():
         for model in (fresh, closing):
             model.train()(normalize(data.test.images, data.mean, data.std))
-    assert [kind.mean().item() for kind in fresh.last] == pytest.approx([0.88] * 3, abs=0.02)  # σ(2)
-    patches, heads, sublayers = (kind.mean().item() for kind in closing.last)
+    assert [kind.mean().item() for kind in fresh.last_gates] == pytest.approx([0.88] * 3, abs=0.02)  # σ(2)
+    patches, heads, sublayers = (kind.mean().item() for kind in closing.last_gates)
     assert patches < 0.85  # slower: their term is the square
     assert [heads, sublayers] == pytest.approx([0.5] * 2, abs=0.1)
 
@@ -309,12 +311,12 @@ def test_patches_can_have_another_threshold():
 def test_what_does_not_fit():
     with pytest.raises(TITNError, match="the first block has no gates: choose a depth of 2 or more"):
         create_model("adavit_nano", depth=1)
-    with pytest.raises(TITNError, match="AdaViT has no local_perception"):
+    with pytest.raises(TITNError, match="a convolution over patches needs: set local_perception=False"):
         create_model("adavit_nano", local_perception=True)
     with pytest.raises(TITNError, match="patch_threshold must be between 0 and 1 and is 1"):
         create_model("adavit_nano", patch_threshold=1)
     with pytest.raises(TITNError, match="titn_nano has no gates to close: choose adavit_nano"):
-        answer(BudgetObjective(create_model("titn_nano")), torch.zeros(2, 3, 32, 32), torch.arange(2))
+        loss_and_logits(BudgetObjective(create_model("titn_nano")), torch.zeros(2, 3, 32, 32), torch.arange(2))
 
 
 def test_compiled_blocks_give_the_same():
@@ -322,14 +324,14 @@ def test_compiled_blocks_give_the_same():
 import torch, titn_lib
 model = titn_lib.create_model("adavit_nano", depth=2, image_size=(16, 16)).train()
 images = torch.randn(2, 3, 16, 16)
-def answer():
+def outputs():
     logits = model(images).class_logits
     return logits, *torch.autograd.grad(logits.square().sum(), list(model.blocks[1].parameters()))
 for net in model.blocks[1].nets.values():
     torch.nn.init.constant_(net.bias, 40.0)  # open, whatever is drawn
-eager = answer()
+eager = outputs()
 model.blocks[1].compile(dynamic=False)
-for compiled, expected in zip(answer(), eager, strict=True):
+for compiled, expected in zip(outputs(), eager, strict=True):
     torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
 stats = torch._dynamo.utils.counters
 assert stats["stats"]["unique_graphs"] == 1 and not stats["graph_break"]
@@ -341,21 +343,21 @@ assert 0 < drawn[0].mean() < 1 and (drawn[0] != drawn[1]).any()
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_a_model_is_copied_after_a_pass_and_has_had_none_itself():
+def test_a_copy_has_no_gates_of_the_originals_forward_pass():
     model = create_model("adavit_nano", depth=2)
-    with pytest.raises(TITNError, match="no image has passed these gates"):
+    with pytest.raises(TITNError, match="there are no gates before the first forward pass"):
         _ = model.last_gates
     model.train()(torch.randn(2, 3, 32, 32))
     assert model.last_gates.patches.shape == (1, 2, 64)
     again = copy.deepcopy(model)
-    with pytest.raises(TITNError, match="no image has passed these gates"):
-        _ = again.last
+    with pytest.raises(TITNError, match="there are no gates before the first forward pass"):
+        _ = again.last_gates
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(again.eval()(images), model.eval()(images))
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_half_as_many_bits(training):
+def test_bfloat16(training):
     model, images = create_model("adavit_nano", depth=2).train(training), torch.randn(2, 3, 32, 32)
     torch.manual_seed(0)
     expected = model(images)
@@ -366,7 +368,7 @@ def test_half_as_many_bits(training):
         torch.testing.assert_close(ours.float(), exact, atol=0.05, rtol=0)
 
 
-def test_an_export_leaves_nothing_out_and_answers_the_same():
+def test_an_export_computes_everything_and_has_the_same_logits():
     code = """
 import torch, titn_lib
 torch.manual_seed(0)
@@ -385,11 +387,11 @@ torch.testing.assert_close(each, logits, atol=1e-5, rtol=1e-4)
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_positions_follow_another_size(tmp_path):
+def test_position_embeddings_are_interpolated(tmp_path):
     save_model(create_model("adavit_nano", depth=2), tmp_path / "m.safetensors")
     larger = load_model(tmp_path / "m.safetensors", image_size=(48, 64))
     assert larger(torch.zeros(1, 3, 48, 64)).shape == (1, 10)
-    assert larger.last.patches.shape == (1, 1, 192)
+    assert larger.last_gates.patches.shape == (1, 1, 192)
 
 
 def test_contract(tmp_path):

@@ -61,50 +61,50 @@ def test_gate_equals_its_equation():
     a, b = (model.branches[name](images).tolist() for name in ("convolution", "attention"))
     logits = model(images)
     shares = []
-    for picture in range(len(images)):
-        both, mixed = a[picture] + b[picture], []
+    for index in range(len(images)):
+        both, mixed = a[index] + b[index], []
         for i in range(128):
             score = sum(w * x for w, x in zip(weights["gate.weight"][i], both, strict=True)) + weights["gate.bias"][i]
             shares.append(1 / (1 + math.exp(-score)))
-            mixed.append(shares[-1] * a[picture][i] + (1 - shares[-1]) * b[picture][i])
+            mixed.append(shares[-1] * a[index][i] + (1 - shares[-1]) * b[index][i])
         for k in range(10):
             logit = sum(u * x for u, x in zip(weights["head.weight"][k], mixed, strict=True)) + weights["head.bias"][k]
-            assert logits[picture, k].item() == pytest.approx(logit, abs=1e-4)
-    assert min(shares) < 0.1  # the gates have opinions
+            assert logits[index, k].item() == pytest.approx(logit, abs=1e-4)
+    assert min(shares) < 0.1  # gates that differ
     assert max(shares) > 0.9
 
 
 @pytest.mark.parametrize(("branch", "score"), [("convolution", 1e4), ("attention", -1e4)])
-def test_a_gate_that_believes_one_branch_is_that_branch(branch, score):
+def test_a_gate_that_selects_one_branch_is_that_branch(branch, score):
     fused, images = gated(), torch.randn(IMAGES)
     torch.nn.init.constant_(fused.gate.bias, score)
     single = alone(fused, branch, fused.head.weight.detach(), fused.head.bias.detach())
     torch.testing.assert_close(fused(images), single(images), atol=1e-5, rtol=0)
 
 
-def test_the_transformer_answers_with_the_mean_of_its_tokens_and_starts_small():
+def test_the_transformer_pools_the_mean_of_its_tokens_and_has_small_initial_weights():
     vit, norm = create_model("fusion_nano").eval().branches["attention"]
     images = torch.randn(IMAGES)
     mean = vit.forward_features(images).hidden_states[-1].mean(dim=1)
     torch.testing.assert_close(norm(vit.heads.class_head(mean)), norm(vit(images)))
-    for drawn in (vit.positions, vit.heads.class_head[1].weight):
-        assert drawn.std().item() == pytest.approx(0.02, rel=0.05)
+    for initial in (vit.pos_embed, vit.heads.class_head[1].weight):
+        assert initial.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-def test_branches_see_what_they_are_said_to_see():
-    """Without positions a transformer sees patches in no order; convolutions see what is beside what, no further."""
+def test_receptive_fields_of_the_branches():
+    """Without position embeddings a transformer ignores the order of patches; convolutions see adjacent ones only."""
     images = torch.randn(IMAGES)
     patches = F.unfold(images, 4, stride=4)
     shuffled = F.fold(patches[:, :, torch.randperm(64)], 32, 4, stride=4)
     model = create_model("fusion_nano").eval()
     near, whole = model.branches["convolution"], model.branches["attention"]
-    torch.nn.init.zeros_(whole[0].positions)
+    torch.nn.init.zeros_(whole[0].pos_embed)
     torch.testing.assert_close(whole(images), whole(shuffled), atol=1e-4, rtol=0)
     assert (near(images) - near(shuffled)).abs().max() > 0.05
 
-    touched = images.clone()
-    touched[:, :, 0, 0] += 1
-    changed = (near[0](images) != near[0](touched)).any(dim=1)
+    changed_image = images.clone()
+    changed_image[:, :, 0, 0] += 1
+    changed = (near[0](images) != near[0](changed_image)).any(dim=1)
     assert changed.shape == (4, 8, 8)
     assert changed[:, 0, 0].any()
     assert not changed[:, 4:].any()

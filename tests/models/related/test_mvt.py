@@ -34,32 +34,32 @@ def test_sizes():
     assert count_macs(model) == pytest.approx(54.0e6, rel=0.01)
 
 
-def test_both_networks_start_small():
+def test_both_networks_have_small_initial_weights():
     model = create_model("mvt_nano")
     for network in (model, model.mask_network):
-        for drawn in (network.positions, network.heads.class_head[1].weight):
-            assert drawn.std().item() == pytest.approx(0.02, rel=0.1)
+        for initial in (network.pos_embed, network.heads.class_head[1].weight):
+            assert initial.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 # --- masks
 
 
-def test_masks_place_by_place():
-    """What the mask network's head says of patch (row, column) at y · 4 + x is seen at (4 row + y, 4 column + x)."""
+def test_masks_pixel_by_pixel():
+    """Output y · 4 + x of the mask network's head for patch (row, column) is the mask at (4 row + y, 4 column + x)."""
     model = scramble(create_model("mvt_nano", image_size=(8, 12), in_channels=2))
     nn.init.normal_(model.mask_network.heads.class_head[1].weight)
     weights = model.mask_network.state_dict()
     images = torch.randn(2, 2, 8, 12, dtype=torch.float64)
     masks, tokens = model.masks(images), model.mask_network.forward_features(images).hidden_states[-1]
     assert masks.shape == (2, 1, 8, 12)
-    for picture in range(2):
+    for index in range(2):
         for row in range(2):
             for column in range(3):
-                token = tokens[picture, 1 + 3 * row + column]
+                token = tokens[index, 1 + 3 * row + column]
                 numbers = linear(weights, "heads.class_head.1", layer_norm(weights, "heads.class_head.0", token))
                 for y in range(4):
                     for x in range(4):
-                        seen = masks[picture, 0, 4 * row + y, 4 * column + x].item()
+                        seen = masks[index, 0, 4 * row + y, 4 * column + x].item()
                         assert seen == pytest.approx(1 / (1 + math.exp(-numbers[4 * y + x].item())), abs=1e-6)
     assert masks.min() < 0.2
     assert masks.max() > 0.8
@@ -67,16 +67,16 @@ def test_masks_place_by_place():
 
 def plain(model):
     """The ViT behind the mask, without it."""
-    about = {name: getattr(model.config, name) for name in ViTConfig.__dataclass_fields__}
-    behind = ViT(ViTConfig(**about))
+    settings = {name: getattr(model.config, name) for name in ViTConfig.__dataclass_fields__}
+    behind = ViT(ViTConfig(**settings))
     behind.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("mask_network.")})
     return behind.eval()
 
 
-def force(model, number):
-    """The same number everywhere in the mask, before the sigmoid."""
+def force(model, value):
+    """The same value everywhere in the mask, before the sigmoid."""
     nn.init.zeros_(model.mask_network.heads.class_head[1].weight)
-    nn.init.constant_(model.mask_network.heads.class_head[1].bias, number)
+    nn.init.constant_(model.mask_network.heads.class_head[1].bias, value)
     return model.eval()
 
 
@@ -93,7 +93,7 @@ def test_a_mask_of_ones_hides_nothing_and_of_zeros_all():
     torch.testing.assert_close(model(images), behind(torch.zeros(3, 3, 32, 32)))
 
 
-def test_half_as_many_bits():
+def test_bfloat16():
     model, images = create_model("mvt_nano", depth=1), torch.randn(2, 3, 32, 32)
     expected = model.eval()(images)
     torch.testing.assert_close(model.bfloat16()(images.bfloat16()).float(), expected, atol=0.05, rtol=0)
@@ -106,8 +106,8 @@ def test_attention_and_another_size(tmp_path):
     save_model(model, tmp_path / "m.safetensors")
     larger = load_model(tmp_path / "m.safetensors", image_size=(40, 32))
     assert larger.masks(torch.randn(2, 1, 40, 32)).shape == (2, 1, 40, 32)
-    expected = resample_pos_embed(model.mask_network.positions, (8, 8), (10, 8))
-    torch.testing.assert_close(larger.mask_network.positions, expected)
+    expected = resample_pos_embed(model.mask_network.pos_embed, (8, 8), (10, 8))
+    torch.testing.assert_close(larger.mask_network.pos_embed, expected)
 
 
 def test_contract(tmp_path):
@@ -158,7 +158,7 @@ def test_quality_by_hand():
     assert math.isnan(relabeling.relabeling_quality(true, true, true).recall)
 
 
-def opinionated(model):
+def confident(model):
     """A network that doubts every label but 5: with one head, or with two, whose first choices are 3 and 4."""
     network = create_model(model, **({} if model == "vgg7_bn" else {"depth": 1}))
     biases = [p for name, p in network.named_parameters() if p.shape == (10,) and "head" in name]
@@ -172,7 +172,7 @@ def opinionated(model):
 
 @pytest.mark.parametrize("model", ["titn_nano", "mvt_nano", "vgg7_bn"])
 def test_labels_change_from_the_warm_up_on_and_back(model):
-    objective = relabeling.Relabeling(opinionated(model), "none", None, 4.0, 2.5, 0.1)
+    objective = relabeling.Relabeling(confident(model), "cross_entropy", None, 4.0, 2.5, 0.1)
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
     both = objective.network(images)
     heads = both if isinstance(both, tuple) else [both]
@@ -195,8 +195,8 @@ def test_the_loss_is_that_of_labels_in_either_mode_until_labels_change():
     for mode in (True, False):
         network.train(mode)
         plain = Objective(network)(images, MixedTargets(labels, labels))
-        relabeling = relabeling.Relabeling(network)(images, MixedTargets(labels, labels))
-        torch.testing.assert_close(relabeling, plain)
+        relabeled = relabeling.Relabeling(network)(images, MixedTargets(labels, labels))
+        torch.testing.assert_close(relabeled, plain)
 
 
 def test_what_does_not_fit():
@@ -204,7 +204,7 @@ def test_what_does_not_fit():
     labels = torch.arange(4)
     with pytest.raises(TITNError, match="mixed images: leave cutmix and mixup out"):
         objective(torch.randn(4, 3, 32, 32), MixedTargets(labels, labels.flip(0), 0.7))
-    with pytest.raises(TITNError, match="relabeling asks no teacher"):
+    with pytest.raises(TITNError, match="relabeling needs no teacher"):
         relabeling.Relabeling(create_model("titn_nano"), "hard", create_model("vgg7_bn"))
 
 
@@ -238,11 +238,11 @@ def test_a_run_stopped_after_every_step_is_the_run_never_stopped(tmp_path, monke
     recipe = replace(NOISY, epochs=2, batch_size=32, train_images=64)
     run = replace(RUN, model="mvt_nano", recipe=recipe, model_settings={"depth": 1, "mask_depth": 1})
     train(run, tmp_path / "whole", device="cpu", progress=False)
-    sittings = 0
+    sessions = 0
     while not (tmp_path / "stopped" / WEIGHTS).exists():
-        sittings += 1
+        sessions += 1
         with suppress(Interrupted):
             train(run, tmp_path / "stopped", device="cpu", progress=False, max_minutes=0)
-    assert sittings == 5  # four steps, and the one that finds nothing left to do
+    assert sessions == 5  # four steps, and the one that finds nothing left to do
     whole, stopped = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)

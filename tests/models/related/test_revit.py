@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from titn_lib import TITNError, count_macs, count_parameters, create_model, load_model, save_model
+from titn_lib import TITNError, count_macs, count_parameters, create_model, interpret, load_model, save_model
 from titn_lib.models.layers import TransformerLayer
 from titn_lib.models.related.revit import Carried, ResidualLayer, similarity
 
@@ -45,7 +45,7 @@ def test_layers_equal_the_equations():
 def reference(weights, tokens, heads, alpha, before):
     """A layer on an image's tokens: the new tokens, the scores A and softmax(A), both "head query key"."""
     width = len(tokens[0]) // heads
-    qkv = [linear(weights, "attention.qkv", layer_norm(weights, "attention_norm", token)) for token in tokens]
+    qkv = [linear(weights, "attn.qkv", layer_norm(weights, "attention_norm", token)) for token in tokens]
     scores = torch.zeros(heads, len(tokens), len(tokens), dtype=torch.float64)
     attention, updates = torch.zeros_like(scores), [[] for _ in tokens]
     for head in range(heads):
@@ -58,7 +58,7 @@ def reference(weights, tokens, heads, alpha, before):
             for j in range(len(tokens)):
                 attention[head, i, j] = math.exp(scores[head, i, j]) / total
             updates[i].append(sum(attention[head, i, j] * v[j] for j in range(len(tokens))))
-    tokens = [t + linear(weights, "attention.output", torch.cat(u)) for t, u in zip(tokens, updates, strict=True)]
+    tokens = [t + linear(weights, "attn.proj", torch.cat(u)) for t, u in zip(tokens, updates, strict=True)]
     for i, token in enumerate(tokens):
         hidden = linear(weights, "mlp.0", layer_norm(weights, "mlp_norm", token))
         gelu = torch.stack([h * (1 + math.erf(h / math.sqrt(2))) / 2 for h in hidden])

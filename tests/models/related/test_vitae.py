@@ -47,10 +47,10 @@ def reference_attention(weights, name, x, heads, window, skip):
             qkv = torch.stack(tokens) @ weights[f"{name}.qkv.weight"].T + weights.get(f"{name}.qkv.bias", 0)
             query, key, value = qkv.split(width, dim=1)
             d = width // heads
-            heard = [
+            heads_mixed = [
                 softmax_attention(*(part[:, h * d : (h + 1) * d] for part in (query, key, value))) for h in range(heads)
             ]
-            update = linear(weights, f"{name}.output", torch.cat(heard, dim=1))
+            update = linear(weights, f"{name}.output", torch.cat(heads_mixed, dim=1))
             for place, there, news, own in zip(places, inside, update, value, strict=True):
                 if there:
                     result[place] = news + own if skip else news
@@ -84,7 +84,7 @@ def reference_vitae(weights, maps, stages, published_code):
         ]
         pyramid = layer_norm(weights, f"{name}.norm", torch.cat(scales, dim=1)[0].movedim(0, -1))
         skip = not (published_code and window)
-        assert (f"{name}.attn.qkv.bias" in weights) == bool(window or not published_code)
+        assert (f"{name}.attention.qkv.bias" in weights) == bool(window or not published_code)
         y = reference_attention(weights, f"{name}.attention", pyramid, max(heads // 2, 1), window, skip)
         groups = before // 4 if stage else 1
         y = y + reference_convolutions(weights, f"{name}.convolutions", maps, groups, STRIDES[r])
@@ -118,14 +118,14 @@ def test_vitae_equals_the_equations(size, stages, published_code):
 
 @pytest.mark.parametrize(("window", "reach"), [(4, {(4, 0), (7, 3)}), (0, {(0, 0), (7, 3), (7, 7)})])
 def test_attention_ends_at_its_window(window, reach):
-    """Another token at (5, 2) is felt in its window's corners and no further."""
+    """Another token at (5, 2) is changed in its window's corners and no further."""
     attention = Attention(6, 6, 2, window)
     x = torch.randn(1, 8, 8, 6)
     other = x.clone()
     other[0, 5, 2] += 1
-    felt = (attention(x) - attention(other)).abs().amax(dim=-1)[0] > 1e-6
-    assert all(felt[place] for place in reach)
-    assert felt.sum() == (window or 8) ** 2
+    changed = (attention(x) - attention(other)).abs().amax(dim=-1)[0] > 1e-6
+    assert all(changed[place] for place in reach)
+    assert changed.sum() == (window or 8) ** 2
 
 
 def test_sizes_that_do_not_fit():
