@@ -107,10 +107,11 @@ def source_indices(
 
 def remap_pixels(images: UInt8Images, operation: np.ndarray, magnitude: RandomValues) -> UInt8Images:
     """Apply to each image its own geometric operation."""
-    pairs, index = np.unique(np.stack([operation.astype(float), magnitude]), axis=1, return_inverse=True)
+    pairs = list(zip(operation.tolist(), magnitude.tolist(), strict=True))
+    index_of = {pair: index for index, pair in enumerate(dict.fromkeys(pairs))}
     where = (*images.shape[-2:], images.device)
-    maps = torch.stack([source_indices(OPERATIONS[int(op)], value, *where) for op, value in pairs.T.tolist()])
-    chosen = to_device_of(index.reshape(-1), images)
+    maps = torch.stack([source_indices(OPERATIONS[op], value, *where) for op, value in index_of])
+    chosen = to_device_of(np.array([index_of[pair] for pair in pairs]), images)
     if kernels.can_use_image_ops(images):
         return kernels.remap(images, maps, chosen)
     pixels = F.pad(images.flatten(2), [1, 0])  # index 0 is black

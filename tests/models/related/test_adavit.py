@@ -275,7 +275,7 @@ START = Run("digits", "titn_nano", QUICK, model_settings={"depth": 3})
 
 def test_a_run_from_a_trained_titn_closes_gates(tmp_path):
     start = train(START, tmp_path / "start", device="cpu", progress=False)
-    still = replace(START, model="adavit_nano", recipe=replace(QUICK, epochs=1, lr=0, min_lr=0), start=START)
+    still = replace(START, model="adavit_nano", recipe=replace(QUICK, epochs=1, lr=0, min_lr=0), init_from=START)
     record = train(still, tmp_path / "still", init_from_dir=tmp_path / "start", device="cpu", progress=False)
     assert record.test == pytest.approx(start.test | {"macs": record.macs}, abs=1e-4)
     assert record.test["top1"] > 50
