@@ -33,8 +33,9 @@ def fused_layer_or_none(standard: nn.Module, norm: nn.LayerNorm, tokens: Tensor)
     parts: list[Any] = [*standard.modules(), norm]
     if not is_standard_layer(parts):
         return None
-    attention, mlp_in = parts[2], parts[7]
-    sizes = attention.heads, len(mlp_in.weight), norm.weight.numel()
+    attention, mlp_in = parts[2], parts[7]  # in the order of `modules()`
+    hidden, norm_size = len(mlp_in._parameters["weight"]), parts[-1]._parameters["weight"].numel()
+    sizes = attention.heads, hidden, norm_size
     if not can_use_fused_layer(tokens, *sizes):
         return None
     return layer(tokens, flatten_params(parts), *sizes)

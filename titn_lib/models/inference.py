@@ -13,7 +13,7 @@ from titn_lib.errors import TITNError
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """In evaluation mode; afterwards each part is in its own mode again: some may have been left in evaluation."""
+    """Switch to evaluation mode, and restore every module's own mode afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -27,26 +27,28 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 def predict(
     network: nn.Module, images: Tensor, preprocessing: Preprocessing | None, batch_size: int | None = None
 ) -> Float[Tensor, "image classes"]:
-    """Logits of "image channel height width" bytes, in evaluation mode, on the network's device. (The mode is the
-    network's: no other thread should use it meanwhile.)
+    """Logits of uint8 images, in evaluation mode, on the network's device.
+
+    The network is switched to evaluation mode meanwhile, so no other thread should use it.
 
     Args:
-        batch_size: images at a time; by default 500 of 32×32, and as many fewer as they are larger.
+        images: "image channel height width", uint8.
+        preprocessing: how the training images were normalized; `model.preprocessing` of a loaded model.
+        batch_size: by default 500 for 32×32 images, and fewer for larger ones.
 
     Raises:
-        TITNError: the images are no batch of bytes, or of another size or number of channels than the network takes;
-            or `preprocessing` is None, as that of a model that was never saved with any.
+        TITNError: the images aren't a uint8 batch of the size that the network takes, or `preprocessing` is None.
     """
     if preprocessing is None:
         raise TITNError(
-            "predict must know how images were normalized: pass a Preprocessing (a model that was loaded has the one "
-            "that was saved with it)"
+            "predict must know how images were normalized: pass a Preprocessing (a loaded model has the one that was "
+            "saved with it)"
         )
     mean, std = preprocessing.mean, preprocessing.std
     if images.dtype != torch.uint8:
         raise TITNError(
-            f"predict takes images as bytes (0 to 255, uint8) and got {images.dtype}: datasets.load_image reads "
-            "files so; pass images that are normalized to the model itself"
+            f"predict takes uint8 images (0 to 255) and got {images.dtype}: read files with titn_lib.load_image, or "
+            "pass normalized images to the model itself"
         )
     if images.ndim != 4 or images.shape[1] != len(mean):
         raise TITNError(

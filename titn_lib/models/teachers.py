@@ -1,7 +1,7 @@
 """Teachers: torchvision's networks, adapted to 32×32 images.
 
-They were drawn for 224×224 and halve the image five times, so that 32×32 would leave them a single point half-way
-through. Adapted here, as is usual on CIFAR:
+They were designed for 224×224 and halve the image five times, so that 32×32 images would shrink to a single position
+half-way through. As usual on CIFAR, they are adapted:
 
 - VGG: the convolutions stay; one global mean and one Linear replace the last pooling and the three wide layers
   (119 M parameters for 224×224).
@@ -12,7 +12,7 @@ through. Adapted here, as is usual on CIFAR:
 Every teacher is a chain of stages. A stage begins where the image is halved, and its output is the feature map that
 feature distillation uses. `vgg7_bn` is ours: a VGG small enough to train on a laptop.
 
-torchvision is imported where a network is built: it takes longer to import than torch itself.
+torchvision is imported where a network is built, because its import takes longer than torch's.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Teacher(Classifier):
         edges = [0, *starts, len(layers)]
         self.stages = nn.ModuleList(nn.Sequential(*layers[a:b]) for a, b in pairwise(edges))
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, config.num_classes))
-        self.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on a CPU and on a GPU
+        self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions, on a CPU and on a GPU
 
     def forward_features(self, images: Images) -> list[Tensor]:
         """The feature map of every stage, finest first, each "batch channel height width"."""

@@ -32,8 +32,8 @@ class ViTConfig(TokenConfig):
     Attributes:
         image_size: height and width in pixels, multiples of the patch size.
         patch_size: side of a patch, in pixels.
-        pooling: what the class head reads: the "class" token, or the "mean" of class and patch tokens.
-        pre_pool_norm: LayerNorm of every token after the last block; the LayerNorm of each head comes after it.
+        pooling: input of the class head: the "class" token, or the "mean" of class and patch tokens.
+        pre_pool_norm: LayerNorm of every token after the last block, before the LayerNorm of each head.
         distillation_token: one more token, with a head of its own, that learns from the teacher.
         init: as in `titn.TITNConfig`.
     """
@@ -80,7 +80,7 @@ class ViT(TokenClassifier):
         self.init_weights(list(self.parameters(recurse=False)), config.init)
 
     def forward_features(self, images: Images, return_attention: bool = False) -> Encoding:
-        """The tokens after every block, and their attention if asked for."""
+        """The tokens after every block and, if requested, their attention."""
         self.check_images(images)
         patches = rearrange(
             images,
@@ -88,10 +88,10 @@ class ViT(TokenClassifier):
             y=self.config.patch_size, x=self.config.patch_size,
         )  # fmt: skip
         patches = self.embed(patches)
-        special = [self.cls_token.to(patches.dtype).expand(len(images), -1, -1)]
+        parts = [self.cls_token.to(patches.dtype).expand(len(images), -1, -1)]
         if self.config.distillation_token:
-            special.append(self.dist_token.to(patches.dtype).expand(len(images), -1, -1))
-        tokens = torch.cat([special[0], patches, *special[1:]], dim=1) + self.pos_embed
+            parts.append(self.dist_token.to(patches.dtype).expand(len(images), -1, -1))
+        tokens = torch.cat([parts[0], patches, *parts[1:]], dim=1) + self.pos_embed
         encoding = Encoding([], AttentionMaps([], []))
         for block in self.blocks:
             tokens, attention = block(tokens, return_attention)
