@@ -22,7 +22,7 @@ def register_standard_layer(example: nn.Module) -> None:
     STANDARD_TYPES[:] = [*map(type, example.modules()), nn.LayerNorm]
 
 
-def fused_layer_or_none(standard: nn.Module, norm: nn.LayerNorm, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
+def fused_layer_or_none(standard: nn.Module, norm: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
     """The layer's output and norm(output), from the C++ kernel; None if that doesn't apply.
 
     Args:
