@@ -42,7 +42,7 @@ class Fixed(torch.nn.Module):
 
 def test_the_published_loss_by_hand_with_cutmix():
     """Two images, three classes, a quarter of each replaced by the other."""
-    rows, columns, weight = cutmix_box(8, 8, weight=0.75, row=0.5, column=0.5)
+    rows, columns, weight = cutmix_box(8, 8, lam=0.75, row=0.5, column=0.5)
     assert (rows, columns, weight) == (slice(2, 6), slice(2, 6), 0.75)
     labels = MixedTargets(torch.tensor([0, 2]), torch.tensor([2, 0]), weight)
     student = create_model("titn_nano", num_classes=3, depth=1)
