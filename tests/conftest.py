@@ -1,6 +1,8 @@
 """Shapes in the signatures are checked in every test: jaxtyping with beartype, before titn_lib is first imported."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -8,6 +10,11 @@ from jaxtyping import install_import_hook
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes, one a core: one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+if importlib.util.find_spec("triton"):  # it compiles functions from their source, without the checks
+    name = "titn_lib.kernels.fused_layer_triton"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{name.replace('.', '/')}.py")
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
 install_import_hook("titn_lib", "shape_check.check")
 
 import pytest  # noqa: E402

@@ -1,4 +1,4 @@
-"""C++ kernels that make training and inference fast on a CPU. Everything works without them."""
+"""Kernels that make training and inference fast: in C++ for a CPU, in Triton for a GPU. Everything works without."""
 
 from titn_lib.kernels.build import find_compiler, load, tune_malloc
 from titn_lib.kernels.dispatch import fused_layer_or_none, register_standard_layer

@@ -1,4 +1,4 @@
-"""Decide between the C++ kernel of a whole layer and plain PyTorch.
+"""Decide between the kernel of a whole layer (C++ or Triton) and plain PyTorch.
 
 The kernel computes what an unmodified `models.layers.TransformerLayer` and the LayerNorm after it compute. A user may
 have replaced a submodule (LoRA, pruning, quantization), registered a hook or changed a setting. Then the layer's own
@@ -23,7 +23,7 @@ def register_standard_layer(example: nn.Module) -> None:
 
 
 def fused_layer_or_none(standard: nn.Module, norm: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The layer's output and norm(output), from the C++ kernel; None if that doesn't apply.
+    """The layer's output and norm(output), from the kernel; None if that doesn't apply.
 
     Args:
         standard: the transformer layer.

@@ -1,12 +1,14 @@
-"""Attention of short sequences, and whole transformer layers of few and narrow tokens, in C++ (`fused_layer.cpp`).
+"""Attention of short sequences, and whole transformer layers of few and narrow tokens, as PyTorch operators.
 
-Sixteen pixel tokens of width 12 are too small for a library's matrix products: a layer of them is memory-bound. The
-kernels keep a group of sequences in the cache from the first product to the last. They are compiled on first use for
-the sizes at hand, which takes a second or two, and kept in the user's cache folder. On a GPU, for longer or wider
-tokens, or without a C++ compiler, `models.layers` computes the same in plain PyTorch.
+Sixteen pixel tokens of width 12 are too small for a library's matrix products: a layer of them is memory-bound. On a
+CPU, kernels in C++ (`fused_layer.cpp`) keep a group of sequences in the cache from the first product to the last. On a
+GPU, a layer is one kernel in Triton (`fused_layer_triton.py`), which keeps a sequence in registers. Both are compiled
+on first use for the sizes at hand, which takes a second or two, and kept in the user's cache folder. For longer or
+wider tokens, without a compiler, or on another kind of device, `models.layers` computes the same in plain PyTorch.
 """
 
 import ctypes
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +18,11 @@ from torch import Tensor, nn
 
 from titn_lib.errors import TITNError
 from titn_lib.kernels import build
-from titn_lib.torch_compat import is_tracing
+from titn_lib.torch_compat import constant_when_compiled, is_tracing
 
 MAX_WIDTH = 32  # of a layer's tokens, and of a head: a library's matrix products are faster for wider ones
 MAX_SEQ_LEN = 32
+MAX_GPU_WIDTH, MAX_GPU_SEQ_LEN, MAX_GPU_HIDDEN = 31, 16, 96  # what fits in the registers of a warp
 MAX_STACK_FLOATS = 22_000  # that a layer keeps for each lane: 1.4 MB in all, of the 2 MB or more of a thread's stack
 C_TYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
@@ -34,14 +37,26 @@ def can_use_fused_attention(qkv: Float[Tensor, "*batch token three_widths"], hea
 def can_use_fused_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden: int, norm_size: int) -> bool:
     """Whether `layer` supports this shape, dtype and device."""
     length, width = tokens.shape[-2:]
+    if tokens.dtype != torch.float32 or matmul_dtype(tokens) not in C_TYPES:
+        return False
+    if tokens.device.type == "cuda":
+        small = 0 < length <= MAX_GPU_SEQ_LEN and width <= MAX_GPU_WIDTH and hidden <= MAX_GPU_HIDDEN
+        return small and not is_tracing() and triton_available()
     floats = heads * length**2 + 18 * length * width + 3 * length * hidden + 2 * width * (2 * width + hidden)
     small = is_small_on_cpu(tokens, length, width) and floats <= MAX_STACK_FLOATS
-    return tokens.dtype == torch.float32 and small and build.available(length, width, heads, hidden, norm_size)
+    return small and build.available(length, width, heads, hidden, norm_size)
 
 
 def is_small_on_cpu(tokens: Tensor, length: int, width: int) -> bool:
     small = 0 < length <= MAX_SEQ_LEN and width <= MAX_WIDTH
     return small and tokens.device.type == "cpu" and not is_tracing()
+
+
+@constant_when_compiled
+def triton_available() -> bool:
+    """Whether Triton is installed, and the GPU one of NVIDIA's with tensor cores for bfloat16."""
+    nvidia = torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
+    return nvidia and importlib.util.find_spec("triton") is not None
 
 
 def operator(schema: str) -> Callable[[Callable], Callable]:
@@ -52,6 +67,8 @@ def operator(schema: str) -> Callable[[Callable], Callable]:
         name = schema.partition("(")[0]
         torch.library.define(f"titn::{name}", schema.removeprefix(name), tags=torch.Tag.pt2_compliant_tag)
         torch.library.impl(f"titn::{name}", "CPU", function)
+        if name.startswith("layer"):
+            torch.library.impl(f"titn::{name}", "CUDA", lambda *arguments: call_triton(name, *arguments))
         return getattr(torch.ops.titn, name).default
 
     return register
@@ -112,6 +129,8 @@ def layer(
     norm_size: int,
 ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch token width"]]:
     """x += Attention(LN(x)); x += MLP(LN(x)); normed = LN(x). Double backward raises TITNError.
+
+    Under autocast to bfloat16, a GPU multiplies in bfloat16; a CPU always in float32.
 
     Args:
         tokens: x, float32.
@@ -199,8 +218,16 @@ def flatten_params(modules: list[nn.Module]) -> Float[Tensor, " parameter"]:
 
 
 def matmul_dtype(tokens: Tensor) -> torch.dtype:
-    """The dtype of a matrix product of these tokens on a CPU: autocast's, or their own."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tokens.dtype
+    """The dtype of a matrix product of these tokens: autocast's, or their own."""
+    device = tokens.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
+
+
+def call_triton(name: str, *arguments: Any) -> Any:
+    """Call a function of fused_layer_gpu.py, which is imported here because Triton isn't installed everywhere."""
+    from titn_lib.kernels import fused_layer_gpu
+
+    return getattr(fused_layer_gpu, name)(*arguments)
 
 
 def call(library: ctypes.CDLL, name: str, tensors: list[Tensor], like: Tensor, *heads: int) -> None:
@@ -217,6 +244,4 @@ def contiguous_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def refuse_double_backward() -> None:
     if torch.is_grad_enabled():  # create_graph=True
-        raise TITNError(
-            "the C++ kernels have no second derivative: pass return_attention=True to compute in plain PyTorch"
-        )
+        raise TITNError("the kernels have no second derivative: pass return_attention=True to compute in plain PyTorch")

@@ -210,7 +210,7 @@ class Block(nn.Module):
         return inner, outer, inner_attention, outer_attention
 
     def forward_inner(self, inner: Inner, return_attention: bool) -> tuple[Inner, Inner, InnerAttention | None]:
-        """The inner layer and the first LayerNorm of the projection; one C++ call, where there is a kernel for them."""
+        """The inner layer and the first LayerNorm of the projection; one call, where there is a kernel for them."""
         norm = self.projection.norm
         fused = None if return_attention else kernels.fused_layer_or_none(self.inner, norm, inner)
         if fused is not None:

@@ -1,0 +1,178 @@
+"""The Triton kernel of a layer: run by Triton's interpreter on a CPU, and compiled for GPUs that needn't be there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from titn_lib import create_model
+from titn_lib.kernels import flatten_params
+from titn_lib.models.layers import TransformerLayer
+
+triton = pytest.importorskip("triton", reason="Triton is for Linux")
+INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_in_interpreter")
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ModuleType:
+    from titn_lib.kernels import fused_layer_gpu
+
+    return fused_layer_gpu
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="runs the others")
+def test_in_interpreter():
+    """In a process of its own, because Triton's own functions, too, are interpreted only if it is set beforehand."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", "layer and not gpu or nan"]
+    result = subprocess.run(
+        [*command, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+    assert "11 passed" in result.stdout
+
+
+def make_layer(
+    length: int, width: int, heads: int, ratio: float, whole: bool, seed: int
+) -> tuple[nn.Module, nn.Module]:
+    """A layer and the norm after it with weights far from their initial ones."""
+    torch.manual_seed(seed)
+    layer = TransformerLayer(width, heads, ratio)
+    norm = nn.LayerNorm((length, width) if whole else width)
+    for parameter in [*layer.parameters(), *norm.parameters()]:
+        nn.init.normal_(parameter, std=0.3 if parameter.ndim > 1 else 0.5)
+    return layer, norm
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    return float((value.double() - reference).norm() / reference.norm())
+
+
+def compare(kernels: ModuleType, sizes: tuple, sequences: int, dtype: torch.dtype, seed: int = 0) -> float:
+    """The largest relative error of outputs and gradients, each parameter's by itself, against float64."""
+    length, width, heads, ratio, _ = sizes
+    layer, norm = make_layer(*sizes, seed)
+    parts = [*layer.modules(), norm]
+    parameters = [p for part in parts if "weight" in part._parameters for p in (part.weight, part.bias)]
+    flat = flatten_params(parts).detach()
+    layer.double(), norm.double()
+    tokens = torch.randn(sequences, length, width, dtype=torch.double, requires_grad=True)
+    output, _ = layer(tokens, return_attention=True)
+    normed = norm(output)
+    gradient, normed_gradient = torch.randn_like(output), torch.randn_like(normed)
+    wanted = torch.autograd.grad([output, normed], [tokens, *parameters], [gradient, normed_gradient])
+    x, options = tokens.detach().float(), (heads, int(width * ratio), norm.weight.numel())
+    got_output, got_normed = kernels.layer(x, flat, *options, dtype)
+    got, got_flat = kernels.layer_backward(x, flat, gradient.float(), normed_gradient.to(dtype), *options)
+    assert got_normed.dtype == dtype
+    pairs = [(got_output, output), (got_normed, normed), (got, wanted[0])]
+    split = got_flat.split([p.numel() for p in parameters])
+    pairs += [(a, b.flatten()) for a, b in zip(split, wanted[1:], strict=True)]
+    return max(relative_error(a, b.detach()) for a, b in pairs)
+
+
+# Pixel tokens, width, heads, MLP ratio, whether the last norm is over a whole sequence; number of sequences.
+SIZES = [
+    ((16, 12, 4, 4, False), 5),  # titn_paper
+    ((16, 12, 2, 4, True), 3),  # tnt_ti
+    ((16, 24, 4, 4, True), 3),  # tnt_s
+    ((4, 16, 2, 2, False), 9),  # titn_nano: four sequences in a tile, and a last tile that isn't full
+    ((9, 12, 3, 2, True), 3),  # rows without a sequence
+    ((5, 10, 5, 1.5, True), 8),
+    ((32, 12, 4, 4, False), 2),
+]
+
+
+@INTERPRETED
+@pytest.mark.parametrize(("sizes", "sequences"), SIZES)
+def test_float32_equals_the_layer(kernels, sizes, sequences):
+    assert compare(kernels, sizes, sequences, torch.float32) < 2e-6
+
+
+@INTERPRETED
+@pytest.mark.parametrize("seed", range(3))
+def test_bfloat16_is_close_to_the_layer(kernels, seed):
+    """Operands have 8 bits: a relative error of 2⁻⁹ each."""
+    assert 1e-3 < compare(kernels, (16, 12, 4, 4, False), 5, torch.bfloat16, seed) < 6e-2
+
+
+@INTERPRETED
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_nan_stays_nan(kernels):
+    """And in its tile, which is one sequence of 16 tokens."""
+    layer, norm = make_layer(16, 12, 4, 4, False, 0)
+    tokens = torch.randn(4, 16, 12)
+    tokens[2, 1, 3] = float("nan")
+    output, _ = kernels.layer(tokens, flatten_params([*layer.modules(), norm]).detach(), 4, 48, 12, torch.float32)
+    assert output.isnan().flatten(1).any(dim=1).tolist() == [False, False, True, False]
+
+
+def resources(kernels: ModuleType, capability: int, dtype: torch.dtype, sizes: tuple, folder: Path) -> list[dict]:
+    """What both kernels need, compiled for a GPU of this compute capability: registers, bytes of stack and of shared
+    memory."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    length, width, heads, ratio, whole = sizes
+    _, _, options = kernels.plan(
+        torch.empty(64, length, width), heads, int(width * ratio), length * width if whole else width, dtype
+    )
+    compiler = {name: options.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    normed = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+    found = []
+    for kernel in (kernels.kernels.layer_kernel, kernels.kernels.layer_backward_kernel):
+        types = dict.fromkeys(kernel.arg_names, "*fp32") | {"sequences": "i32", "scale": "fp32"}
+        types |= dict.fromkeys(["normed_ptr", "normed_gradient_ptr"], normed) | dict.fromkeys(options, "constexpr")
+        constants = {(kernel.arg_names.index(name),): value for name, value in options.items()}
+        source = ASTSource(kernel, {name: types[name] for name in kernel.arg_names}, constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=compiler)
+        binary = folder / "kernel.cubin"
+        binary.write_bytes(compiled.asm["cubin"])
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        output = subprocess.run([tool, "--dump-resource-usage", binary], capture_output=True, text=True).stdout
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", output).groups())
+        found.append({"registers": registers, "stack": stack, "shared": compiled.metadata.shared})
+    return found
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiles_for_a_gpu(capability, kernels, tmp_path):
+    """The forward pass fits in registers. The backward pass keeps some in the stack, which is in the L1 cache."""
+    forward, backward = resources(kernels, capability, torch.bfloat16, (16, 12, 4, 4, False), tmp_path)
+    assert forward["registers"] <= 192
+    assert forward["stack"] == 0
+    assert backward["stack"] <= 800
+    assert max(forward["shared"], backward["shared"]) < 24_000
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize(("sizes", "sequences"), [SIZES[0], SIZES[1], SIZES[3]])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-2)])
+def test_gpu_equals_the_layer(kernels, sizes, sequences, dtype, bound):
+
+    class OnGPU:
+        @staticmethod
+        def layer(*arguments):
+            moved = [a.cuda() if isinstance(a, Tensor) else a for a in arguments]
+            return [result.cpu() for result in kernels.layer(*moved)]
+
+        @staticmethod
+        def layer_backward(*arguments):
+            moved = [a.cuda() if isinstance(a, Tensor) else a for a in arguments]
+            return [result.cpu() for result in kernels.layer_backward(*moved)]
+
+    assert compare(OnGPU, sizes, sequences, dtype) < bound  # type: ignore[arg-type]
+
+
+@NEEDS_GPU
+def test_gpu_uses_the_kernel_for_titn():
+    network = create_model("titn_paper").cuda()
+    with torch.profiler.profile() as profile:
+        network(torch.randn(2, 3, 32, 32, device="cuda")).class_logits.sum().backward()
+    assert {"titn::layer", "titn::layer_backward"} <= {event.key for event in profile.key_averages()}

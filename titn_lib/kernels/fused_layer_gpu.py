@@ -1,0 +1,77 @@
+"""Launch the Triton kernels of `fused_layer_triton.py`. Imported on first use: Triton isn't installed everywhere."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from titn_lib.kernels import fused_layer_triton as kernels
+
+WARPS_PER_PROCESSOR = 8  # as many as its registers hold; more programs would only have fewer tiles each
+
+
+def layer(
+    tokens: Tensor, parameters: Tensor, heads: int, hidden: int, norm_size: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The operator titn::layer on a GPU; see `fused_layer.layer`."""
+    tokens, result = tokens.contiguous(), torch.empty_like(tokens, memory_format=torch.contiguous_format)
+    normed = torch.empty_like(result, dtype=dtype)
+    programs, arguments, options = plan(tokens, heads, hidden, norm_size, dtype)
+    kernels.layer_kernel[(programs,)](tokens, parameters, result, normed, *arguments, **options)
+    return result, normed
+
+
+def layer_backward(
+    tokens: Tensor,
+    parameters: Tensor,
+    gradient: Tensor,
+    normed_gradient: Tensor,
+    heads: int,
+    hidden: int,
+    norm_size: int,
+) -> tuple[Tensor, Tensor]:
+    """The operator titn::layer_backward on a GPU. The sums' order doesn't depend on the order of execution."""
+    tokens, result = tokens.contiguous(), torch.empty_like(tokens, memory_format=torch.contiguous_format)
+    programs, arguments, options = plan(tokens, heads, hidden, norm_size, normed_gradient.dtype)
+    rows, (length, width) = options["ROWS"], tokens.shape[-2:]
+    before = len(parameters) - 2 * norm_size  # parameters before those of the last norm
+    sums = tokens.new_empty(programs, before + 2 * rows * width)
+    gradients = gradient.contiguous(), normed_gradient.contiguous()
+    kernels.layer_backward_kernel[(programs,)](tokens, parameters, *gradients, result, sums, *arguments, **options)
+    sums = sums.sum(dim=0)
+    used = rows // length * length  # the last rows of a tile may hold no sequence
+    last = sums[before:].view(2, rows, width)[:, :used].reshape(2, -1, norm_size).sum(dim=1)
+    return result, torch.cat([sums[:before], last.flatten()])
+
+
+def plan(
+    tokens: Tensor, heads: int, hidden: int, norm_size: int, dtype: torch.dtype
+) -> tuple[int, tuple[int, float], dict[str, Any]]:
+    """A kernel's number of programs, its last arguments, and the sizes it is compiled for."""
+    length, width = tokens.shape[-2:]
+    sequences = tokens.shape[:-2].numel()
+    rows, columns = max(16, triton.next_power_of_2(length)), max(16, triton.next_power_of_2(width + 1))
+    programs = min(triton.cdiv(sequences, rows // length), max_programs(tokens.device))
+    options: dict[str, Any] = {
+        "LENGTH": length,
+        "WIDTH": width,
+        "HEADS": heads,
+        "HIDDEN": hidden,
+        "WHOLE": norm_size != width,
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "CHUNK": 16 if hidden <= 64 else 32,
+        "DTYPE": tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
+        "num_warps": 1 if rows * columns <= 512 else 4,
+        "enable_fp_fusion": True,
+    }
+    return max(programs, 1), (sequences, (width // heads) ** -0.5), options
+
+
+def max_programs(device: torch.device) -> int:
+    """As many as a GPU holds at once; a few on a CPU, where Triton's interpreter runs them one after the other."""
+    if device.type == "cpu":
+        return 2
+    return WARPS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
