@@ -4,8 +4,10 @@ import pytest
 import torch
 from torchvision import models
 
-from titn_lib import TITNError, create_model
+from titn_lib import TITNError, create_model, load_model
+from titn_lib.data import load_dataset, normalize
 from titn_lib.models.registry import TEACHERS
+from titn_lib.models.teachers import fold_batch_norm
 
 SIDES = {"vgg16_bn": [32, 16, 8, 4, 2], "vgg19_bn": [32, 16, 8, 4, 2]}
 
@@ -45,3 +47,47 @@ def test_layers_are_torchvisions(name, original):
     ours = shapes(create_model(name))
     assert ours == theirs[: len(ours)]
     assert len(theirs) - len(ours) == (1 if name == "squeezenet" else 0)  # SqueezeNet's last one is its classifier
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TEACHERS)
+def test_folding_batch_normalization_changes_nothing_but_rounding(name):
+    teacher, images = create_model(name).train(), torch.randn(2, 3, 32, 32)
+    for part in teacher.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = None  # averages over all batches, so that the activations keep their size
+            part.weight.uniform_(0.5, 1.5)
+            part.bias.normal_()
+    teacher(images)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    folded = fold_batch_norm(teacher)
+    assert teacher.training
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    parts = list(folded.modules())
+    assert not any(part.training or isinstance(part, torch.nn.BatchNorm2d) for part in parts)
+    for part in parts:
+        if isinstance(part, torch.nn.Conv2d):
+            assert part.weight.is_contiguous(memory_format=torch.channels_last)
+    for mine, its in zip(folded.forward_features(images), teacher.eval().forward_features(images), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-4 * float(its.abs().max()))
+    wanted = teacher(images)
+    assert (folded(images) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@torch.no_grad()
+def test_a_folded_teacher_predicts_the_same_classes(real_data):
+    """In float32, and in bfloat16 with weights cast once."""
+    data = load_dataset("cifar10")
+    images = normalize(data.validation.images[:1000], data.mean, data.std)
+    teacher = load_model("vgg7_bn.cifar10")
+    folded = fold_batch_norm(teacher)
+    logits, wanted = folded(images), teacher(images)
+    assert (logits - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert (logits.argmax(dim=-1) == wanted.argmax(dim=-1)).float().mean() >= 0.999
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = teacher(images)
+        half = folded.to(torch.bfloat16)(images)
+    error, rounding = (half - wanted).square().mean(), (rough - wanted).square().mean()
+    assert error < 1.5 * rounding
+    right, before = ((out.argmax(dim=-1) == data.validation.labels[:1000]).float().mean() for out in (half, wanted))
+    assert abs(right - before) < 0.005

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from titn_lib.data.image_ops import UInt8Images, to_device_of
@@ -13,16 +13,19 @@ from titn_lib.data.image_ops import UInt8Images, to_device_of
 class MixedTargets(NamedTuple):
     """The targets of images that may be mixtures of two: λ of class `a` and 1 − λ of class `b`.
 
-    For images that are not mixed both are the label: `MixedTargets(labels, labels)`.
+    For images that are not mixed both are the label: `MixedTargets(labels, labels)`. λ is a tensor where a CUDA graph
+    must read its current value.
     """
 
     a: Int[Tensor, " batch"]
     b: Int[Tensor, " batch"]
-    lam: float = 1.0
+    lam: float | Float[Tensor, ""] = 1.0
 
     @property
     def dominant(self) -> Int[Tensor, " batch"]:
         """For each image the class with the larger share."""
+        if isinstance(self.lam, Tensor):
+            return torch.where(self.lam >= 0.5, self.a, self.b)
         return self.a if self.lam >= 0.5 else self.b
 
 

@@ -6,6 +6,7 @@ the same images on one process or many, and in a resumed run as in one without a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -49,8 +50,15 @@ Operation = Callable[[Tensor, np.random.Generator], Tensor]
 
 def normalize(images: UInt8Images, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
     """(images / 255 − mean) / std, with one mean and std per channel."""
-    center, scale = (torch.tensor(v).to(images.device, non_blocking=True).view(1, -1, 1, 1) for v in (mean, std))
-    return torch.addcmul(-center / scale, images, 1 / (255 * scale))
+    offset, factor = normalization(tuple(mean), tuple(std), images.device)
+    return torch.addcmul(offset, images, factor)
+
+
+@lru_cache(maxsize=100)  # kept on the device, so that no step waits for a copy
+def normalization(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What `normalize` adds to each channel, and what it multiplies the bytes by, each "1 channel 1 1"."""
+    center, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return (-center / scale).to(device), (1 / (255 * scale)).to(device)
 
 
 def random_crop(fill: int) -> Operation:

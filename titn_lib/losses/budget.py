@@ -15,6 +15,8 @@ class BudgetObjective(Objective):
     published code. There, the class token also counts as a patch, and heads count only where a sublayer is open.
     """
 
+    CAPTURABLE = True
+
     def forward(
         self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None = None
     ) -> LossAndLogits:

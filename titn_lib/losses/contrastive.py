@@ -89,6 +89,7 @@ class Contrastive(ContrastiveStage):
     smoothing has no effect."""
 
     VIEWS = 2
+    CAPTURABLE = True
     TRAINS_HEADS = False
 
     def __init__(self, network: Classifier, *settings: Any):
@@ -109,6 +110,7 @@ class LinearProbe(ContrastiveStage):
     """The second stage, linear probing. The encoder is frozen: it gets no updates and no weight decay, and it stays in
     evaluation mode so that the statistics of its batch normalization don't change."""
 
+    CAPTURABLE = True
     TRAINS_HEADS = True
 
     def train(self, mode: bool = True) -> "LinearProbe":

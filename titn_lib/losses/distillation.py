@@ -63,10 +63,11 @@ def mixed_cross_entropy(
 ) -> Float[Tensor, ""]:
     """λ·CE(logits, a) + (1 − λ)·CE(logits, b), as in CutMix (Yun et al. 2019). `smoothing` is label smoothing."""
     first = F.cross_entropy(logits, targets.a, label_smoothing=smoothing)
-    if targets.lam == 1:
+    if not isinstance(targets.lam, Tensor) and targets.lam == 1:
         return first
     second = F.cross_entropy(logits, targets.b, label_smoothing=smoothing)
-    return targets.lam * first + (1 - targets.lam) * second
+    lam, rest = (share.to(first) if isinstance(share, Tensor) else share for share in (targets.lam, 1 - targets.lam))
+    return lam * first + rest * second
 
 
 def hard_loss(

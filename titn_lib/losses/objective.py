@@ -48,6 +48,7 @@ class Objective(nn.Module):
     """
 
     VIEWS = 1  # augmented views of each image in a batch, as "(view batch) channel height width"
+    CAPTURABLE = True  # `forward` reads no Python value that changes during training, so a CUDA graph can repeat it
 
     def __init__(
         self,
@@ -95,6 +96,11 @@ class Objective(nn.Module):
             weight = self.feature_weight if self.feature_loss.WEIGHTED else 1.0
             loss = loss + weight * self.feature_loss(hidden_states, teacher_output.maps)
         return loss, (heads.class_logits + heads.distillation_logits) / 2
+
+    @classmethod
+    def capturable(cls) -> bool:
+        """Whether the class itself is `CAPTURABLE`. A subclass, with a `forward` of its own, doesn't inherit that."""
+        return vars(cls).get("CAPTURABLE", False)
 
     def forward_heads(self, images: Images) -> tuple[list[Float[Tensor, "batch token outer_width"]], TokenLogits]:
         """The tokens after every block, and both heads' logits in float32, in training and in evaluation mode.

@@ -15,6 +15,9 @@ such as "mse+feature":
 
 The same decorator takes a subclass of `FeatureDistillationLoss`, which compares feature maps, and a subclass of
 `Objective`, which replaces the whole training loss and needs no teacher.
+
+On a GPU, a CUDA graph records the loss's kernels once and repeats them. So a loss computes from its arguments alone,
+without Python state of its own. An objective that keeps to this says so with `CAPTURABLE = True`.
 """
 
 import re

@@ -37,6 +37,7 @@ class Relabeling(Objective):
 
     WARM_UP = 0.8  # the share of the run with the given labels
     DELTA = 0.2
+    CAPTURABLE = False  # `forward` asks for the progress of the run
 
     def __init__(self, network: Classifier, loss: str = "cross_entropy", *settings: Any):
         if loss != "cross_entropy":

@@ -34,7 +34,7 @@ def predict(
     Args:
         images: "image channel height width", uint8.
         preprocessing: how the training images were normalized; `model.preprocessing` of a loaded model.
-        batch_size: by default 500 for 32×32 images, and fewer for larger ones.
+        batch_size: by default 500 for 32×32 images (4,000 on a GPU), and fewer for larger ones.
 
     Raises:
         TITNError: the images aren't a uint8 batch of the size that the network takes, or `preprocessing` is None.
@@ -56,7 +56,8 @@ def predict(
             f"{'×'.join(map(str, images.shape))}: a single image becomes a batch with images[None]"
         )
     first = next(network.parameters())
-    batch_size = batch_size or max(1, min(500, 500 * 32 * 32 // images.shape[-2:].numel()))
+    most = 4_000 if first.is_cuda else 500
+    batch_size = batch_size or max(1, min(most, most * 32 * 32 // images.shape[-2:].numel()))
     with eval_mode(network):
         parts = [
             network(normalize(part.to(first.device), mean, std).to(first.dtype)).float()

@@ -15,12 +15,14 @@ feature distillation uses. `vgg7_bn` is ours: a VGG small enough to train on a l
 torchvision is imported where a network is built, because its import takes longer than torch's.
 """
 
+import copy
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError, unknown
@@ -79,6 +81,22 @@ class Teacher(Classifier):
             TITNError: the images have another size or number of channels than the teacher takes.
         """
         return self.head(self.forward_features(images)[-1])
+
+
+def fold_batch_norm(teacher: Teacher) -> Teacher:
+    """A copy of the teacher in evaluation mode, with every batch normalization folded into the convolution before it.
+
+    In evaluation mode, batch normalization multiplies each channel by a constant and adds another. The convolution's
+    weights and biases can do both, so logits and feature maps stay the same up to rounding. Evaluation gets a few
+    percent faster on a CPU (VGG; 30 % for MobileNetV3). The copy can't be trained further or saved.
+    """
+    folded = copy.deepcopy(teacher).eval()
+    for part in list(folded.modules()):
+        for (name, layer), (norm_name, norm) in pairwise(list(part.named_children())):
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(part, name, fuse_conv_bn_eval(layer, norm))
+                setattr(part, norm_name, nn.Identity().eval())
+    return folded
 
 
 # A builder returns a network's layers in order, the width of the last, and the indices where stages begin.

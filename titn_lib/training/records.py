@@ -36,7 +36,8 @@ class RunResult:
             `training.evaluate` measures them. The test split is used once, after training.
         seconds: training and validation together, over all sessions.
         images_per_second: throughput of training alone.
-        hardware: device, CPU, cores, threads, processes, precision, system, and whether the network was compiled.
+        hardware: device, CPU, cores, threads, processes, precision, system, and whether the network was compiled and
+            the training step a CUDA graph.
         versions: of Python, this library and the packages that results depend on.
         finished: date and time, UTC.
     """

@@ -19,18 +19,20 @@ from tqdm.auto import tqdm
 
 from titn_lib.data.datasets import DataSplits, add_label_noise, subset
 from titn_lib.data.mixing import MixedTargets, mix_batch
-from titn_lib.data.transforms import Preprocessing, augment, normalize
+from titn_lib.data.transforms import Images, Preprocessing, augment, normalize
 from titn_lib.errors import Interrupted, TITNError
 from titn_lib.io import write_atomically
-from titn_lib.losses.distillation import teacher_forward
+from titn_lib.losses.distillation import TeacherOutput, teacher_forward
+from titn_lib.losses.objective import LossAndLogits
 from titn_lib.losses.registry import make_objective
 from titn_lib.models.base import Classifier
 from titn_lib.models.registry import count_macs, count_parameters, create_model
 from titn_lib.models.weights import save_model
 from titn_lib.training.config import Run, require_same_run
+from titn_lib.training.cuda_graph import graphed_step
 from titn_lib.training.distributed import TIME_LIMIT, Deadline, all_reduce_sum, graceful_interrupt
 from titn_lib.training.evaluation import evaluate
-from titn_lib.training.networks import data_kwargs, load_initial_weights, prepare_teacher
+from titn_lib.training.networks import compile_stages, data_kwargs, load_initial_weights, prepare_teacher
 from titn_lib.training.optim import compile_blocks, learning_rate, make_optimizer
 from titn_lib.training.records import RECORD, RunResult, run_metadata, save_record
 
@@ -87,15 +89,18 @@ class Trainer:
         self.network = create_model(run.model, **{**data_kwargs(data), **run.model_settings})
         if initial is not None:
             load_initial_weights(self.network, initial)
-        self.teacher = None if teacher is None else fabric.to_device(prepare_teacher(teacher, data))
+        self.teacher = None if teacher is None else prepare_teacher(teacher, data, fabric)
         self.num_images = self.recipe.epochs * self.steps * self.recipe.batch_size
         self.compiled = compile_blocks(self.network, self.num_images, fabric.device)
         self.prepare_objective()
+        if self.teacher is not None and self.compiled:
+            compile_stages(self.teacher, fabric.device)
         self.ema = None
         if self.recipe.ema_decay:
             self.ema = AveragedModel(
                 self.network, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay), use_buffers=True
             )
+        self.graphed = graphed_step(self.objective, self.optimizer, fabric)
         self.state = TrainState()
         self.sums = torch.zeros(2, device=fabric.device)  # loss and top-1 of the epoch's steps
 
@@ -105,7 +110,7 @@ class Trainer:
         train_set = subset(data.train, recipe.train_images, data.name)
         train_set = add_label_noise(train_set, recipe.label_noise, len(data.classes), self.run.seed)
         self.train_set = train_set.to(self.fabric.device)  # bytes: it fits
-        self.validation_set = subset(data.validation, recipe.test_images, data.name)
+        self.validation_set = subset(data.validation, recipe.test_images, data.name).to(self.fabric.device)
         self.val_subset = self.validation_set
         if len(self.validation_set) > 2 * EPOCH_VAL_IMAGES:
             self.val_subset = subset(self.validation_set, EPOCH_VAL_IMAGES, data.name)
@@ -203,18 +208,29 @@ class Trainer:
         rng = np.random.default_rng([self.run.seed, state.epoch, 1 + state.step])
         images, targets = self.batch(order, rng)
         torch.manual_seed(int(rng.integers(2**62)) + self.fabric.global_rank)
-        teacher_output = None
+        self.objective.progress = (state.epoch + state.step / self.steps) / recipe.epochs
+        lr = learning_rate(recipe, state.epoch * self.steps + state.step, self.steps)
+        if self.graphed is None:
+            self.step(images, targets, lr)
+        else:
+            self.graphed.run(self.step, images, targets, lr)
+
+    def step(self, images: Images, targets: MixedTargets, lr: float | Tensor) -> None:
+        """Forward, backward, optimizer, moving average and running metrics, on a batch.
+
+        On a GPU, a CUDA graph repeats what happens here. So nothing waits for the GPU or depends on a Python value that
+        changes between steps. The moving average's `n_averaged` stands still then; it only has to be above 0.
+        """
+        recipe, teacher_output = self.recipe, None
         if self.teacher is not None:
             with self.fabric.autocast():
                 teacher_output = teacher_forward(self.teacher, images)
-        self.objective.progress = (state.epoch + state.step / self.steps) / recipe.epochs
-        loss, logits = self.objective_ddp(images, targets, teacher_output)
+        loss, logits = self.forward(images, targets, teacher_output)
         self.fabric.backward(loss)
         if recipe.clip_norm:
             self.fabric.clip_gradients(
                 self.objective_ddp, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
             )
-        lr = learning_rate(recipe, state.epoch * self.steps + state.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -223,6 +239,17 @@ class Trainer:
             self.ema.update_parameters(self.network)
         accuracy = (logits.argmax(dim=-1) == targets.dominant).float().mean()
         self.sums += torch.stack([loss.detach(), 100 * accuracy])
+
+    def forward(self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None) -> LossAndLogits:
+        """The objective's output, in the run's precision.
+
+        One process calls it without Fabric's wrapper, which rounds all floating-point arguments, λ among them.
+        """
+        if self.fabric.world_size > 1:
+            return self.objective_ddp(images, targets, teacher_output)
+        images, teacher_output = self.fabric.strategy.precision.convert_input((images, teacher_output))
+        with self.fabric.autocast():
+            return self.objective(images, targets, teacher_output)
 
     def batch(self, order: Tensor, rng: np.random.Generator) -> tuple[Tensor, MixedTargets]:
         """This process's share of the step's images, augmented and normalized, and their targets."""
@@ -273,6 +300,7 @@ class Trainer:
         )
         metadata = run_metadata(self.fabric.strategy.precision.precision, self.fabric.world_size, self.fabric.device)
         metadata["hardware"]["compiled"] = self.compiled
+        metadata["hardware"]["cuda_graph"] = self.graphed is not None and self.graphed.graph is not None
         record = RunResult(
             run=self.run,
             parameters=count_parameters(network),
@@ -363,7 +391,7 @@ class Trainer:
             if state["precision"]:
                 self.fabric.strategy.precision.load_state_dict(state["precision"])
             self.state = TrainState(**state["progress"])
-            self.sums = state["sums"].to(self.fabric.device)
+            self.sums.copy_(state["sums"])
         except (KeyError, RuntimeError, TypeError, ValueError) as problem:
             raise TITNError(
                 f"the checkpoint {path} doesn't fit this run (another version of titn_lib, or damaged): delete it to "

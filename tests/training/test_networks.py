@@ -1,0 +1,65 @@
+"""Teachers, made ready for a run."""
+
+import copy
+
+import pytest
+import torch
+
+from titn_lib import create_model, load_model
+from titn_lib.data import load_dataset
+from titn_lib.losses.distillation import freeze, teacher_forward
+from titn_lib.training.distributed import start_fabric
+from titn_lib.training.networks import compile_stages, data_kwargs, prepare_teacher
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_prepared_teacher_is_a_frozen_copy(precision):
+    own = load_model("vgg7_bn.digits").train()
+    before = copy.deepcopy(own.state_dict())
+    fabric = start_fabric(precision, "cpu")
+    teacher = prepare_teacher(own, load_dataset("digits"), fabric)
+    assert own.training
+    assert all(p.requires_grad for p in own.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    assert {p.dtype for p in teacher.parameters()} == {dtype}
+    images = torch.randn(16, 1, 16, 16)
+    with fabric.autocast():
+        output = teacher_forward(teacher, images)
+        wanted = teacher_forward(own.eval(), images)
+    assert len(output.maps) == len(wanted.maps)
+    bound = 1e-4 if dtype == torch.float32 else 2e-2
+    assert (output.logits - wanted.logits).abs().max() < bound * wanted.logits.abs().max()
+
+
+def test_weights_cast_once_are_those_that_autocast_casts():
+    own, data, images = load_model("vgg7_bn.digits"), load_dataset("digits"), torch.randn(16, 1, 16, 16)
+    rounded = prepare_teacher(own, data, start_fabric("bf16-mixed", "cpu"))
+    whole = prepare_teacher(own, data, start_fabric("32-true", "cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(teacher_forward(rounded, images).logits, teacher_forward(whole, images).logits)
+
+
+def test_stages_are_compiled_on_a_gpu_only(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Sequential, "compile", lambda self, **options: compiled.append(self))
+    teacher = create_model("vgg7_bn")
+    compile_stages(teacher, torch.device("cpu"))
+    assert not compiled
+    compile_stages(teacher, torch.device("cuda"))
+    assert compiled == list(teacher.stages)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_compiled_teacher_on_a_gpu():
+    fabric, data = start_fabric("bf16-mixed", "cuda"), load_dataset("digits")
+    own = freeze(create_model("vgg7_bn", **data_kwargs(data)))
+    images = torch.randn(64, *(own.config.in_channels, *own.config.image_size), device="cuda")
+    teacher = prepare_teacher(own, data, fabric)
+    compile_stages(teacher, fabric.device)
+    with fabric.autocast():
+        output = teacher_forward(teacher, images)
+        wanted = teacher_forward(fabric.to_device(own), images)
+    assert len(output.maps) == len(wanted.maps)
+    assert (output.logits - wanted.logits).abs().max() < 2e-2 * wanted.logits.abs().max()
