@@ -17,7 +17,6 @@ from torch import Tensor
 from titn_lib import interpret, load_model
 from titn_lib.data.datasets import load_dataset
 from titn_lib.data.transforms import normalize
-from titn_lib.interpret.attribution import to_pixels
 
 CELL = 2
 PAIRS = (
@@ -37,7 +36,7 @@ def make_maps(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor, d
 
     def rollout(chosen: Tensor | None) -> Tensor:
         patches = interpret.outer_rollout(model, images, classes=chosen)[:, 1 : 1 + grid[0] * grid[1], None]
-        return to_pixels(patches, grid, size)
+        return interpret.to_pixels(patches, grid, size)
 
     maps = {
         "random": torch.rand(len(images), *size),

@@ -4,7 +4,7 @@
 
 Training is the library's own step with all that a system's training needs (data augmentation, two views, a teacher),
 on noise in the shape of CIFAR-10. Inference is `titn_lib.predict`, uncompiled, in batches of 256 images. AdaViT's gates
-are open, as after initialization. Contestants take turns, round after round. `titn report` shows the medians next to
+are open, as after initialization. The networks take turns, round after round. `titn report` shows the medians next to
 the accuracies.
 """
 
@@ -34,7 +34,7 @@ FILES = (
 NUM_IMAGES, BATCH = 45_000, 256  # CIFAR-10's training split, so that the same networks are compiled as in a run
 
 
-class Contestant:
+class Entry:
     """An experiment's network, trained and run."""
 
     def __init__(self, experiment: Experiment, folder: Path):
@@ -72,12 +72,12 @@ def main() -> None:
     experiments = [experiment for experiment in load_experiments().values() if experiment.file in FILES]
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        contestants = {}
+        entries = {}
         for experiment in experiments:
-            contestants[experiment.name] = Contestant(experiment, Path(folder))
+            entries[experiment.name] = Entry(experiment, Path(folder))
             print(f"{experiment.name}: ready", flush=True)
         for _ in range(options.rounds):
-            for name, one in contestants.items():
+            for name, one in entries.items():
                 device, batch = one.fabric.device, one.trainer.recipe.batch_size
                 rates.setdefault(f"{name} training", []).append(rate(one.train, batch, options.seconds, device))
                 rates.setdefault(f"{name} inference", []).append(rate(one.infer, BATCH, options.seconds, device))

@@ -4,7 +4,7 @@
     uv run --group bench python benchmarks/speed.py --rounds 1 --only ours --jobs training
 
 The peers are timm's `TNT` and lucidrains' `transformer-in-transformer`, both with the published TITN's geometry.
-They have no distillation token, so 17 outer tokens per image instead of 18. In each job the contestants take turns,
+They have no distillation token, so 17 outer tokens per image instead of 18. In each job the networks take turns,
 round after round, and a ratio compares measurements of the same round. This matters on a shared machine. The machine's
 ceilings are measured too: a large matrix product, and a copy in memory.
 """
@@ -63,7 +63,7 @@ def lucidrains_tnt() -> nn.Module:
 MODELS = {"ours": ours, "timm": timm_tnt, "lucidrains": lucidrains_tnt}
 
 
-class Contestant:
+class Entry:
     """A model in one mode (precision, compiled or not) and one job (training or inference)."""
 
     def __init__(self, model: str, mode: str, job: str, batch: int, device: torch.device):
@@ -100,7 +100,7 @@ class Contestant:
 
 
 def compiler_options(job: str, device: torch.device) -> dict[str, object]:
-    """The same for every contestant: CUDA graphs on a GPU, the fewest checks for inference."""
+    """The same for every network: CUDA graphs on a GPU, the fewest checks for inference."""
     options: dict[str, object] = {"triton.cudagraphs": device.type == "cuda"}
     if job == "inference":
         options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="of training: 128 on a CPU, 1024 on a GPU")
     parser.add_argument("--out", type=Path, help="write the record here (JSON), and a figure next to it")
     options = parser.parse_args()
-    torch._dynamo.config.recompile_limit = 100  # every contestant is compiled
+    torch._dynamo.config.recompile_limit = 100  # every network is compiled
     torch._inductor.config.freezing = True  # constant-folded weights in inference; no effect in training
     tune_malloc()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -248,10 +248,10 @@ def main() -> None:
                 if (job, mode) == ("training", "float32 compiled") and "bfloat16 compiled" in modes:
                     continue  # bfloat16 is faster in training
                 name = f"{job} {batch} {model} {mode}"
-                contestant = Contestant(model, mode, job, batch, device)
-                first[name] = round(contestant.first_seconds, 1)
+                entry = Entry(model, mode, job, batch, device)
+                first[name] = round(entry.first_seconds, 1)
                 print(f"{name}: ready after {first[name]} s", flush=True)
-                measures[name] = contestant.rate
+                measures[name] = entry.rate
         gc.collect()
         gc.freeze()  # or the collector scans all objects of torch.compile in every round
         for _ in range(options.rounds):

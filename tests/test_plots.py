@@ -37,6 +37,7 @@ def test_confusion_counts():
     shown = figure.axes[0].collections[0].get_array().reshape(3, 3)
     np.testing.assert_allclose(shown, [[0.5, 0.5, 0], [0, 1, 0], [1 / 3, 0, 2 / 3]])
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "1", "", "", "1", "", "1", "", "2"]
+    assert (figure.axes[0].get_ylabel(), figure.axes[0].get_xlabel()) == ("true class", "predicted class")
 
 
 def test_attention_is_drawn_where_it_belongs():

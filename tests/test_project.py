@@ -76,7 +76,7 @@ def test_notebooks_were_run_from_top_to_bottom(path):
     assert "widgets" not in book["metadata"]
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_code_fits_on_a_projector(path):
     code = [cell["source"] for cell in nbformat.read(path, as_version=4)["cells"] if cell["cell_type"] == "code"]
     assert not [line for source in code for line in source.splitlines() if len(line) > 120]

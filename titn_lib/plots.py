@@ -116,7 +116,7 @@ def as_pixels(image: UInt8[Tensor, "channel height width"]) -> np.ndarray:
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 
 
-def show(axis: Axes, image: UInt8[Tensor, "channel height width"]) -> None:
+def show_image(axis: Axes, image: UInt8[Tensor, "channel height width"]) -> None:
     """Show an image without axis ticks, every pixel a square."""
     axis.imshow(as_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
@@ -141,7 +141,7 @@ def show_images(
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, text in zip(axes.flat, images, titles, strict=False):
-        show(axis, image)
+        show_image(axis, image)
         axis.set_title(text, fontsize=10)
     if title:
         figure.suptitle(title)
@@ -191,12 +191,12 @@ def draw_patch_zoom(
     pixels = side // config.pixel_size
     whole = figure.add_axes((0.0, 0.08, 0.27, 0.78))
     inside = figure.add_axes((0.34, 0.30, 0.17, 0.56))
-    show(whole, image)
+    show_image(whole, image)
     draw_grid(whole, config.image_size, rows, columns, 1.2)
     corner = (column * side - 0.5, row * side - 0.5)
     whole.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=accent, linewidth=3))
     whole.set_title(f"an image, {rows * columns} patches")
-    show(inside, piece)
+    show_image(inside, piece)
     draw_grid(inside, (side, side), pixels, pixels, 2)
     for spine in inside.spines.values():
         spine.set(edgecolor=accent, linewidth=3)
@@ -287,7 +287,7 @@ def plot_attention(
         1, 1 + len(panels), figsize=(3.3 * (1 + len(panels)), 3.6), layout="constrained", squeeze=False
     )
     axes[0, 0].set_title("image and patches")
-    show(axes[0, 0], image)
+    show_image(axes[0, 0], image)
     draw_grid(axes[0, 0], size, rows, columns)
     for axis, (name, values) in zip(axes[0, 1:], panels, strict=True):
         draw_map(axis, upsample_nearest(values, size), name)
@@ -332,7 +332,7 @@ def plot_nested(
     row = inner.mean(0) if pixel is None else inner[pixel - 1]
 
     figure, (whole, attended, opened) = plt.subplots(1, 3, figsize=(12, 4.1), layout="constrained")
-    show(whole, image)
+    show_image(whole, image)
     whole.set_title("image and patches")
     draw_map(attended, upsample_nearest(outer, size), f"outer stream: patch {patch} → patches")
     for axis in (whole, attended):

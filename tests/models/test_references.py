@@ -125,7 +125,7 @@ STUDENTS = {
 TEXTBOOK = {"pooling": "class", "pre_pool_norm": False}
 
 
-def scrambled(name, **settings):
+def randomized(name, **settings):
     """Norms start as ones and zeros: random values make mistakes show."""
     model = create_model(name, num_classes=5, **settings).double()
     for parameter in model.parameters():
@@ -151,14 +151,14 @@ def check_equality(model, images, reference):
 @pytest.mark.parametrize("size", [(32, 32), (16, 24)])
 @pytest.mark.parametrize("name", STUDENTS)
 def test_the_published_students_equal_their_equations(name, size):
-    model = scrambled(name, image_size=size, depth=2)
+    model = randomized(name, image_size=size, depth=2)
     images = torch.randn(1 if size == (32, 32) else 2, 3, *size, dtype=torch.float64)
     check_equality(model, images, partial(STUDENTS[name], depth=2))
 
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_the_published_students_have_the_gradients_of_their_equations(name):
-    model = scrambled(name, image_size=(8, 16), depth=2)
+    model = randomized(name, image_size=(8, 16), depth=2)
     images = torch.randn(2, 3, 8, 16, dtype=torch.float64, requires_grad=True)
     both = model.train()(images)
     logits = torch.stack(both if isinstance(both, tuple) else (both,))  # "head batch classes"
@@ -175,7 +175,7 @@ def test_the_published_students_have_the_gradients_of_their_equations(name):
 
 @pytest.mark.parametrize("distilled", [False, True])
 def test_the_textbooks_vit_equals_its_equations(distilled):
-    model = scrambled("vit_paper", image_size=(16, 24), depth=2, distillation_token=distilled, **TEXTBOOK)
+    model = randomized("vit_paper", image_size=(16, 24), depth=2, distillation_token=distilled, **TEXTBOOK)
     reference = partial(reference_vit, depth=2, distilled=distilled, published=False)
     check_equality(model, torch.randn(2, 3, 16, 24, dtype=torch.float64), reference)
 
@@ -183,7 +183,7 @@ def test_the_textbooks_vit_equals_its_equations(distilled):
 def test_heads_may_be_narrower_or_wider_than_their_share():
     """As in titn_paper_224, whose tokens of 384 have 8 heads of 24; and inner heads wider than 12 / 4."""
     widths = {"inner_head_width": 5, "outer_head_width": 7}
-    model = scrambled("titn_paper", image_size=(16, 24), depth=2, **widths)
+    model = randomized("titn_paper", image_size=(16, 24), depth=2, **widths)
     images = torch.randn(1, 3, 16, 24, dtype=torch.float64)
     check_equality(model, images, partial(reference_titn, depth=2, head_widths=(5, 7)))
     inner, outer = model.blocks[0].inner.attn, model.blocks[0].outer.attn

@@ -15,35 +15,34 @@ from torch.nn import functional as F
 from titn_lib import TITNError, count_macs, count_parameters, create_model, list_models, load_model, save_model
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.models import registry, related, weights
-from titn_lib.models.base import resample_pos_embed
 from titn_lib.models.titn import TITN, TITNConfig
-from titn_lib.models.weights import read_weights
+from titn_lib.models.weights import read_weights, resample_pos_embed
 from titn_lib.validation import check_settings
 
-ABOUT = Preprocessing("digits", ("a", "b", "c"), (0.5,), (0.25,))
+PREPROCESSING = Preprocessing("digits", ("a", "b", "c"), (0.5,), (0.25,))
 
 
 @pytest.mark.parametrize(
     "name", [name for name in list_models() if "224" not in name and name[:5] not in ("tnt_s", "tnt_b")]
 )
-def test_every_model_runs_and_survives_its_file(name, tmp_path):
+def test_every_model_runs_and_loads_from_its_file(name, tmp_path):
     model = create_model(name, num_classes=3, in_channels=1, image_size=(32, 32)).eval()
-    save_model(model, tmp_path / "m.safetensors", ABOUT)
+    save_model(model, tmp_path / "m.safetensors", PREPROCESSING)
     again = load_model(tmp_path / "m.safetensors")
     images = torch.randn(2, 1, 32, 32)
     assert not again.training
     assert torch.equal(again(images), model(images))
     assert again.config == model.config
-    assert again.preprocessing == ABOUT
+    assert again.preprocessing == PREPROCESSING
 
 
 def test_the_vits_have_the_documented_sizes():
-    """Ours are cleaner than the paper's: 5,397,604 and 5,421,320 there."""
+    """The published code has 5,397,604 and 5,421,320: `models/vit.py` says why."""
     assert count_parameters(create_model("vit_paper", num_classes=100)) == 5_398_948
     assert count_parameters(create_model("distilled_vit_paper", num_classes=100)) == 5_419_016
 
 
-def test_what_is_frozen_is_not_counted():
+def test_frozen_parameters_are_not_counted():
     model = create_model("titn_nano", depth=1)
     count = count_parameters(model)
     model.heads.requires_grad_(False)
@@ -72,7 +71,7 @@ def test_half_precision_files_are_half_as_large(tmp_path):
 
 
 def test_half_precision_files_keep_whole_numbers(tmp_path):
-    """Batch normalization counts its batches: float16 knows no 4,001."""
+    """Batch normalization counts its batches: float16 has no 4,001."""
     model = create_model("vgg7_bn")
     counters = [name for name in model.state_dict() if name.endswith("num_batches_tracked")]
     model.load_state_dict({**model.state_dict(), **{name: torch.tensor(4001) for name in counters}})
@@ -82,7 +81,7 @@ def test_half_precision_files_keep_whole_numbers(tmp_path):
     assert all(loaded[name] == 4001 for name in counters)
 
 
-def test_positions_follow_another_size():
+def test_position_embeddings_are_interpolated():
     """The grid is resampled as an image is; class and distillation rows stay as they were."""
     grid, first, last = torch.randn(3, 5, 2), torch.randn(1, 2), torch.randn(1, 2)
     table = resample_pos_embed(torch.cat([first, grid.reshape(15, 2), last]), (3, 5), (6, 4))
@@ -104,7 +103,7 @@ def test_weights_load_at_another_size(name, tmp_path):
         load_model(tmp_path / "m.safetensors", image_size=(47, 64))
 
 
-def test_files_that_are_no_models(tmp_path):
+def test_invalid_files_are_refused(tmp_path):
     whole = tmp_path / "whole.safetensors"
     save_model(create_model("titn_nano", depth=1), whole)
 
@@ -131,19 +130,19 @@ def test_files_that_are_no_models(tmp_path):
         load_model(tmp_path / "odd.safetensors")
 
 
-def test_what_is_saved_again_still_knows_its_classes(tmp_path):
-    save_model(create_model("titn_nano", depth=1, num_classes=3), tmp_path / "m.safetensors", ABOUT)
+def test_saving_again_keeps_the_preprocessing(tmp_path):
+    save_model(create_model("titn_nano", depth=1, num_classes=3), tmp_path / "m.safetensors", PREPROCESSING)
     save_model(load_model(tmp_path / "m.safetensors"), tmp_path / "again.safetensors")
-    assert load_model(tmp_path / "again.safetensors").preprocessing == ABOUT
+    assert load_model(tmp_path / "again.safetensors").preprocessing == PREPROCESSING
 
 
 @pytest.mark.parametrize("name", ["titn_nano", "vgg7_bn", "cmt_nano"])
-def test_other_classes_get_fresh_heads(name, tmp_path):
+def test_another_number_of_classes_gets_new_heads(name, tmp_path):
     model = create_model(name, num_classes=3)
-    save_model(model, tmp_path / "m.safetensors", ABOUT)
+    save_model(model, tmp_path / "m.safetensors", PREPROCESSING)
     other = load_model(tmp_path / "m.safetensors", num_classes=5)
     assert other(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
-    assert other.preprocessing == replace(ABOUT, classes=tuple("01234"))
+    assert other.preprocessing == replace(PREPROCESSING, classes=tuple("01234"))
     before, after = model.state_dict(), other.state_dict()
     fresh = [key for key in before if before[key].shape != after[key].shape]
     assert fresh
@@ -153,17 +152,17 @@ def test_other_classes_get_fresh_heads(name, tmp_path):
     assert load_model(tmp_path / "five.safetensors").config.num_classes == 5
 
 
-def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path):
     model = create_model("titn_nano", depth=1, num_classes=3)
     with pytest.raises(TITNError, match="a model of 3 classes can't be saved with 2 names"):
-        save_model(model, tmp_path / "m.safetensors", replace(ABOUT, classes=("a", "b")))
+        save_model(model, tmp_path / "m.safetensors", replace(PREPROCESSING, classes=("a", "b")))
     model.heads.class_head[1] = torch.nn.Linear(128, 5)
     with pytest.raises(TITNError, match="no longer what its settings make"):
         save_model(model, tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 
 
-def test_one_number_for_both_sides(tmp_path):
+def test_one_number_is_height_and_width(tmp_path):
     model = create_model("titn_nano", image_size=64)
     assert model.config.image_size == (64, 64)
     save_model(model, tmp_path / "m.safetensors")
@@ -172,13 +171,13 @@ def test_one_number_for_both_sides(tmp_path):
 
 def test_only_models_of_this_library_are_saved(tmp_path):
     class Mine(TITN):
-        """A subclass, which no file could make again."""
+        """A subclass that isn't registered."""
 
     with pytest.raises(TITNError, match="a Mine is not one of this library's models"):
         save_model(Mine(create_model("titn_nano", depth=1).config), tmp_path / "m.safetensors")
 
 
-def test_a_file_is_whole_or_not_there(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     """A full disk: /dev/full takes the place of the unfinished file."""
     target = tmp_path / "m.safetensors"
     save_model(create_model("titn_nano", depth=1), target)
@@ -204,7 +203,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         ("titn_nano", {"drop_path": float("nan")}, "drop_path must be a number"),
     ],
 )
-def test_settings_that_make_no_sense(name, settings, says):
+def test_invalid_settings(name, settings, says):
     with pytest.raises(TITNError, match=says):
         create_model(name, **settings)
 
@@ -218,7 +217,7 @@ def test_settings_that_make_no_sense(name, settings, says):
         ({"bias": 2}, "bias must be True or False and is 2"),
     ],
 )
-def test_settings_of_another_kind(wrong, says):
+def test_settings_of_another_type(wrong, says):
     @dataclass
     class Settings:  # the library's own are checked by the tests' type checker already
         units: int = 1
@@ -230,16 +229,16 @@ def test_settings_of_another_kind(wrong, says):
         check_settings(Settings(**wrong))
 
 
-def test_numpys_numbers_reach_the_file_as_plain_ones(tmp_path):
+def test_numpy_numbers_are_saved_as_python_numbers(tmp_path):
     model = create_model("titn_nano", depth=np.int64(1), num_classes=np.int32(3), drop_path=np.float32(0.5))
-    save_model(model, tmp_path / "m.safetensors", ABOUT)
+    save_model(model, tmp_path / "m.safetensors", PREPROCESSING)
     assert load_model(tmp_path / "m.safetensors").config == model.config
     with pytest.raises(TITNError, match=r"can't be kept as torch.int8"):
         save_model(model, tmp_path / "m.safetensors", dtype=torch.int8)
 
 
-def test_a_damaged_file_is_called_so_whatever_it_is_loaded_for(tmp_path):
-    save_model(create_model("titn_nano", depth=1, num_classes=3), tmp_path / "m.safetensors", ABOUT)
+def test_a_damaged_file_is_reported_as_damaged(tmp_path):
+    save_model(create_model("titn_nano", depth=1, num_classes=3), tmp_path / "m.safetensors", PREPROCESSING)
     weights, about = read_weights(tmp_path / "m.safetensors")
     for name in ("blocks.0.inner.mlp.0.weight", "patch_embedding.pos_embed"):
         changed = {key: tensor[1:] if key.endswith(name) else tensor for key, tensor in weights.items()}
@@ -252,7 +251,7 @@ def test_a_damaged_file_is_called_so_whatever_it_is_loaded_for(tmp_path):
         load_model(tmp_path / "odd.safetensors")
 
 
-def test_a_model_that_was_cut_is_not_counted_as_if_it_were_whole():
+def test_the_macs_of_a_modified_model_are_not_counted():
     model = create_model("titn_nano", depth=2)
     assert count_macs(model) > 0
     model.blocks = model.blocks[:1]
@@ -260,12 +259,12 @@ def test_a_model_that_was_cut_is_not_counted_as_if_it_were_whole():
         count_macs(model)
 
 
-def test_a_model_of_ones_own(monkeypatch, tmp_path):
+def test_a_registered_class_is_made_saved_and_loaded(monkeypatch, tmp_path):
     class Mine(TITN):
-        """Somebody's."""
+        """A class that the library doesn't know."""
 
     class MyConfig(TITNConfig):
-        """And its settings."""
+        """Its settings."""
 
     for table in ("FAMILIES", "MODELS", "TEACHERS"):
         monkeypatch.setattr(registry, table, dict(getattr(registry, table)))

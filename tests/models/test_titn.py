@@ -197,15 +197,15 @@ def test_local_perception_convolves_the_patch_grid(name):
         ({"mlp_ratio": -1}, "mlp_ratio must be more than 0 and is -1"),
         ({"pixel_embedding": "conv", "pixel_size": 8}, "stride 8 would skip image pixels"),
         ({"drop_path": 1}, "drop_path must be at least 0 and below 1"),
-        ({"wings": 2}, "unknown setting of titn_paper 'wings'"),
+        ({"window": 2}, "unknown setting of titn_paper 'window'"),
     ],
 )
-def test_impossible_settings(settings, says):
+def test_invalid_settings(settings, says):
     with pytest.raises(TITNError, match=says):
         create_model("titn_paper", **settings)
 
 
-def test_importing_draws_nothing():
+def test_importing_draws_no_random_numbers():
     code = "import torch; torch.manual_seed(1); import titn_lib.models; drawn = torch.rand(1)"
     code += "; torch.manual_seed(1); assert torch.equal(torch.rand(1), drawn)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -226,15 +226,15 @@ def test_every_image_pixel_has_a_gradient(embedding, pixel_size):
     "settings", ["depth=2.0", "outer_head_width=2.0", "num_classes='5'", "image_size=(64,)", "image_size='64'"]
 )
 def test_settings_of_another_type(settings):
-    """In a process without the tests' type checker, which would be first to complain."""
+    """In a process without the tests' type checker, which would raise its own error first."""
     code = f"from titn_lib import TITNError, create_model\ntry: create_model('titn_paper', {settings})\n"
     code += "except TITNError as problem: print(problem)"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "must be an integer" in said or "image_size is a height and a width" in said
 
 
-def test_mistyped_words_are_noticed():
-    """Without the tests' own checker of types, which would notice first."""
+def test_misspelled_values_are_refused():
+    """In a process without the tests' type checker, which would raise its own error first."""
     code = """
 from titn_lib import TITNError, create_model
 from titn_lib.training.config import Recipe
@@ -254,7 +254,7 @@ for make in (
     except TITNError as problem:
         assert ": did you mean '" in str(problem), problem
     else:
-        raise SystemExit("nothing was noticed")
+        raise SystemExit("no error was raised")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -5,6 +5,7 @@ from titn_lib.interpret.attribution import (
     attention,
     gradient_rollout_step,
     head_logits_fn,
+    injection_shares,
     input_gradient,
     outer_rollout,
     relevance,
@@ -12,6 +13,8 @@ from titn_lib.interpret.attribution import (
     rollout,
     rollout_step,
     rollouts,
+    to_pixels,
+    update_shares,
 )
 from titn_lib.interpret.faithfulness import (
     auc,
@@ -33,6 +36,7 @@ __all__ = [
     "cells",
     "gradient_rollout_step",
     "head_logits_fn",
+    "injection_shares",
     "input_gradient",
     "order_cells",
     "outer_rollout",
@@ -44,4 +48,6 @@ __all__ = [
     "rollout",
     "rollout_step",
     "rollouts",
+    "to_pixels",
+    "update_shares",
 ]

@@ -2,11 +2,8 @@
 
 from typing import Any, Literal, NamedTuple, Protocol
 
-import torch
-from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from titn_lib.data.transforms import Images, Preprocessing
 from titn_lib.errors import TITNError
@@ -164,17 +161,3 @@ def check_patches(image_size: tuple[int, int], patch_size: int) -> None:
             f"images of {height}×{width} can't be cut into patches of {patch_size}: choose an image_size that "
             f"{patch_size} divides, or another patch_size"
         )
-
-
-def resample_pos_embed(
-    table: Float[Tensor, "rows width"], old_grid: tuple[int, int], new_grid: tuple[int, int]
-) -> Float[Tensor, "new_rows width"]:
-    """Interpolate position embeddings to another grid of patches (bicubic, as DeiT does).
-
-    The first row (class token) and any rows after the grid (distillation token) stay as they are.
-    """
-    patches = old_grid[0] * old_grid[1]
-    first, grid, last = table[:1], table[1 : 1 + patches], table[1 + patches :]
-    grid = rearrange(grid, "(row column) width -> 1 width row column", row=old_grid[0])
-    grid = F.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
-    return torch.cat([first, rearrange(grid, "1 width row column -> (row column) width"), last])

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from einops import rearrange
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional as F
 
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.errors import TITNError
 from titn_lib.io import write_atomically
-from titn_lib.models.base import Classifier, TokenClassifier, resample_pos_embed
+from titn_lib.models.base import Classifier, TokenClassifier
 from titn_lib.models.registry import FAMILIES, build_on_meta, require_unmodified, shapes
 from titn_lib.validation import to_2tuple
 
@@ -123,7 +127,21 @@ def load_model(
     return model.eval()
 
 
-def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def resample_pos_embed(
+    table: Float[Tensor, "rows width"], old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[Tensor, "new_rows width"]:
+    """Interpolate position embeddings to another grid of patches (bicubic, as DeiT does).
+
+    The first row (class token) and any rows after the grid (distillation token) stay as they are.
+    """
+    patches = old_grid[0] * old_grid[1]
+    first, grid, last = table[:1], table[1 : 1 + patches], table[1 + patches :]
+    grid = rearrange(grid, "(row column) width -> 1 width row column", row=old_grid[0])
+    grid = F.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([first, rearrange(grid, "1 width row column -> (row column) width"), last])
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file.
 
     Raises:

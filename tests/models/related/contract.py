@@ -1,4 +1,4 @@
-"""What every related system promises: shapes, gradients, files, and that it learns."""
+"""Checks for every related system: shapes, gradients, files, and that it learns."""
 
 import pytest
 import torch

@@ -69,11 +69,11 @@ def unit(weights, name, maps):
     return maps + new
 
 
-def squares(maps, side, what):
-    """The greatest number or the mean of every square of `side` by `side` places."""
+def pool(maps, side, function):
+    """The maximum or the mean of every square of `side` by `side` positions."""
     result = np.zeros((len(maps), maps.shape[1] // side, maps.shape[2] // side))
     for channel, y, x in np.ndindex(result.shape):
-        result[channel, y, x] = what(maps[channel, y * side : (y + 1) * side, x * side : (x + 1) * side])
+        result[channel, y, x] = function(maps[channel, y * side : (y + 1) * side, x * side : (x + 1) * side])
     return result
 
 
@@ -84,14 +84,14 @@ def reference(weights, image, units):
     done = [maps]
     for stage in range(3):
         name, last = f"stages.{stage}", done[-1]
-        maps = step(weights, f"{name}.near", squares(last, 2, np.max))
+        maps = step(weights, f"{name}.near", pool(last, 2, np.max))
         mean = np.array([one.mean() for one in last])
         everywhere = weights[f"{name}.everywhere.weight"][:, :, 0, 0] @ mean + weights[f"{name}.everywhere.bias"]
         maps = maps + everywhere[:, None, None]
         for place in range(units):
             maps = unit(weights, f"{name}.units.{place}", maps)
         for back in range(min(2, len(done))):
-            smaller = squares(done[-1 - back], 2 ** (back + 1), np.mean)
+            smaller = pool(done[-1 - back], 2 ** (back + 1), np.mean)
             projected = convolve(weights[f"{name}.skips.{back}.1.weight"], smaller)
             maps = maps + weights[f"{name}.alphas"][back] * norm(weights, f"{name}.skips.{back}.2", projected)
         done.append(maps)
@@ -122,13 +122,13 @@ def test_widths():
     assert [len(stage.alphas) for stage in model.stages] == [1, 2, 2]  # the second stage has one before it
 
 
-def test_what_does_not_fit():
+def test_invalid_settings():
     with pytest.raises(TITNError, match=r"can't take 7×32: choose an image_size of 8 or more"):
         create_model("adaptovision_nano", image_size=(7, 32))
     assert create_model("adaptovision_nano", image_size=(8, 8)).train()(torch.randn(2, 3, 8, 8)).isfinite().all()
 
 
-def test_contract(tmp_path):
+def test_shapes_gradients_and_files(tmp_path):
     contract.check_shapes("adaptovision_nano")
     contract.check_gradients("adaptovision_nano")
     contract.check_file("adaptovision_nano", tmp_path)

@@ -39,8 +39,8 @@ def test_size():
     assert count_macs(adavit) == count_macs(titn) + 4 * (64 + 6) * 128
 
 
-def undecided(images, prepare=lambda model: model.eval(), **settings):
-    """A network whose gates are open for about half of the images each, and not for the same half."""
+def half_open(images, prepare=lambda model: model.eval(), **settings):
+    """A network each of whose gates is open for about half of the images, and not all for the same half."""
     model = create_model("adavit_nano", image_size=tuple(images.shape[2:]), **settings)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
@@ -77,7 +77,7 @@ def test_with_open_gates_it_is_titn(settings):
     assert all((kind == 1).all() for kind in adavit.last_gates)
 
 
-def test_the_first_draws_are_titns():
+def test_the_initial_weights_are_titns():
     torch.manual_seed(3)
     titn = create_model("titn_nano", depth=2).state_dict()
     torch.manual_seed(3)
@@ -88,7 +88,7 @@ def test_the_first_draws_are_titns():
 @BOTH
 def test_equals_a_loop_over_images_and_patches(settings):
     images = torch.randn(6, 3, 16, 16, dtype=torch.float64)
-    model = undecided(images, scramble, depth=3, **settings)
+    model = half_open(images, scramble, depth=3, **settings)
     with torch.no_grad():
         for return_attention in (False, True):
             logits = model(images, return_attention=True)[0] if return_attention else model(images)
@@ -101,14 +101,14 @@ def test_equals_a_loop_over_images_and_patches(settings):
 
 
 def reference(model, image):
-    """One image, block by block: what is closed isn't there."""
+    """One image, block by block: closed parts are left out."""
     weights, config = model.state_dict(), model.config
     inner = model.pixel_embedding(image)
     inner, outer, *_ = model.blocks[0](inner, model.patch_embedding(inner))
     inner, outer = list(inner[0]), list(outer[0])
     patches = range(1, 1 + config.patches)
 
-    def opened(net, token):
+    def is_open(net, token):
         logits = linear(weights, f"{block}.nets.{net}", layer_norm(weights, f"{block}.outer.attention_norm", token))
         return [1 / (1 + math.exp(-logit)) > 0.5 for logit in logits.tolist()]
 
@@ -129,8 +129,8 @@ def reference(model, image):
 
     for number in range(1, config.depth):
         block = f"blocks.{number}"
-        heads, (attn_gate, mlp_gate) = opened("heads", outer[0]), opened("sublayers", outer[0])
-        kept = [n for n in range(len(outer)) if n not in patches or opened("patches", outer[n])[0]]
+        heads, (attn_gate, mlp_gate) = is_open("heads", outer[0]), is_open("sublayers", outer[0])
+        kept = [n for n in range(len(outer)) if n not in patches or is_open("patches", outer[n])[0]]
         for n in kept:
             if n in patches:
                 inner[n - 1] = layer(f"{block}.inner", inner[n - 1], [True] * config.inner_heads, True, True)
@@ -143,7 +143,7 @@ def reference(model, image):
 
 def test_closed_patches_are_no_keys():
     images = torch.randn(4, 3, 32, 32)
-    model = undecided(images, depth=3)
+    model = half_open(images, depth=3)
     _, attention = model(images, return_attention=True)
     for block, maps in enumerate(attention.outer[1:]):
         kept = torch.nn.functional.pad(model.last_gates.patches[block], (1, 1), value=1.0)
@@ -162,7 +162,7 @@ def test_closed_patches_are_no_keys():
 @BOTH
 def test_skipping_closed_parts_changes_no_logit(closed, settings):
     images = torch.randn(9, 3, 32, 32)
-    model = undecided(images, **settings)
+    model = half_open(images, **settings)
     for block in model.blocks[1:]:
         for name, net in block.nets.items():
             if closed in (name, "everything"):
@@ -185,7 +185,7 @@ def test_saved_macs_are_not_computed(settings, monkeypatch):
     """PyTorch's own count of evaluation, image by image, with all heads open."""
     monkeypatch.setattr(build, "available", lambda *_: False)  # PyTorch doesn't see inside these
     images = torch.randn(8, 3, 32, 32)
-    model = undecided(images, **settings)
+    model = half_open(images, **settings)
     for block in model.blocks[1:]:
         torch.nn.init.constant_(block.nets["heads"].bias, 1e4)
     spent = []
@@ -204,7 +204,7 @@ def test_evaluate_reports_the_computed_macs():
     """Over several batches: the mean over all images."""
     images = torch.randint(0, 256, (510, 3, 32, 32), dtype=torch.uint8)
     preprocessing = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
-    model = undecided(normalize(images, preprocessing.mean, preprocessing.std), depth=2)
+    model = half_open(normalize(images, preprocessing.mean, preprocessing.std), depth=2)
     measured = evaluate(model, ImageDataset(images, torch.zeros(510, dtype=torch.long)), preprocessing)
     with torch.no_grad():
         model(normalize(images, preprocessing.mean, preprocessing.std))
@@ -213,7 +213,7 @@ def test_evaluate_reports_the_computed_macs():
     assert 0.3 < spent / count_macs(model) < 0.95
 
 
-def test_what_closed_heads_save():
+def test_macs_saved_by_a_closed_head():
     """A head of width 32, on 66 tokens of width 128: queries, keys, values and output, scores and mixture."""
     model = create_model("adavit_nano", depth=2).eval()
     model.blocks[1].nets["heads"].bias.data[2] = -1
@@ -255,7 +255,7 @@ def test_budget_by_hand():
     assert (loss - plain).item() == pytest.approx(2 * (0.1**2 + 0.475 + 0.15), abs=1e-5)
 
 
-def test_the_budget_reaches_every_net():
+def test_the_budget_has_a_gradient_for_every_gate_network():
     model = create_model("adavit_nano", depth=3).train()
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     torch.manual_seed(1)
@@ -295,7 +295,7 @@ def test_a_run_from_a_trained_titn_closes_gates(tmp_path):
     assert [heads, sublayers] == pytest.approx([0.5] * 2, abs=0.1)
 
 
-def test_patches_can_have_another_threshold():
+def test_patch_threshold():
     """σ(0.4) = 0.599 and σ(0.41) = 0.601; heads and sublayers keep ½."""
     logits = torch.tensor([-0.1, 0.1, 0.4, 0.41])
     assert gate(logits, training=False).tolist() == [0, 1, 1, 1]
@@ -308,7 +308,7 @@ def test_patches_can_have_another_threshold():
     assert drawn == pytest.approx(1 / (1 + (0.6 / 0.4) ** 5), abs=0.005)
 
 
-def test_what_does_not_fit():
+def test_invalid_settings():
     with pytest.raises(TITNError, match="the first block has no gates: choose a depth of 2 or more"):
         create_model("adavit_nano", depth=1)
     with pytest.raises(TITNError, match="a convolution over patches needs: set local_perception=False"):
@@ -343,7 +343,7 @@ assert 0 < drawn[0].mean() < 1 and (drawn[0] != drawn[1]).any()
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_a_copy_has_no_gates_of_the_originals_forward_pass():
+def test_a_copy_has_no_gates_before_its_first_forward_pass():
     model = create_model("adavit_nano", depth=2)
     with pytest.raises(TITNError, match="there are no gates before the first forward pass"):
         _ = model.last_gates
@@ -394,7 +394,7 @@ def test_position_embeddings_are_interpolated(tmp_path):
     assert larger.last_gates.patches.shape == (1, 1, 192)
 
 
-def test_contract(tmp_path):
+def test_shapes_gradients_and_files(tmp_path):
     contract.check_shapes("adavit_nano", depth=2)
     contract.check_gradients("adavit_nano")
     contract.check_file("adavit_nano", tmp_path, depth=2)

@@ -1,4 +1,4 @@
-"""CARE against a slow reference of its equations, its published size, and what linear attention promises."""
+"""CARE against a slow reference of its equations, its published size, and the cost of linear attention."""
 
 import pytest
 import torch
@@ -18,13 +18,13 @@ def test_sizes():
     assert count_macs(create_model("care_nano")) == 54_943_744
 
 
-def test_cost_grows_with_the_places_not_with_their_square():
-    """Four times the places, four times the work; only the last Linear (512 × 10) stays."""
+def test_cost_is_linear_in_the_number_of_positions():
+    """Four times the positions, four times the MACs, except for the last Linear (512 × 10)."""
     once, four = (count_macs(create_model("care_nano", image_size=(side, side))) for side in (32, 64))
     assert four - 5120 == 4 * (once - 5120)
 
 
-# --- the reference: explicit weights for every pair of places, in float64
+# --- the reference: explicit weights for every pair of positions, in float64
 
 
 def phi(x):
@@ -32,7 +32,7 @@ def phi(x):
 
 
 def reference_attention(weights, name, a, heads):
-    """Who looks at whom, place by place: Σⱼ φ(qᵢ)·φ(kⱼ) vⱼ / Σⱼ (φ(qᵢ)·φ(kⱼ) + 1e-6)."""
+    """Linear attention, position by position: Σⱼ φ(qᵢ)·φ(kⱼ) vⱼ / Σⱼ (φ(qᵢ)·φ(kⱼ) + 1e-6)."""
     part, rows, columns = a.shape[1:]
     query, key = convolution(weights, f"{name}.query_key", a)[0].flatten(1).split(part)
     value, mixed = a[0].flatten(1), torch.zeros(part, rows * columns, dtype=a.dtype)
@@ -79,8 +79,8 @@ def reference_care(weights, x, patch_size, stages):
         else:
             x = batch_norm(weights, "layers.1", convolution(weights, "layers.0", x, stride=patch_size))
         layer += 2
-        for place in range(depth):
-            last = stage == len(stages) - 1 and place == depth - 1
+        for index in range(depth):
+            last = stage == len(stages) - 1 and index == depth - 1
             x = reference_block(weights, f"layers.{layer}", x, heads, last)
             layer += 1
     return linear(weights, "head.2", layer_norm(weights, "head.1", gelu(x.mean(dim=(2, 3))), eps=1e-6))
@@ -96,7 +96,7 @@ def test_care_equals_the_equations(patch_size):
     check_equal(model, images, lambda weights, x: reference_care(weights, x, patch_size, stages))
 
 
-def test_a_fresh_block_lets_its_maps_pass():
+def test_an_untrained_block_is_nearly_the_identity():
     """γ starts at 1e-6; the last block of all has none."""
     model = create_model("care_nano").eval()
     x = torch.randn(2, 48, 16, 16)
@@ -105,19 +105,19 @@ def test_a_fresh_block_lets_its_maps_pass():
     assert [block.scale is None for block in model.layers[-2:]] == [False, True]
 
 
-def test_sizes_that_do_not_fit():
+def test_invalid_settings():
     with pytest.raises(TITNError, match=r"care_nano needs an image_size that 8 divides and got \(30, 32\)"):
         create_model("care_nano", image_size=(30, 32))
     with pytest.raises(TITNError, match="25 channels can't be divided among 2 heads"):
         create_model("care_nano", stages=((25, 1, 2, 2, 2),))
 
 
-def test_it_keeps_the_contract(tmp_path):
+def test_shapes_gradients_and_files(tmp_path):
     contract.check_shapes("care_nano")
     contract.check_gradients("care_nano")
     contract.check_file("care_nano", tmp_path)
     check_decay(create_model("care_nano"))
 
 
-def test_it_learns():
+def test_learns():
     contract.check_learns("care_nano", bound=0.3)

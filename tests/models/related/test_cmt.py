@@ -33,7 +33,7 @@ def test_sizes():
     assert count_macs(create_model("cmt_nano")) == 55_437_824
 
 
-def test_tables_are_shared_by_a_stage_and_as_large_as_its_scores():
+def test_each_stage_has_one_position_bias_of_the_size_of_its_scores():
     model = create_model("cmt_nano", image_size=(32, 64))
     assert [tuple(table.shape) for table in model.biases] == [(3, 512, 32), (6, 128, 32), (8, 32, 32)]
     assert 0.9 < torch.cat([table.flatten() for table in model.biases]).std() < 1.1
@@ -42,11 +42,11 @@ def test_tables_are_shared_by_a_stage_and_as_large_as_its_scores():
 # --- the reference
 
 
-def last(x):
+def channels_last(x):
     return x.movedim(1, -1)
 
 
-def first(x):
+def channels_first(x):
     return x.movedim(-1, 1)
 
 
@@ -58,8 +58,8 @@ def reference_attention(weights, name, x, bias, heads, k):
         small = torch.zeros(1, width, rows // k, columns // k, dtype=x.dtype)
         for r in range(rows // k):
             for c in range(columns // k):
-                places = x[0, :, r * k : (r + 1) * k, c * k : (c + 1) * k]
-                small[0, :, r, c] = (places * weights[f"{name}.shrink.0.weight"][:, 0]).sum(dim=(1, 2))
+                window = x[0, :, r * k : (r + 1) * k, c * k : (c + 1) * k]
+                small[0, :, r, c] = (window * weights[f"{name}.shrink.0.weight"][:, 0]).sum(dim=(1, 2))
         small = batch_norm(weights, f"{name}.shrink.1", small + weights[f"{name}.shrink.0.bias"][:, None, None])
     query = convolution(weights, f"{name}.query", x)[0].flatten(1).T
     key, value = convolution(weights, f"{name}.key_value", small)[0].flatten(1).T.chunk(2, dim=1)
@@ -74,9 +74,9 @@ def reference_attention(weights, name, x, bias, heads, k):
 
 def reference_block(weights, name, x, bias, heads, k):
     x = x + depthwise(weights, f"{name}.local.0", x, padding=1)
-    normed = first(layer_norm(weights, f"{name}.norm", last(x), eps=1e-6))
+    normed = channels_first(layer_norm(weights, f"{name}.norm", channels_last(x), eps=1e-6))
     x = x + reference_attention(weights, name, normed, bias, heads, k)
-    y = first(layer_norm(weights, f"{name}.feed_forward.0", last(x), eps=1e-6))
+    y = channels_first(layer_norm(weights, f"{name}.feed_forward.0", channels_last(x), eps=1e-6))
     y = batch_norm(weights, f"{name}.feed_forward.3", gelu(convolution(weights, f"{name}.feed_forward.1", y)))
     y = gelu(y + depthwise(weights, f"{name}.feed_forward.4.0", y, padding=1))
     y = convolution(weights, f"{name}.feed_forward.7", batch_norm(weights, f"{name}.feed_forward.6", y))
@@ -89,7 +89,7 @@ def reference_cmt(weights, x, stem_stride, stages):
         x = batch_norm(weights, f"stem.{3 * step + 2}", gelu(x))
     for stage, (_, depth, heads, k) in enumerate(stages):
         x = convolution(weights, f"stages.{stage}.0", x, stride=2)
-        x = first(layer_norm(weights, f"stages.{stage}.1", last(x)))
+        x = channels_first(layer_norm(weights, f"stages.{stage}.1", channels_last(x)))
         for block in range(depth):
             x = reference_block(weights, f"stages.{stage}.{block + 2}", x, weights[f"biases.{stage}"], heads, k)
     x = silu(batch_norm(weights, "widen.1", convolution(weights, "widen.0", x)))
@@ -106,23 +106,23 @@ def test_cmt_equals_the_equations(stem_stride):
     check_equal(model, images, lambda weights, x: reference_cmt(weights, x, stem_stride, stages))
 
 
-def test_sizes_that_do_not_fit():
+def test_invalid_settings():
     with pytest.raises(TITNError, match=r"cmt_nano needs an image_size that 8 divides and got \(28, 32\)"):
         create_model("cmt_nano", image_size=(28, 32))
     with pytest.raises(
         TITNError, match=r"an image_size that 64 divides and got \(32, 32\)"
-    ):  # no 8×8 places left for a key
+    ):  # no position left for a key
         create_model("cmt_nano", stages=((48, 1, 1, 1), (48, 1, 1, 16)))
     with pytest.raises(TITNError, match="a width of 50 can't be divided among 3 heads"):
         create_model("cmt_nano", stages=((50, 1, 3, 1),))
 
 
-def test_it_keeps_the_contract(tmp_path):
+def test_shapes_gradients_and_files(tmp_path):
     contract.check_shapes("cmt_nano")
     contract.check_gradients("cmt_nano")
     contract.check_file("cmt_nano", tmp_path)
     check_decay(create_model("cmt_nano"))
 
 
-def test_it_learns():
+def test_learns():
     contract.check_learns("cmt_nano", bound=0.3)

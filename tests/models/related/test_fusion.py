@@ -1,4 +1,4 @@
-"""Fusion: each way of fusing against the branches alone and against its equation, and what each branch can't see."""
+"""Fusion: each way of fusing against the branches alone and its equation, and the receptive fields of the branches."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_sizes(fusion, parameters, macs):
     assert count_macs(model) == pytest.approx(macs, rel=0.01)
 
 
-def alone(fused, branch, head_weight, head_bias):
+def single_branch(fused, branch, head_weight, head_bias):
     """The network with one branch only, with the fused one's weights for it and a head of our choice."""
     model = create_model("fusion_nano", fusion=branch)
     model.branches[branch].load_state_dict(fused.branches[branch].state_dict())
@@ -37,13 +37,13 @@ def alone(fused, branch, head_weight, head_bias):
     return model.eval()
 
 
-def test_concatenation_adds_what_two_classifiers_say():
+def test_concatenation_adds_the_logits_of_two_classifiers():
     """U [a; b] = U_a a + U_b b, with networks that each have one branch."""
     fused = create_model("fusion_nano", fusion="concatenation").eval()
     weight, bias = fused.head.weight.detach(), fused.head.bias.detach()
     images = torch.randn(IMAGES)
-    near = alone(fused, "convolution", weight[:, :128], bias)(images)
-    whole = alone(fused, "attention", weight[:, 128:], torch.zeros(10))(images)
+    near = single_branch(fused, "convolution", weight[:, :128], bias)(images)
+    whole = single_branch(fused, "attention", weight[:, 128:], torch.zeros(10))(images)
     torch.testing.assert_close(fused(images), near + whole, atol=1e-5, rtol=0)
     assert min(near.std(), whole.std()) > 0.1
 
@@ -78,7 +78,7 @@ def test_gate_equals_its_equation():
 def test_a_gate_that_selects_one_branch_is_that_branch(branch, score):
     fused, images = gated(), torch.randn(IMAGES)
     torch.nn.init.constant_(fused.gate.bias, score)
-    single = alone(fused, branch, fused.head.weight.detach(), fused.head.bias.detach())
+    single = single_branch(fused, branch, fused.head.weight.detach(), fused.head.bias.detach())
     torch.testing.assert_close(fused(images), single(images), atol=1e-5, rtol=0)
 
 
@@ -111,7 +111,7 @@ def test_receptive_fields_of_the_branches():
     assert not changed[:, :, 4:].any()
 
 
-def test_what_does_not_fit():
+def test_invalid_settings():
     with pytest.raises(TITNError, match="can't be cut into patches of 4"):
         create_model("fusion_nano", image_size=(32, 30))
     with pytest.raises(TITNError, match="choose an image_size of 4 or more"):
@@ -121,7 +121,7 @@ def test_what_does_not_fit():
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_contract(fusion, tmp_path):
+def test_shapes_gradients_and_files(fusion, tmp_path):
     contract.check_shapes("fusion_nano", fusion=fusion)
     contract.check_gradients("fusion_nano", fusion=fusion)
     contract.check_file("fusion_nano", tmp_path, fusion=fusion)

@@ -1,4 +1,4 @@
-"""MVT: masks place by place and against a plain ViT; relabeling by hand, and in runs with wrong labels."""
+"""MVT: masks pixel by pixel and against a plain ViT; relabeling by hand, and in runs with wrong labels."""
 
 import math
 from contextlib import suppress
@@ -16,9 +16,9 @@ from titn_lib.data.mixing import MixedTargets
 from titn_lib.errors import Interrupted
 from titn_lib.losses import relabeling
 from titn_lib.losses.objective import Objective
-from titn_lib.models.base import resample_pos_embed
 from titn_lib.models.inference import predict
 from titn_lib.models.vit import ViT, ViTConfig
+from titn_lib.models.weights import resample_pos_embed
 from titn_lib.training.config import Recipe, Run
 from titn_lib.training.run import train
 from titn_lib.training.trainer import WEIGHTS
@@ -65,32 +65,32 @@ def test_masks_pixel_by_pixel():
     assert masks.max() > 0.8
 
 
-def plain(model):
-    """The ViT behind the mask, without it."""
+def unmasked_vit(model):
+    """The same ViT without the mask."""
     settings = {name: getattr(model.config, name) for name in ViTConfig.__dataclass_fields__}
-    behind = ViT(ViTConfig(**settings))
-    behind.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("mask_network.")})
-    return behind.eval()
+    unmasked = ViT(ViTConfig(**settings))
+    unmasked.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("mask_network.")})
+    return unmasked.eval()
 
 
-def force(model, value):
-    """The same value everywhere in the mask, before the sigmoid."""
+def set_mask(model, value):
+    """Make every value of the mask the same: this one, before the sigmoid."""
     nn.init.zeros_(model.mask_network.heads.class_head[1].weight)
     nn.init.constant_(model.mask_network.heads.class_head[1].bias, value)
     return model.eval()
 
 
-def test_a_mask_of_ones_hides_nothing_and_of_zeros_all():
+def test_a_mask_of_ones_or_zeros():
     model, images = create_model("mvt_nano"), torch.randn(3, 3, 32, 32)
-    behind = plain(model)
+    unmasked = unmasked_vit(model)
     masked = model.eval()(images)
-    torch.testing.assert_close(masked, behind(images * model.masks(images)))
-    assert (masked - behind(images)).abs().max() > 1e-3
-    force(model, 200)
+    torch.testing.assert_close(masked, unmasked(images * model.masks(images)))
+    assert (masked - unmasked(images)).abs().max() > 1e-3
+    set_mask(model, 200)
     assert torch.equal(model.masks(images), torch.ones(3, 1, 32, 32))
-    assert torch.equal(model(images), behind(images))
-    force(model, -200)
-    torch.testing.assert_close(model(images), behind(torch.zeros(3, 3, 32, 32)))
+    assert torch.equal(model(images), unmasked(images))
+    set_mask(model, -200)
+    torch.testing.assert_close(model(images), unmasked(torch.zeros(3, 3, 32, 32)))
 
 
 def test_bfloat16():
@@ -110,7 +110,7 @@ def test_attention_and_another_size(tmp_path):
     torch.testing.assert_close(larger.mask_network.pos_embed, expected)
 
 
-def test_contract(tmp_path):
+def test_shapes_gradients_and_files(tmp_path):
     contract.check_shapes("mvt_nano")
     contract.check_gradients("mvt_nano")
     contract.check_file("mvt_nano", tmp_path)
@@ -124,7 +124,7 @@ def test_learns():
 
 
 def test_relabel_by_hand():
-    """p = 0.6, 0.3, 0.1: the label is given up if it is 1 or 2. p = 0.45, 0.35, 0.2: only if it is 2."""
+    """p = 0.6, 0.3, 0.1: labels 1 and 2 are changed. p = 0.45, 0.35, 0.2: only label 2 is."""
     logits = torch.tensor([[0.6, 0.3, 0.1]] * 3 + [[0.45, 0.35, 0.2]] * 3).log() + 7
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     assert relabeling.relabel(logits, labels).tolist() == [0, 0, 0, 0, 1, 0]
@@ -146,8 +146,8 @@ def test_relabel_at_the_threshold(logits, label, delta, becomes):
     assert relabeling.relabel(torch.tensor([logits]), torch.tensor([label]), delta).tolist() == [becomes]
 
 
-def test_quality_by_hand():
-    """Wrong are the labels 3–6. Changed are 2–5 and 7: 3 and 4 are right now, 5 is wrong as before, 2 and 7 spoilt."""
+def test_relabeling_quality_by_hand():
+    """Labels 3–6 are wrong. 2–5 and 7 are changed: 3 and 4 to the right one, 5 to a wrong one, 2 and 7 needlessly."""
     true = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7])
     given = torch.tensor([0, 1, 2, 0, 0, 0, 0, 7])
     relabeled = torch.tensor([0, 1, 9, 3, 4, 9, 0, 9])
@@ -158,21 +158,21 @@ def test_quality_by_hand():
     assert math.isnan(relabeling.relabeling_quality(true, true, true).recall)
 
 
-def confident(model):
-    """A network that doubts every label but 5: with one head, or with two, whose first choices are 3 and 4."""
+def constant_prediction(model):
+    """A network that predicts 5 for every image: with one head, or as the mean of two, which predict 3 and 4."""
     network = create_model(model, **({} if model == "vgg7_bn" else {"depth": 1}))
     biases = [p for name, p in network.named_parameters() if p.shape == (10,) and "head" in name]
-    likings = [{5: 5.0}] if len(biases) == 1 else [{3: 6.0, 5: 5.0}, {4: 6.0, 5: 5.0}]
-    for bias, liking in zip(biases, likings, strict=True):
+    logits = [{5: 5.0}] if len(biases) == 1 else [{3: 6.0, 5: 5.0}, {4: 6.0, 5: 5.0}]
+    for bias, values in zip(biases, logits, strict=True):
         nn.init.zeros_(bias)
-        for label, liked in liking.items():
-            bias.data[label] = liked
+        for label, value in values.items():
+            bias.data[label] = value
     return network.train()
 
 
 @pytest.mark.parametrize("model", ["titn_nano", "mvt_nano", "vgg7_bn"])
-def test_labels_change_from_the_warm_up_on_and_back(model):
-    objective = relabeling.Relabeling(confident(model), "cross_entropy", None, 4.0, 2.5, 0.1)
+def test_labels_change_after_the_warm_up_and_can_change_back(model):
+    objective = relabeling.Relabeling(constant_prediction(model), "cross_entropy", None, 4.0, 2.5, 0.1)
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
     both = objective.network(images)
     heads = both if isinstance(both, tuple) else [both]
@@ -189,7 +189,7 @@ def test_labels_change_from_the_warm_up_on_and_back(model):
         assert labels.tolist() == list(range(8))
 
 
-def test_the_loss_is_that_of_labels_in_either_mode_until_labels_change():
+def test_before_the_warm_up_the_loss_is_that_of_the_given_labels():
     network = create_model("titn_nano", depth=1)  # of two heads, whose mean has another loss
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     for mode in (True, False):
@@ -199,7 +199,7 @@ def test_the_loss_is_that_of_labels_in_either_mode_until_labels_change():
         torch.testing.assert_close(relabeled, plain)
 
 
-def test_what_does_not_fit():
+def test_invalid_settings():
     objective = relabeling.Relabeling(create_model("mvt_nano"))
     labels = torch.arange(4)
     with pytest.raises(TITNError, match="mixed images: leave cutmix and mixup out"):
@@ -213,17 +213,17 @@ RUN = Run("digits", "titn_nano", NOISY, model_settings={"depth": 1}, loss="relab
 
 
 def test_a_run_with_wrong_labels(tmp_path, monkeypatch):
-    """Labels are doubted in its last fifth only, and then with good reason."""
-    relabel, doubted = relabeling.relabel, []
+    """Relabeling runs in the last fifth only, and then changes more wrong labels than right ones."""
+    relabel, changed = relabeling.relabel, []
     monkeypatch.setattr(
-        relabeling, "relabel", lambda *given: doubted.append(relabel(*given) != given[1]) or relabel(*given)
+        relabeling, "relabel", lambda *given: changed.append(relabel(*given) != given[1]) or relabel(*given)
     )
     record = train(RUN, tmp_path, device="cpu", progress=False)
     clean = load_dataset("digits").train
     steps = len(clean) // 64
     progress = [(epoch + step / steps) / 12 for epoch in range(12) for step in range(steps)]
-    assert len(doubted) == sum(over >= relabeling.Relabeling.WARM_UP for over in progress)
-    assert torch.cat(doubted).any()
+    assert len(changed) == sum(done >= relabeling.Relabeling.WARM_UP for done in progress)
+    assert torch.cat(changed).any()
     network, given = load_model(tmp_path / WEIGHTS), add_label_noise(clean, 0.4, 10, seed=0).labels
     labels = relabel(predict(network, clean.images, network.preprocessing), given)
     precision, recall = relabeling.relabeling_quality(labels, given, clean.labels)
@@ -232,9 +232,9 @@ def test_a_run_with_wrong_labels(tmp_path, monkeypatch):
     assert record.test["top1"] > 50
 
 
-def test_a_run_stopped_after_every_step_is_the_run_never_stopped(tmp_path, monkeypatch):
+def test_a_run_resumed_after_every_step_equals_an_uninterrupted_run(tmp_path, monkeypatch):
     monkeypatch.setattr(relabeling.Relabeling, "WARM_UP", 0.3)
-    monkeypatch.setattr(relabeling.Relabeling, "DELTA", 0.0)  # four steps don't make a network sure of itself
+    monkeypatch.setattr(relabeling.Relabeling, "DELTA", 0.0)  # four steps are too few for a margin of 0.2
     recipe = replace(NOISY, epochs=2, batch_size=32, train_images=64)
     run = replace(RUN, model="mvt_nano", recipe=recipe, model_settings={"depth": 1, "mask_depth": 1})
     train(run, tmp_path / "whole", device="cpu", progress=False)

@@ -1,4 +1,4 @@
-"""ReViT against its equations in loops, against plain TITN, and with the tools that explain a TITN."""
+"""ReViT against its equations in loops, against plain TITN, and with the attribution maps."""
 
 import math
 
@@ -12,7 +12,7 @@ from titn_lib.models.related.revit import Carried, ResidualLayer, similarity
 from . import contract
 from .reference import layer_norm, linear
 
-EVERY = pytest.mark.parametrize("residuals", ["outer", "inner", "both"])
+RESIDUALS = pytest.mark.parametrize("residuals", ["outer", "inner", "both"])
 
 
 def test_size():
@@ -70,7 +70,7 @@ def pair(residuals, depth=3, **settings):
     """A TITN and a ReViT with its weights."""
     titn = create_model("titn_nano", depth=depth, **settings)
     for parameter in titn.parameters():
-        if parameter.ndim > 1:  # large enough for attention to have opinions
+        if parameter.ndim > 1:  # large enough for attention that isn't uniform
             torch.nn.init.normal_(parameter, std=0.2)
     revit = create_model("revit_nano", depth=depth, residuals=residuals, **settings)
     missing, unexpected = revit.load_state_dict(titn.state_dict(), strict=False)
@@ -87,8 +87,8 @@ def set_alpha(revit, value):
             parameter.data.fill_(value)
 
 
-@EVERY
-def test_with_alpha_1_it_is_titn_to_the_last_bit(residuals):
+@RESIDUALS
+def test_with_alpha_1_it_equals_titn_bit_for_bit(residuals):
     titn, revit = pair(residuals)
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_with_alpha_1_it_is_titn_to_the_last_bit(residuals):
 
 
 @pytest.mark.parametrize(("residuals", "stream"), [("outer", "outer"), ("inner", "inner"), ("both", "inner")])
-def test_the_second_block_looks_where_both_would(residuals, stream):
+def test_attention_of_the_second_block_is_a_geometric_mean(residuals, stream):
     """softmax(α S_2 + (1 − α) S_1) is the weighted geometric mean of softmax(S_2) and softmax(S_1), made to sum to 1;
     and up to there both networks have the same tokens."""
     alpha = 0.8
@@ -121,7 +121,7 @@ def test_the_second_block_looks_where_both_would(residuals, stream):
     assert min((our_second - first).abs().max(), (our_second - second).abs().max()) > 0.01
 
 
-def test_the_first_draws_are_titns():
+def test_the_initial_weights_are_titns():
     torch.manual_seed(3)
     titn = create_model("titn_nano", depth=2).state_dict()
     torch.manual_seed(3)
@@ -129,8 +129,8 @@ def test_the_first_draws_are_titns():
     assert all(torch.equal(revit[name], value) for name, value in titn.items())
 
 
-@EVERY
-def test_it_can_be_explained(residuals):
+@RESIDUALS
+def test_attribution_maps(residuals):
     revit = create_model("revit_nano", residuals=residuals, depth=3).eval()
     for parameter in revit.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -150,24 +150,24 @@ def test_it_can_be_explained(residuals):
 
 
 def test_similarity_of_three_tokens():
-    """Cosines of 0°, 45°, 90° and lengths that don't count: (0 + √½ + √½) / 3; equal tokens have 1."""
+    """Cosines of 0°, 45°, 90° and lengths that don't matter: (0 + √½ + √½) / 3; equal tokens have 1."""
     tokens = torch.tensor([[[3.0, 0.0], [0.0, 0.5], [2.0, 2.0]], [[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]]])
     torch.testing.assert_close(similarity(tokens), torch.tensor([2 * math.sqrt(0.5) / 3, 1.0]))
 
 
-def test_what_does_not_fit():
+def test_invalid_settings():
     with pytest.raises(TITNError, match="can't be cut into patches of 4"):
         create_model("revit_nano", image_size=(30, 32))
 
 
-def test_positions_follow_another_size(tmp_path):
+def test_position_embeddings_are_interpolated(tmp_path):
     save_model(create_model("revit_nano", depth=2), tmp_path / "m.safetensors")
     larger = load_model(tmp_path / "m.safetensors", image_size=(48, 64))
     assert larger(torch.zeros(1, 3, 48, 64)).shape == (1, 10)
 
 
-@EVERY
-def test_contract(residuals, tmp_path):
+@RESIDUALS
+def test_shapes_gradients_and_files(residuals, tmp_path):
     contract.check_shapes("revit_nano", residuals=residuals, depth=2)
     contract.check_gradients("revit_nano", residuals=residuals)
     contract.check_file("revit_nano", tmp_path, residuals=residuals, depth=2)

@@ -1,4 +1,4 @@
-"""ViTAEv2 against a slow reference of its equations, its published size, and what windows promise."""
+"""ViTAEv2 against a slow reference of its equations, its published size, and the reach of its windows."""
 
 import pytest
 import torch
@@ -51,9 +51,9 @@ def reference_attention(weights, name, x, heads, window, skip):
                 softmax_attention(*(part[:, h * d : (h + 1) * d] for part in (query, key, value))) for h in range(heads)
             ]
             update = linear(weights, f"{name}.output", torch.cat(heads_mixed, dim=1))
-            for place, there, news, own in zip(places, inside, update, value, strict=True):
+            for place, there, mixed, own in zip(places, inside, update, value, strict=True):
                 if there:
-                    result[place] = news + own if skip else news
+                    result[place] = mixed + own if skip else mixed
     return result
 
 
@@ -117,7 +117,7 @@ def test_vitae_equals_the_equations(size, stages, published_code):
 
 
 @pytest.mark.parametrize(("window", "reach"), [(4, {(4, 0), (7, 3)}), (0, {(0, 0), (7, 3), (7, 7)})])
-def test_attention_ends_at_its_window(window, reach):
+def test_attention_stays_in_its_window(window, reach):
     """Another token at (5, 2) is changed in its window's corners and no further."""
     attention = Attention(6, 6, 2, window)
     x = torch.randn(1, 8, 8, 6)
@@ -128,7 +128,7 @@ def test_attention_ends_at_its_window(window, reach):
     assert changed.sum() == (window or 8) ** 2
 
 
-def test_sizes_that_do_not_fit():
+def test_invalid_settings():
     with pytest.raises(TITNError, match=r"vitae_nano needs an image_size that 8 divides and got \(32, 36\)"):
         create_model("vitae_nano", image_size=(32, 36))
     for row in ((30, 2, 2, 1, 2, 0), (32, 2, 2, 1, 3, 0), (32, 3, 2, 1, 2, 0)):
@@ -136,12 +136,12 @@ def test_sizes_that_do_not_fit():
             create_model("vitae_nano", stages=(row,))
 
 
-def test_it_keeps_the_contract(tmp_path):
+def test_shapes_gradients_and_files(tmp_path):
     contract.check_shapes("vitae_nano")
     contract.check_gradients("vitae_nano")
     contract.check_file("vitae_nano", tmp_path)
     check_decay(create_model("vitae_nano"))
 
 
-def test_it_learns():
+def test_learns():
     contract.check_learns("vitae_nano", bound=0.1)
