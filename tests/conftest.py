@@ -1,8 +1,6 @@
 """Shapes in the signatures are checked in every test: jaxtyping with beartype, before titn_lib is first imported."""
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -10,12 +8,10 @@ from jaxtyping import install_import_hook
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes, one a core: one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if importlib.util.find_spec("triton"):  # it compiles functions from their source, without the checks
-    name = "titn_lib.kernels.fused_layer_triton"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{name.replace('.', '/')}.py")
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-install_import_hook("titn_lib", "shape_check.check")
+ROOT = Path(__file__).parents[1]
+FILES = [file.relative_to(ROOT).with_suffix("") for file in (ROOT / "titn_lib").rglob("*.py")]
+CHECKED = [".".join(file.parts) for file in FILES if file.name != "__init__" and not file.name.endswith("_triton")]
+install_import_hook(CHECKED, "shape_check.check")  # Triton compiles functions from their source, without checks
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -10,6 +10,22 @@ from torch.nn.modules import module
 Function = TypeVar("Function", bound=Callable)
 
 
+def constant_when_compiled(function: Function) -> Function:
+    """Decorator: torch.compile calls the function once, and treats its result as a constant.
+
+    2.15: `torch.compiler.assume_constant_result` sets the same attribute, but imports the compiler, which takes
+    seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
+def is_exporting() -> bool:
+    """`torch.compiler.is_exporting`, which torch.compile took for True in every case up to PyTorch 2.11 at least."""
+    return torch.compiler.is_exporting()
+
+
 def is_tracing() -> bool:
     """True while exporting, tracing, or under `torch.func` or forward-mode AD, for which the kernels have no rules.
 
@@ -18,7 +34,7 @@ def is_tracing() -> bool:
     2.15: `forward_ad._current_level` is −1 outside forward-mode AD, and `peek_interpreter_stack` returns None outside
     `torch.func`'s transforms.
     """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if is_exporting() or torch.jit.is_tracing():
         return True
     if torch.compiler.is_compiling():
         return False
@@ -31,16 +47,6 @@ def has_global_hooks() -> bool:
     2.15: `nn.Module.__call__` asks the same function.
     """
     return bool(module._has_any_global_hook())
-
-
-def constant_when_compiled(function: Function) -> Function:
-    """Decorator: torch.compile calls the function once, and treats its result as a constant.
-
-    2.15: `torch.compiler.assume_constant_result` sets the same attribute, but imports the compiler, which takes
-    seconds.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 def set_recompile_limit(limit: int) -> None:

@@ -1,4 +1,4 @@
-"""The Triton kernel of a layer: run by Triton's interpreter on a CPU, and compiled for GPUs that needn't be there."""
+"""The Triton kernels: run by Triton's interpreter on a CPU, and compiled for GPUs that needn't be there."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from titn_lib import create_model
@@ -35,7 +36,7 @@ def test_in_interpreter():
         [*command, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout
-    assert "11 passed" in result.stdout
+    assert "17 passed" in result.stdout
 
 
 def make_layer(
@@ -102,6 +103,35 @@ def test_bfloat16_is_close_to_the_layer(kernels, seed):
     assert 1e-3 < compare(kernels, (16, 12, 4, 4, False), 5, torch.bfloat16, seed) < 6e-2
 
 
+def compare_attention(
+    kernels: ModuleType, length: int, heads: int, width: int, dtype: torch.dtype, device: str
+) -> float:
+    """The largest relative error of output and gradient against float64."""
+    torch.manual_seed(0)
+    qkv = torch.randn(3, length, 3 * heads * width, dtype=torch.double, requires_grad=True)
+    query, key, value = rearrange(
+        qkv, "batch token (three head width) -> three batch head token width", three=3, head=heads
+    )
+    mixed = ((query @ key.mT) / width**0.5).softmax(dim=-1) @ value
+    mixed = rearrange(mixed, "batch head token width -> batch token (head width)")
+    gradient = torch.randn_like(mixed)
+    (wanted,) = torch.autograd.grad(mixed, qkv, gradient)
+    given, given_gradient = (tensor.detach().to(device, dtype) for tensor in (qkv, gradient))
+    got, got_gradient = kernels.attention(given, heads), kernels.attention_backward(given, given_gradient, heads)
+    return max(relative_error(got.cpu(), mixed.detach()), relative_error(got_gradient.cpu(), wanted))
+
+
+# Tokens, heads, width of a head
+ATTENTIONS = [(18, 8, 24), (5, 2, 12), (66, 4, 32)]  # titn_paper, small, titn_nano
+
+
+@INTERPRETED
+@pytest.mark.parametrize(("length", "heads", "width"), ATTENTIONS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_attention_layer_equals_softmax(kernels, length, heads, width, dtype, bound):
+    assert compare_attention(kernels, length, heads, width, dtype, "cpu") < bound
+
+
 @INTERPRETED
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_nan_stays_nan(kernels):
@@ -126,7 +156,7 @@ def resources(kernels: ModuleType, capability: int, dtype: torch.dtype, sizes: t
     compiler = {name: options.pop(name) for name in ("num_warps", "enable_fp_fusion")}
     normed = "*bf16" if dtype == torch.bfloat16 else "*fp32"
     found = []
-    for kernel in (kernels.kernels.layer_kernel, kernels.kernels.layer_backward_kernel):
+    for kernel in (kernels.layer_kernel, kernels.layer_backward_kernel):
         types = dict.fromkeys(kernel.arg_names, "*fp32") | {"sequences": "i32", "scale": "fp32"}
         types |= dict.fromkeys(["normed_ptr", "normed_gradient_ptr"], normed) | dict.fromkeys(options, "constexpr")
         constants = {(kernel.arg_names.index(name),): value for name, value in options.items()}
@@ -171,8 +201,17 @@ def test_gpu_equals_the_layer(kernels, sizes, sequences, dtype, bound):
 
 
 @NEEDS_GPU
+@pytest.mark.parametrize(("length", "heads", "width"), ATTENTIONS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_gpu_attention_equals_softmax(kernels, length, heads, width, dtype, bound):
+    assert compare_attention(kernels, length, heads, width, dtype, "cuda") < bound
+
+
+@NEEDS_GPU
 def test_gpu_uses_the_kernel_for_titn():
     network = create_model("titn_paper").cuda()
     with torch.profiler.profile() as profile:
         network(torch.randn(2, 3, 32, 32, device="cuda")).class_logits.sum().backward()
-    assert {"titn::layer", "titn::layer_backward"} <= {event.key for event in profile.key_averages()}
+    assert {"titn::layer", "titn::layer_backward", "titn::attention", "titn::attention_backward"} <= {
+        event.key for event in profile.key_averages()
+    }

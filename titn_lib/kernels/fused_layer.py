@@ -22,7 +22,9 @@ from titn_lib.torch_compat import constant_when_compiled, is_tracing
 
 MAX_WIDTH = 32  # of a layer's tokens, and of a head: a library's matrix products are faster for wider ones
 MAX_SEQ_LEN = 32
-MAX_GPU_WIDTH, MAX_GPU_SEQ_LEN, MAX_GPU_HIDDEN = 31, 16, 96  # what fits in the registers of a warp
+MAX_GPU_ATTENTION = 128  # tokens: PyTorch's fused attention is made for longer sequences
+MAX_GPU_SEQ_LEN, MAX_GPU_HIDDEN = 16, 96  # of a layer: what fits in the registers of a warp
+MAX_GPU_WIDTH = {torch.float32: 15, torch.bfloat16: 31}  # with products in this dtype
 MAX_STACK_FLOATS = 22_000  # that a layer keeps for each lane: 1.4 MB in all, of the 2 MB or more of a thread's stack
 C_TYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
@@ -30,17 +32,21 @@ C_TYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 def can_use_fused_attention(qkv: Float[Tensor, "*batch token three_widths"], heads: int, scale: float) -> bool:
     """Whether `attention` supports this shape, scale of the queries, dtype and device."""
     length, width = qkv.shape[-2], qkv.shape[-1] // 3 // heads
-    standard = qkv.dtype in C_TYPES and scale == width**-0.5
-    return standard and is_small_on_cpu(qkv, length, width) and build.available(length, width, 1)
+    if qkv.dtype not in C_TYPES or scale != width**-0.5:
+        return False
+    if qkv.device.type == "cuda":
+        return 0 < length <= MAX_GPU_ATTENTION and width <= 64 and not is_tracing() and triton_available()
+    return is_small_on_cpu(qkv, length, width) and build.available(length, width, 1)
 
 
 def can_use_fused_layer(tokens: Float[Tensor, "*batch token width"], heads: int, hidden: int, norm_size: int) -> bool:
     """Whether `layer` supports this shape, dtype and device."""
     length, width = tokens.shape[-2:]
-    if tokens.dtype != torch.float32 or matmul_dtype(tokens) not in C_TYPES:
+    dtype = matmul_dtype(tokens)
+    if tokens.dtype != torch.float32 or dtype not in C_TYPES:
         return False
     if tokens.device.type == "cuda":
-        small = 0 < length <= MAX_GPU_SEQ_LEN and width <= MAX_GPU_WIDTH and hidden <= MAX_GPU_HIDDEN
+        small = 0 < length <= MAX_GPU_SEQ_LEN and width <= MAX_GPU_WIDTH[dtype] and hidden <= MAX_GPU_HIDDEN
         return small and not is_tracing() and triton_available()
     floats = heads * length**2 + 18 * length * width + 3 * length * hidden + 2 * width * (2 * width + hidden)
     small = is_small_on_cpu(tokens, length, width) and floats <= MAX_STACK_FLOATS
@@ -67,8 +73,7 @@ def operator(schema: str) -> Callable[[Callable], Callable]:
         name = schema.partition("(")[0]
         torch.library.define(f"titn::{name}", schema.removeprefix(name), tags=torch.Tag.pt2_compliant_tag)
         torch.library.impl(f"titn::{name}", "CPU", function)
-        if name.startswith("layer"):
-            torch.library.impl(f"titn::{name}", "CUDA", lambda *arguments: call_triton(name, *arguments))
+        torch.library.impl(f"titn::{name}", "CUDA", lambda *arguments: call_triton(name, *arguments))
         return getattr(torch.ops.titn, name).default
 
     return register

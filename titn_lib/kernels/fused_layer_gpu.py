@@ -1,4 +1,7 @@
-"""Launch the Triton kernels of `fused_layer_triton.py`. Imported on first use: Triton isn't installed everywhere."""
+"""Launch the Triton kernels. Imported on first use, because Triton isn't installed everywhere.
+
+The functions are the operators titn::attention, titn::layer and their gradients on a GPU; see `fused_layer`.
+"""
 
 from typing import Any
 
@@ -7,19 +10,50 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from titn_lib.kernels import fused_layer_triton as kernels
+from titn_lib.kernels.attention_triton import attention_backward_kernel, attention_kernel
+from titn_lib.kernels.fused_layer_triton import layer_backward_kernel, layer_kernel
 
 WARPS_PER_PROCESSOR = 8  # as many as its registers hold; more programs would only have fewer tiles each
+
+
+def attention(qkv: Tensor, heads: int) -> Tensor:
+    qkv = qkv.contiguous()
+    mixed = qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
+    programs, scale, options = plan_attention(qkv, heads)
+    attention_kernel[(programs,)](qkv, mixed, heads, scale, **options)
+    return mixed
+
+
+def attention_backward(qkv: Tensor, gradient: Tensor, heads: int) -> Tensor:
+    qkv, result = qkv.contiguous(), torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    programs, scale, options = plan_attention(qkv, heads)
+    attention_backward_kernel[(programs,)](qkv, gradient.contiguous(), result, heads, scale, **options)
+    return result
+
+
+def plan_attention(qkv: Tensor, heads: int) -> tuple[int, float, dict[str, Any]]:
+    """Number of programs, scale of the scores, and the sizes that the kernels are compiled for."""
+    length, width = qkv.shape[-2], qkv.shape[-1] // 3 // heads
+    rows, columns = (max(16, triton.next_power_of_2(size)) for size in (length, width))
+    options = {"LENGTH": length, "WIDTH": width, "ROWS": rows, "COLUMNS": columns}
+    return (
+        qkv.shape[:-2].numel() * heads,
+        width**-0.5,
+        {
+            **options,
+            "num_warps": 1 if rows <= 32 else 4,
+            "enable_fp_fusion": True,
+        },
+    )
 
 
 def layer(
     tokens: Tensor, parameters: Tensor, heads: int, hidden: int, norm_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The operator titn::layer on a GPU; see `fused_layer.layer`."""
     tokens, result = tokens.contiguous(), torch.empty_like(tokens, memory_format=torch.contiguous_format)
     normed = torch.empty_like(result, dtype=dtype)
     programs, arguments, options = plan(tokens, heads, hidden, norm_size, dtype)
-    kernels.layer_kernel[(programs,)](tokens, parameters, result, normed, *arguments, **options)
+    layer_kernel[(programs,)](tokens, parameters, result, normed, *arguments, **options)
     return result, normed
 
 
@@ -32,14 +66,14 @@ def layer_backward(
     hidden: int,
     norm_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """The operator titn::layer_backward on a GPU. The sums' order doesn't depend on the order of execution."""
+    """The sums' order doesn't depend on the order of execution."""
     tokens, result = tokens.contiguous(), torch.empty_like(tokens, memory_format=torch.contiguous_format)
     programs, arguments, options = plan(tokens, heads, hidden, norm_size, normed_gradient.dtype)
     rows, (length, width) = options["ROWS"], tokens.shape[-2:]
     before = len(parameters) - 2 * norm_size  # parameters before those of the last norm
     sums = tokens.new_empty(programs, before + 2 * rows * width)
     gradients = gradient.contiguous(), normed_gradient.contiguous()
-    kernels.layer_backward_kernel[(programs,)](tokens, parameters, *gradients, result, sums, *arguments, **options)
+    layer_backward_kernel[(programs,)](tokens, parameters, *gradients, result, sums, *arguments, **options)
     sums = sums.sum(dim=0)
     used = rows // length * length  # the last rows of a tile may hold no sequence
     last = sums[before:].view(2, rows, width)[:, :used].reshape(2, -1, norm_size).sum(dim=1)

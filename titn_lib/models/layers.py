@@ -22,8 +22,8 @@ from titn_lib.errors import TITNError
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, eq. 1): softmax(Q Kᵀ / √head_width) V.
 
-    On a CPU, short sequences use `kernels.attention`. Otherwise, two matrix products and a softmax are written out: for
-    these sizes they are faster than PyTorch's fused attention, which is made for longer sequences.
+    Short sequences use `kernels.attention`. Otherwise, two matrix products and a softmax are written out: for these
+    sizes they are faster than PyTorch's fused attention, which is made for longer sequences.
 
     Args:
         head_width: width of each head's queries, keys and values; None for width / heads. With another value, all heads

@@ -126,7 +126,8 @@ class GraphedStep:
                     torch.cuda.set_sync_debug_mode("warn")
                 step(images, targets, lr)
             finally:
-                torch.cuda.set_sync_debug_mode(before)
+                if watched:
+                    torch.cuda.set_sync_debug_mode(before)
         torch.cuda.current_stream().wait_stream(self.stream)
         if any("synchronizing CUDA operation" in str(warning.message) for warning in caught or ()):
             self.give_up("it waits for the GPU")

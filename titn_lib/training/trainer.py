@@ -32,7 +32,7 @@ from titn_lib.training.config import Run, require_same_run
 from titn_lib.training.cuda_graph import graphed_step
 from titn_lib.training.distributed import TIME_LIMIT, Deadline, all_reduce_sum, graceful_interrupt
 from titn_lib.training.evaluation import evaluate
-from titn_lib.training.networks import compile_stages, data_kwargs, load_initial_weights, prepare_teacher
+from titn_lib.training.networks import compile_teacher, data_kwargs, load_initial_weights, prepare_teacher
 from titn_lib.training.optim import compile_blocks, learning_rate, make_optimizer
 from titn_lib.training.records import RECORD, RunResult, run_metadata, save_record
 
@@ -94,7 +94,7 @@ class Trainer:
         self.compiled = compile_blocks(self.network, self.num_images, fabric.device)
         self.prepare_objective()
         if self.teacher is not None and self.compiled:
-            compile_stages(self.teacher, fabric.device)
+            compile_teacher(self.teacher, fabric.device)
         self.ema = None
         if self.recipe.ema_decay:
             self.ema = AveragedModel(
