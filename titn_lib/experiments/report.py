@@ -8,6 +8,7 @@ A page marks the place of a table, and `titn report --write` fills it in:
     <!-- /table -->
 """
 
+import math
 import re
 import statistics
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ from titn_lib.experiments.statistics import (
     mean_and_spread,
     pooled_spread,
     select_rows,
+    significance,
+    standard_error,
     top1,
     top5,
 )
@@ -51,13 +54,14 @@ def comparison(rows: dict[str, ExperimentSummary], names: Iterable[str]) -> str:
             "validation top-1": row.mean(lambda record: record.validation["top1"]),
             "test top-1": mean_and_spread(row.values(top1)),
             "difference": difference_from_base(row, rows),
+            "significant?": significance_from_base(row, rows),
             "test top-5": row.mean(top5),
             "images/s training": row.speed("training", chosen[0]),
             "images/s inference": row.speed("inference", chosen[0]),
             "minutes": f"{min(row.values(lambda record: record.seconds / 60)):.1f}" if records else "",
             "seeds": f"{len(records)} of {len(experiment.runs)}",
         }
-        hidden = set() if compared else {"difference"}
+        hidden = set() if compared else {"difference", "significant?"}
         hidden |= {"test top-5"} if timed else {"images/s training", "images/s inference"}
         lines.append({name: cell for name, cell in line.items() if name not in hidden})
     return markdown_table(list(lines[0]), [list(line.values()) for line in lines])
@@ -93,6 +97,16 @@ def spread_without_outlier(groups: Iterable[list[float]]) -> float:
     return pooled_spread(kept)
 
 
+def compared_values(row: ExperimentSummary, rows: dict[str, ExperimentSummary]) -> tuple[list[float], list[list[float]]]:
+    """Test top-1 of the experiment that this one is compared with; and of all that are compared with the same one, this
+    one included, and of that one's file."""
+    base = rows[row.experiment.compare or ""]
+    name, file = base.experiment.name, base.experiment.file
+    related = [one for one in rows.values() if name == one.experiment.compare or file == one.experiment.file]
+    others = [one.values(top1) for one in related if one.experiment.name != name and one.records]
+    return base.values(top1), others
+
+
 def difference_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSummary]) -> str:
     """The difference of test top-1 from the experiment that this one is compared with; empty if there is none.
 
@@ -100,12 +114,27 @@ def difference_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSumma
     """
     if not row.experiment.compare:
         return ""
-    base = rows[row.experiment.compare].experiment
-    related = [one for one in rows.values() if base.name == one.experiment.compare or base.file == one.experiment.file]
-    spread = spread_without_outlier(one.values(top1) for one in related)
+    base, others = compared_values(row, rows)
+    spread = spread_without_outlier([base, *others])
     values = row.values(top1)
     own_spread = statistics.stdev(values) if is_outlier_variance(values, spread) else spread
-    return difference(values, rows[base.name].values(top1), spread, own_spread)
+    return difference(values, base, spread, own_spread)
+
+
+def significance_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSummary]) -> str:
+    """Whether that difference is significant: "no", "single", "corrected", or "–" for a standard error unknown."""
+    values = row.values(top1)
+    if not row.experiment.compare or not values:
+        return ""
+    base, others = compared_values(row, rows)
+    spread = spread_without_outlier([base, *others])
+    if math.isnan(spread) or not base:
+        return "–"
+    outlier = is_outlier_variance(values, spread)
+    error = standard_error(values, base, spread, statistics.stdev(values) if outlier else spread)
+    pooled = [values] if outlier else [one for one in (base, *others) if not is_outlier_variance(one, spread)]
+    gap = statistics.mean(values) - statistics.mean(base)
+    return significance(gap / error, list(map(len, others)), len(values), len(base), degrees_of_freedom(pooled))
 
 
 def seed_values(rows: dict[str, ExperimentSummary]) -> dict[str, dict[str, list[float]]]:

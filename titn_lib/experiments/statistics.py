@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from titn_lib.experiments.runner import record_path
 from titn_lib.experiments.settings import Experiment, load_experiments, select_experiments
 from titn_lib.io import records_dir
 from titn_lib.training.records import RunResult, load_record
 
+LEVEL = 0.05  # a difference is significant if chance alone gives one as large less often
 SPEEDS = "related-speed-cpu.json"  # throughput of the experiments' networks, from benchmarks/related.py
 
 
@@ -125,7 +128,47 @@ def difference(values: list[float], base: list[float], spread: float, own_spread
         return ""
     gap = f"{statistics.mean(values) - statistics.mean(base):+.2f}"
     own = spread if own_spread is None else own_spread
-    return gap if math.isnan(spread) else f"{gap} ± {(own**2 / len(values) + spread**2 / len(base)) ** 0.5:.2f}"
+    return gap if math.isnan(spread) else f"{gap} ± {standard_error(values, base, spread, own):.2f}"
+
+
+def standard_error(values: list[float], base: list[float], spread: float, own_spread: float) -> float:
+    """Of the difference of the means; `own_spread` is the standard deviation of `values`, `spread` that of `base`."""
+    return (own_spread**2 / len(values) + spread**2 / len(base)) ** 0.5
+
+
+def chance_of(t: float, runs: list[int], base_runs: int, freedom: int) -> float:
+    """The probability that the largest |t| of several differences from one baseline exceeds `t`, if all are zero.
+
+    t is a difference in standard errors. The differences share the baseline and the standard deviation s, so they are
+    not independent (Dunnett 1955). For known errors of both they are: the integral is over these two, on a grid.
+
+    Args:
+        runs: of each setting that is compared with the baseline.
+        freedom: degrees of freedom of s.
+    """
+    s = torch.linspace(1e-3, 6, 600, dtype=torch.float64)[:, None]  # in units of the true standard deviation
+    density = ((freedom - 1) * s.log() - freedom * s.square() / 2).exp()
+    z = torch.linspace(-8, 8, 161, dtype=torch.float64)  # the baseline's error, in units of its own
+    weight = density * (-z.square() / 2).exp()
+    below = torch.ones_like(weight)
+    for count in set(runs):
+        share = count / (count + base_runs)  # of a difference's variance that comes from the baseline
+        own, common = (1 - share) ** 0.5, share**0.5 * z
+        inside = torch.special.ndtr((t * s - common) / own) - torch.special.ndtr((-t * s - common) / own)
+        below *= inside ** runs.count(count)
+    return 1 - float((weight * below).sum() / weight.sum())
+
+
+def significance(t: float, runs: list[int], own_runs: int, base_runs: int, freedom: int) -> str:
+    """ "no", "single" (as one planned comparison) or "corrected" (as the largest of all from this baseline).
+
+    Args:
+        runs: of all settings that are compared with the baseline, this one included.
+        own_runs: of this setting.
+    """
+    if chance_of(abs(t), [own_runs], base_runs, freedom) >= LEVEL:
+        return "no"
+    return "single" if chance_of(abs(t), runs, base_runs, freedom) >= LEVEL else "corrected"
 
 
 def active_macs(records: list[RunResult]) -> float | None:

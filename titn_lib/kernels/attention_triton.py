@@ -7,7 +7,7 @@ the result. ROWS and COLUMNS are LENGTH and WIDTH, padded with zeros to powers o
 import triton
 import triton.language as tl
 
-from titn_lib.kernels.fused_layer_triton import LOG2_E, dot, exp2, reciprocal
+from titn_lib.kernels.primitives_triton import LOG2_E, dot, exp2, reciprocal
 
 
 @triton.jit

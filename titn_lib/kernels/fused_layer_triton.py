@@ -11,96 +11,22 @@ activations. NaN in one sequence of a tile becomes NaN in all of them.
 Two rearrangements save work. The first two norms' scale and shift are folded into the Linear after them:
 (unit · scale + shift) W + b = unit (scale · W) + (shift W + b). And a bias is one more row of its weight, multiplied by
 a column of ones, so that its gradient comes with the weight's.
-
-Triton's names: `tl.dot` is a matrix product, and a `tl.constexpr` is known when the kernel is compiled.
 """
-
-import os
 
 import triton
 import triton.language as tl
 
-EPSILON = tl.constexpr(1e-5)  # as in nn.LayerNorm
-LOG2_E = tl.constexpr(1.4426950408889634)  # eˣ = 2^(x log₂ e)
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-
-
-@triton.jit
-def dot(a, b, DTYPE: tl.constexpr):
-    """The matrix product, of operands in DTYPE, summed in float32."""
-    a, b = a.to(DTYPE), b.to(DTYPE)
-    if INTERPRETED:  # Triton's interpreter can't multiply bfloat16
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
-
-
-@triton.jit
-def norm(x, columns, WIDTH: tl.constexpr):
-    """Every row with mean 0 and standard deviation 1, and 1 / standard deviation."""
-    mean = tl.sum(x, 1) * (1 / WIDTH)
-    centered = tl.where(columns, x - mean[:, None], 0.0)
-    inverse = tl.rsqrt(tl.sum(centered * centered, 1) * (1 / WIDTH) + EPSILON)
-    return centered * inverse[:, None], inverse
-
-
-@triton.jit
-def norm_gradient(gradient, unit, inverse, WIDTH: tl.constexpr):
-    """The gradient of `norm`'s input. Columns beyond the width must be 0 in `gradient`; the result's are undefined."""
-    mean = tl.sum(gradient, 1) * (1 / WIDTH)
-    slope = tl.sum(gradient * unit, 1) * (1 / WIDTH)
-    return (gradient - mean[:, None] - unit * slope[:, None]) * inverse[:, None]
-
-
-@triton.jit
-def sequence_norm(x, columns, same, SIZE: tl.constexpr):
-    """As `norm`, but of all SIZE values of a sequence together."""
-    mean = sum_sequence(tl.sum(x, 1), same) * (1 / SIZE)
-    centered = tl.where(columns, x - mean[:, None], 0.0)
-    inverse = tl.rsqrt(sum_sequence(tl.sum(centered * centered, 1), same) * (1 / SIZE) + EPSILON)
-    return centered * inverse[:, None], inverse
-
-
-@triton.jit
-def sequence_norm_gradient(gradient, unit, inverse, same, SIZE: tl.constexpr):
-    mean = sum_sequence(tl.sum(gradient, 1), same) * (1 / SIZE)
-    slope = sum_sequence(tl.sum(gradient * unit, 1), same) * (1 / SIZE)
-    return (gradient - mean[:, None] - unit * slope[:, None]) * inverse[:, None]
-
-
-@triton.jit
-def sum_sequence(row_sums, same):
-    """For every row, the sum over all rows of its sequence."""
-    return tl.sum(tl.where(same, row_sums[None, :], 0.0), 1)
-
-
-@triton.jit
-def exp2(x):
-    """2ˣ; a result below 1e-38 is 0, which saves three instructions."""
-    if INTERPRETED:
-        return tl.exp2(x)
-    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-
-
-@triton.jit
-def reciprocal(x):
-    """1 / x, to 1e-7."""
-    if INTERPRETED:
-        return 1.0 / x
-    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-
-
-@triton.jit
-def gelu(x):
-    """x Φ(x) and its slope; erf as in Abramowitz and Stegun 7.1.26, with an error of 1.5e-7."""
-    size = tl.abs(x)
-    t = reciprocal(size * (0.3275911 * 0.7071067811865476) + 1.0)
-    polynomial = t * 0.5307027145 - 0.7265760135
-    polynomial = polynomial * t + 0.7107068705
-    polynomial = polynomial * t - 0.142248368
-    polynomial = polynomial * t + 0.127414796
-    bell = exp2(x * x * (-0.5 * LOG2_E))
-    tail = polynomial * t * bell  # Φ(−|x|)
-    return tl.maximum(x, 0.0) - size * tail, tl.where(x > 0, 1.0 - tail, tail) + x * bell * 0.3989422804014327
+from titn_lib.kernels.primitives_triton import (
+    LOG2_E,
+    dot,
+    exp2,
+    gelu,
+    norm,
+    norm_gradient,
+    reciprocal,
+    sequence_norm,
+    sequence_norm_gradient,
+)
 
 
 @triton.jit
@@ -258,8 +184,83 @@ def layer_kernel(
 
 
 @triton.jit
+def mlp_gradient(d, x, hidden, slopes, up, down, d_up, d_down, DTYPE: tl.constexpr):
+    """The sums of the weights' gradients with this tile's added, and the gradient of x, the input of `up`."""
+    d_x = tl.zeros(x.shape, tl.float32)
+    more_up, more_down = (), ()
+    for chunk in tl.static_range(len(up)):
+        more_down = more_down + (d_down[chunk] + dot(tl.trans(hidden[chunk]), d, DTYPE),)
+        d_hidden = (dot(d, tl.trans(down[chunk]), DTYPE) * slopes[chunk]).to(DTYPE)
+        more_up = more_up + (d_up[chunk] + dot(tl.trans(x), d_hidden, DTYPE),)
+        d_x += dot(d_hidden, tl.trans(up[chunk]), DTYPE)
+    return more_up, more_down, d_x
+
+
+@triton.jit
+def attention_gradient(
+    d, query, key, value, column, same, WIDTH: tl.constexpr, HEADS: tl.constexpr, MASK: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The gradients of query (which holds the scale and log₂ e), key and value from that of the mixed values."""
+    d_query = tl.zeros(query.shape, tl.float32)
+    d_key = tl.zeros(query.shape, tl.float32)
+    d_value = tl.zeros(query.shape, tl.float32)
+    for head in tl.static_range(HEADS):
+        mine = of_head(column, head, WIDTH)
+        query_of_head, d_of_head = tl.where(mine, query, 0.0), tl.where(mine, d, 0.0)
+        attention = attend(query_of_head, key, same, MASK, DTYPE)
+        d_attention = dot(d_of_head, tl.trans(value), DTYPE)
+        mean = tl.sum(attention * d_attention, 1)
+        d_score = (attention * (d_attention - mean[:, None])).to(DTYPE)
+        d_query += dot(d_score, tl.where(mine, key, 0.0), DTYPE)
+        d_key += dot(tl.trans(d_score), query_of_head, DTYPE)
+        d_value += dot(tl.trans(attention.to(DTYPE)), d_of_head, DTYPE)
+    return (d_query / LOG2_E).to(DTYPE), (d_key / LOG2_E).to(DTYPE), d_value.to(DTYPE)
+
+
+@triton.jit
+def backward(
+    d, weights, saved, sums, column, same, WIDTH: tl.constexpr, HEADS: tl.constexpr, MASK: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The gradient of `forward`'s x from that of its output, and the weights' sums with this tile's added."""
+    to_query, to_key, to_value, project, up, down, _ = weights
+    unit1, inverse1, input1, query, key, value, mixed, unit2, inverse2, input2, hidden, slopes = saved
+    d_to_query, d_to_key, d_to_value, d_project, d_up, d_down, d_down_bias = sums
+    columns = (column < WIDTH)[None, :]
+    d_down_bias += tl.sum(d, 0)
+    d_up, d_down, d_unit = mlp_gradient(d.to(DTYPE), input2, hidden, slopes, up, down, d_up, d_down, DTYPE)
+    d += norm_gradient(tl.where(columns, d_unit, 0.0), unit2, inverse2, WIDTH)
+    d_out = d.to(DTYPE)
+    d_project += dot(tl.trans(mixed), d_out, DTYPE)
+    d_mixed = dot(d_out, tl.trans(project), DTYPE).to(DTYPE)
+    d_query, d_key, d_value = attention_gradient(
+        d_mixed, query, key, value, column, same, WIDTH // HEADS, HEADS, MASK, DTYPE
+    )
+    d_to_query += dot(tl.trans(input1), d_query, DTYPE)
+    d_to_key += dot(tl.trans(input1), d_key, DTYPE)
+    d_to_value += dot(tl.trans(input1), d_value, DTYPE)
+    d_unit = dot(d_query, tl.trans(to_query), DTYPE) + dot(d_key, tl.trans(to_key), DTYPE)
+    d_unit = tl.where(columns, d_unit + dot(d_value, tl.trans(to_value), DTYPE), 0.0)
+    d += norm_gradient(d_unit, unit1, inverse1, WIDTH)
+    return d, (d_to_query, d_to_key, d_to_value, d_project, d_up, d_down, d_down_bias)
+
+
+@triton.jit
+def zero_sums(weights):
+    """Zeros for the gradient of each of the weights."""
+    to_query, _, _, _, up, down, down_bias = weights
+    square = tl.zeros(to_query.shape, tl.float32)
+    d_up, d_down = (), ()
+    for chunk in tl.static_range(len(up)):
+        d_up = d_up + (tl.zeros(up[chunk].shape, tl.float32),)
+        d_down = d_down + (tl.zeros(down[chunk].shape, tl.float32),)
+    return square, square, square, square, d_up, d_down, tl.zeros(down_bias.shape, tl.float32)
+
+
+@triton.jit
 def layer_backward_kernel(
-    x_ptr, parameters, gradient_ptr, normed_gradient_ptr, result_ptr, sums, sequences, scale,
+    x_ptr, parameters, gradient_ptr, normed_gradient_ptr, result_ptr, sums_ptr, sequences, scale,
     LENGTH: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, HIDDEN: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
@@ -271,21 +272,12 @@ def layer_backward_kernel(
     per_tile: tl.constexpr = ROWS // LENGTH
     before_norm3: tl.constexpr = 4 * WIDTH * WIDTH + 2 * WIDTH * HIDDEN + 9 * WIDTH + HIDDEN
     weights = load_weights(parameters, scale, WIDTH, HIDDEN, COLUMNS, CHUNK, DTYPE)
-    to_query, to_key, to_value, project, up, down, _ = weights
     if WHOLE:
         at = parameters + before_norm3 + (row % LENGTH)[:, None] * WIDTH + column[None, :]
         scale3 = tl.load(at, mask=columns, other=0.0)
     else:
         scale3 = load_vector(parameters + before_norm3, column, WIDTH)[None, :]
-    d_to_query = tl.zeros([COLUMNS, COLUMNS], tl.float32)
-    d_to_key = tl.zeros([COLUMNS, COLUMNS], tl.float32)
-    d_to_value = tl.zeros([COLUMNS, COLUMNS], tl.float32)
-    d_project = tl.zeros([COLUMNS, COLUMNS], tl.float32)
-    d_up, d_down = (), ()
-    for _ in tl.static_range(len(up)):
-        d_up = d_up + (tl.zeros([COLUMNS, CHUNK], tl.float32),)
-        d_down = d_down + (tl.zeros([CHUNK, COLUMNS], tl.float32),)
-    d_down_bias = tl.zeros([COLUMNS], tl.float32)
+    sums = zero_sums(weights)
     d_scale3, d_shift3 = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
 
     for tile in range(tl.program_id(0), tl.cdiv(sequences, per_tile), tl.num_programs(0)):
@@ -294,73 +286,33 @@ def layer_backward_kernel(
         offsets = first * LENGTH * WIDTH + row[:, None] * WIDTH + column[None, :]
         x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
         x, saved = forward(x, weights, column, same, WIDTH, HEADS, ROWS != LENGTH, DTYPE)
-        unit1, inverse1, input1, query, key, value, mixed, unit2, inverse2, input2, hidden, slopes = saved
-
-        # The last norm
         d_normed = tl.load(normed_gradient_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-        d_shift3 += d_normed
         d = tl.load(gradient_ptr + offsets, mask=inside, other=0.0)
         if WHOLE:
-            unit3, inverse3 = sequence_norm(x, columns, same, LENGTH * WIDTH)
-            d += sequence_norm_gradient(d_normed * scale3, unit3, inverse3, same, LENGTH * WIDTH)
+            unit, inverse = sequence_norm(x, columns, same, LENGTH * WIDTH)
+            d += sequence_norm_gradient(d_normed * scale3, unit, inverse, same, LENGTH * WIDTH)
         else:
-            unit3, inverse3 = norm(x, columns, WIDTH)
-            d += norm_gradient(d_normed * scale3, unit3, inverse3, WIDTH)
-        d_scale3 += d_normed * unit3
-
-        # The MLP
-        d_down_bias += tl.sum(d, 0)
-        d_out = d.to(DTYPE)
-        d_unit = tl.zeros([ROWS, COLUMNS], tl.float32)
-        more_up, more_down = (), ()
-        for chunk in tl.static_range(len(up)):
-            more_down = more_down + (d_down[chunk] + dot(tl.trans(hidden[chunk]), d_out, DTYPE),)
-            d_hidden = (dot(d_out, tl.trans(down[chunk]), DTYPE) * slopes[chunk]).to(DTYPE)
-            more_up = more_up + (d_up[chunk] + dot(tl.trans(input2), d_hidden, DTYPE),)
-            d_unit += dot(d_hidden, tl.trans(up[chunk]), DTYPE)
-        d_up, d_down = more_up, more_down
-        d += norm_gradient(tl.where(columns, d_unit, 0.0), unit2, inverse2, WIDTH)
-
-        # The attention
-        d_out = d.to(DTYPE)
-        d_project += dot(tl.trans(mixed), d_out, DTYPE)
-        d_mixed = dot(d_out, tl.trans(project), DTYPE).to(DTYPE)
-        d_query = tl.zeros([ROWS, COLUMNS], tl.float32)
-        d_key = tl.zeros([ROWS, COLUMNS], tl.float32)
-        d_value = tl.zeros([ROWS, COLUMNS], tl.float32)
-        for head in tl.static_range(HEADS):
-            mine = of_head(column, head, WIDTH // HEADS)
-            query_of_head, d_mixed_of_head = tl.where(mine, query, 0.0), tl.where(mine, d_mixed, 0.0)
-            attention = attend(query_of_head, key, same, ROWS != LENGTH, DTYPE)
-            d_attention = dot(d_mixed_of_head, tl.trans(value), DTYPE)
-            mean = tl.sum(attention * d_attention, 1)
-            d_score = (attention * (d_attention - mean[:, None])).to(DTYPE)
-            d_query += dot(d_score, tl.where(mine, key, 0.0), DTYPE)
-            d_key += dot(tl.trans(d_score), query_of_head, DTYPE)
-            d_value += dot(tl.trans(attention.to(DTYPE)), d_mixed_of_head, DTYPE)
-        d_query, d_key, d_value = (d_query / LOG2_E).to(DTYPE), (d_key / LOG2_E).to(DTYPE), d_value.to(DTYPE)
-        d_to_query += dot(tl.trans(input1), d_query, DTYPE)
-        d_to_key += dot(tl.trans(input1), d_key, DTYPE)
-        d_to_value += dot(tl.trans(input1), d_value, DTYPE)
-        d_unit = dot(d_query, tl.trans(to_query), DTYPE) + dot(d_key, tl.trans(to_key), DTYPE)
-        d_unit = tl.where(columns, d_unit + dot(d_value, tl.trans(to_value), DTYPE), 0.0)
-        d += norm_gradient(d_unit, unit1, inverse1, WIDTH)
+            unit, inverse = norm(x, columns, WIDTH)
+            d += norm_gradient(d_normed * scale3, unit, inverse, WIDTH)
+        d_scale3 += d_normed * unit
+        d_shift3 += d_normed
+        d, sums = backward(d, weights, saved, sums, column, same, WIDTH, HEADS, ROWS != LENGTH, DTYPE)
         tl.store(result_ptr + offsets, d, mask=inside)
 
-    sums += tl.program_id(0) * (before_norm3 + 2 * ROWS * WIDTH)
-    rows = row[:, None] * WIDTH + column[None, :]
-    tl.store(sums + before_norm3 + rows, d_scale3, mask=columns)
-    tl.store(sums + before_norm3 + ROWS * WIDTH + rows, d_shift3, mask=columns)
-    gradients = d_to_query * (scale * LOG2_E), d_to_key, d_to_value, d_project, d_up, d_down, d_down_bias
-    store_gradients(sums, parameters, gradients, WIDTH, HIDDEN, COLUMNS, CHUNK)
+    sums_ptr += tl.program_id(0) * (before_norm3 + 2 * ROWS * WIDTH)
+    store_gradients(sums_ptr, parameters, scale, sums, WIDTH, HIDDEN, COLUMNS, CHUNK)
+    sums_ptr += before_norm3 + row[:, None] * WIDTH + column[None, :]
+    tl.store(sums_ptr, d_scale3, mask=columns)
+    tl.store(sums_ptr + ROWS * WIDTH, d_shift3, mask=columns)
 
 
 @triton.jit
 def store_gradients(
-    sums, parameters, gradients, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr
-):
+    sums_ptr, parameters, scale_of_query, sums, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
     """The gradients of the parameters from those of `load_weights`."""
-    d_to_query, d_to_key, d_to_value, d_project, d_up, d_down, d_down_bias = gradients
+    d_to_query, d_to_key, d_to_value, d_project, d_up, d_down, d_down_bias = sums
     column = tl.arange(0, COLUMNS)
     used = column < WIDTH
     scale, shift = load_vector(parameters, column, WIDTH), load_vector(parameters + WIDTH, column, WIDTH)
@@ -368,14 +320,14 @@ def store_gradients(
     for part in tl.static_range(3):
         at, bias_at = 2 * WIDTH + part * WIDTH * WIDTH, 2 * WIDTH + 3 * WIDTH * WIDTH + part * WIDTH
         linear = load_linear(parameters + at, parameters + bias_at, column, column, WIDTH, WIDTH)
-        d_linear = (d_to_query, d_to_key, d_to_value)[part]
+        d_linear = (d_to_query * (scale_of_query * LOG2_E), d_to_key, d_to_value)[part]
         d_linear, more_scale, more_shift = unfold_gradient(d_linear, linear, scale, shift, column, WIDTH)
-        store_linear(sums + at, sums + bias_at, d_linear, column, column, WIDTH, WIDTH)
+        store_linear(sums_ptr + at, sums_ptr + bias_at, d_linear, column, column, WIDTH, WIDTH)
         d_scale, d_shift = d_scale + more_scale, d_shift + more_shift
-    tl.store(sums + column, d_scale, mask=used)
-    tl.store(sums + WIDTH + column, d_shift, mask=used)
+    tl.store(sums_ptr + column, d_scale, mask=used)
+    tl.store(sums_ptr + WIDTH + column, d_shift, mask=used)
     proj: tl.constexpr = 5 * WIDTH + 3 * WIDTH * WIDTH
-    store_linear(sums + proj, sums + proj + WIDTH * WIDTH, d_project, column, column, WIDTH, WIDTH)
+    store_linear(sums_ptr + proj, sums_ptr + proj + WIDTH * WIDTH, d_project, column, column, WIDTH, WIDTH)
     norm2: tl.constexpr = 6 * WIDTH + 4 * WIDTH * WIDTH
     scale = load_vector(parameters + norm2, column, WIDTH)
     shift = load_vector(parameters + norm2 + WIDTH, column, WIDTH)
@@ -387,10 +339,10 @@ def store_gradients(
         hidden = chunk * CHUNK + tl.arange(0, CHUNK)
         linear = load_linear(parameters + matrix_up, parameters + bias_up, column, hidden, WIDTH, HIDDEN)
         d_linear, more_scale, more_shift = unfold_gradient(d_up[chunk], linear, scale, shift, column, WIDTH)
-        store_linear(sums + matrix_up, sums + bias_up, d_linear, column, hidden, WIDTH, HIDDEN)
-        at = sums + matrix_down + column[None, :] * HIDDEN + hidden[:, None]
+        store_linear(sums_ptr + matrix_up, sums_ptr + bias_up, d_linear, column, hidden, WIDTH, HIDDEN)
+        at = sums_ptr + matrix_down + column[None, :] * HIDDEN + hidden[:, None]
         tl.store(at, d_down[chunk], mask=used[None, :] & (hidden[:, None] < HIDDEN))
         d_scale, d_shift = d_scale + more_scale, d_shift + more_shift
-    tl.store(sums + norm2 + column, d_scale, mask=used)
-    tl.store(sums + norm2 + WIDTH + column, d_shift, mask=used)
-    tl.store(sums + matrix_down + HIDDEN * WIDTH + column, d_down_bias, mask=used)
+    tl.store(sums_ptr + norm2 + column, d_scale, mask=used)
+    tl.store(sums_ptr + norm2 + WIDTH + column, d_shift, mask=used)
+    tl.store(sums_ptr + matrix_down + HIDDEN * WIDTH + column, d_down_bias, mask=used)
