@@ -18,7 +18,6 @@ from titn_lib.models.layers import TransformerLayer
 
 triton = pytest.importorskip("triton", reason="Triton is for Linux")
 INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_in_interpreter")
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +180,7 @@ def test_compiles_for_a_gpu(capability, kernels, tmp_path):
     assert max(forward["shared"], backward["shared"]) < 24_000
 
 
-@NEEDS_GPU
+@pytest.mark.gpu
 @pytest.mark.parametrize(("sizes", "sequences"), [SIZES[0], SIZES[1], SIZES[3]])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-2)])
 def test_gpu_equals_the_layer(kernels, sizes, sequences, dtype, bound):
@@ -200,14 +199,14 @@ def test_gpu_equals_the_layer(kernels, sizes, sequences, dtype, bound):
     assert compare(OnGPU, sizes, sequences, dtype) < bound  # type: ignore[arg-type]
 
 
-@NEEDS_GPU
+@pytest.mark.gpu
 @pytest.mark.parametrize(("length", "heads", "width"), ATTENTIONS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_gpu_attention_equals_softmax(kernels, length, heads, width, dtype, bound):
     assert compare_attention(kernels, length, heads, width, dtype, "cuda") < bound
 
 
-@NEEDS_GPU
+@pytest.mark.gpu
 def test_gpu_uses_the_kernel_for_titn():
     network = create_model("titn_paper").cuda()
     with torch.profiler.profile() as profile:

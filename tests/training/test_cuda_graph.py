@@ -41,7 +41,6 @@ CASES = [
     *[(loss, {"optimizer": "sgd", **ALL_AT_ONCE}) for loss in TEACHER_LOSSES],
     ("dkd", {"optimizer": "adamw", **ALL_AT_ONCE}),
 ]
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
 def run_with(loss, changes):
@@ -294,7 +293,7 @@ def test_a_capture_that_fails_leaves_plain_steps(simulated, caplog):
 # --- with a GPU
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(("loss", "changes"), CASES)
 def test_a_graph_trains_as_the_plain_steps_do(tmp_path, monkeypatch, loss, changes):
     """From the second session of a run that was stopped in the middle, too."""

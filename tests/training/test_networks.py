@@ -70,7 +70,7 @@ def test_the_teacher_is_compiled_on_a_gpu_only():
     assert result.stdout.split() == ["cpu", "cuda", "graph", "6"], result.stderr
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.gpu
 def test_a_compiled_teacher_on_a_gpu():
     fabric, data = start_fabric("bf16-mixed", "cuda"), load_dataset("digits")
     own = freeze(create_model("vgg7_bn", **data_kwargs(data)))
