@@ -12,7 +12,8 @@ ORDER = ["errors", "torch_compat", "validation", "io", "kernels", "data", "model
 # Beside that order: each of these may import what stands here.
 BESIDE = {
     "interpret": [*ORDER[: ORDER.index("training")], "plots"],
-    "plots": ORDER[: ORDER.index("losses")],
+    "plots": [*ORDER[: ORDER.index("losses")], "fonts"],
+    "fonts": ["errors"],
     "course": [*ORDER, "interpret", "plots"],
     "__main__": [*ORDER, "interpret", "plots"],
     "__init__": ORDER,

@@ -1,6 +1,7 @@
 """Figures: what they show is what they were given."""
 
 import os
+import warnings
 
 import matplotlib
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from titn_lib import TITNError, create_model
+from titn_lib import TITNError, create_model, fonts
 from titn_lib.models.base import AttentionMaps
 from titn_lib.plots import (
     plot_attention,
@@ -119,3 +120,27 @@ def test_a_full_disk(tmp_path):
     with pytest.raises(TITNError, match="the disk is full"):
         save_figure(plt.figure(), tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_class_names_in_any_script_and_with_dollars(monkeypatch):
+    names = ("猫_cat", "собака", "price_$5$", "x^2_$")
+    monkeypatch.setattr(fonts, "FALLBACK_FONTS", ("STIXGeneral", "a font that is not installed"))
+    labels = torch.arange(4)
+    with warnings.catch_warnings(action="ignore"):  # a script that no installed font has
+        figure = plot_confusion(labels, labels, names, "$a$")
+    axis = figure.axes[0]
+    ticks = axis.get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == list(names)
+    for text in (*ticks, *axis.get_yticklabels(), axis.title):
+        assert not text.get_parse_math()
+        assert text.get_family()[-1] == "STIXGeneral"
+    shown = show_images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), ["$5", "x^2_$ $"])
+    with warnings.catch_warnings(action="ignore"):  # a script that no installed font has
+        for drawn in (figure, shown):
+            drawn.canvas.draw()
+    plt.close("all")
+
+
+def test_no_image_to_show():
+    """As for the errors of a model that makes none."""
+    assert show_images(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), [], title="none").get_suptitle() == "none"

@@ -1,4 +1,4 @@
-"""The project around the library: environments, notebooks, README."""
+"""The project around the library: environments, notebooks, records. test_pages.py has the pages."""
 
 import importlib.util
 import json
@@ -17,9 +17,8 @@ import pytest
 import torch
 import yaml
 
-from titn_lib import TITNError, count_macs, count_parameters, create_model, list_models
+from titn_lib import TITNError
 from titn_lib.data.transforms import normalize
-from titn_lib.experiments.report import render_tables
 from titn_lib.experiments.settings import load_experiments
 from titn_lib.experiments.statistics import load_rows
 from titn_lib.models.teachers import TeacherConfig
@@ -27,7 +26,6 @@ from titn_lib.models.titn import TITNConfig
 
 TOP = Path(__file__).parent.parent
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
-README = (TOP / "README.md").read_text()
 CHAPTERS = sorted((TOP / "notebooks").glob("[0-9]*.ipynb"))  # not a reader's own, nor JupyterLab's checkpoints
 NOTEBOOKS = [*CHAPTERS, *sorted((TOP / "notebooks" / "solutions").glob("[0-9]*.ipynb"))]
 
@@ -114,68 +112,10 @@ print(records_dir())
     assert done.stdout.startswith(str(tmp_path / "site"))
 
 
-def test_the_site_has_every_notebook_and_no_broken_link(tmp_path):
-    site = load_script(TOP / "notebooks" / "site.py")
-    assert site.make_site(tmp_path) == []
-    pages = list(tmp_path.rglob("*.html"))
-    assert {path.relative_to(TOP / "notebooks").with_suffix(".html") for path in NOTEBOOKS} <= {
-        page.relative_to(tmp_path) for page in pages
-    }
-    links = [(page, link[2]) for page in pages for link in site.LINK.finditer(page.read_text())]
-    assert len(links) > len(NOTEBOOKS)
-    for page, link in links:
-        assert (page.parent / link).exists(), (page, link)
-
-
-def test_the_readme_names_what_is_there():
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (TOP / link).exists(), link
-    for line in re.findall(r"^\| `.*", README, re.M):
-        names = re.findall(r"`(\w+)`", line.split("|")[1])
-        assert set(names) <= set(list_models()), line
-    layout = re.search(r"    titn_lib/\n(.*?)\n    data/", README, re.S)[1]
-    named = {name for line in layout.splitlines() for name in re.split(r"\s{2,}", line.strip())[0].split(", ")}
-    files = {file.name for file in (TOP / "titn_lib").glob("*.py")}
-    folders = {f"{file.parent.name}/" for file in (TOP / "titn_lib").glob("*/__init__.py")}
-    assert named | {"__init__.py"} == files | folders
-
-
-SIZED = ["titn_paper", "titn_paper_224", "titn_nano", "titn_mini", "titn_pico", "titn_plus", "tnt_paper"]
-
-
-@pytest.mark.parametrize("name", SIZED)
-def test_the_readme_counts_right(name):
-    line = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
-    model = create_model(name, num_classes=100)
-    macs = count_macs(model)
-    assert f"{count_parameters(model):,}" in line
-    assert (f"{macs / 1e6:.1f} M" if macs < 1e9 else f"{macs / 1e9:.1f} G") in line
-
-
-def test_the_readme_example_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "notebooks").symlink_to(TOP / "notebooks")
-    exec("\n".join(re.findall(r"```python\n(.*?)```", README, re.S)), {})
-    assert (tmp_path / "mine.safetensors").exists()
-
-
-@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
-def test_tables_come_from_their_records(page):
-    text = (TOP / page).read_text()
-    assert "<!-- table" in text
-    assert render_tables(text, load_rows(load_experiments(TOP / "experiments"), TOP / "results")) == text
-
-
 def test_every_record_belongs_to_an_experiment_that_asks_for_it():
     rows = load_rows(load_experiments(TOP / "experiments"), TOP / "results")
     known = [record for row in rows.values() for record in row.records]
     assert len(known) == len(list((TOP / "results").glob("*/*.json")))
-
-
-def test_the_speed_table_comes_from_its_record():
-    speed = load_script(TOP / "benchmarks" / "speed.py")
-    record = json.loads((TOP / "benchmarks" / "speed-cpu.json").read_text())
-    assert re.search(r"<!-- speed -->\n(.*?)\n<!-- /speed -->", README, re.S)[1] == speed.table(record)
 
 
 def test_settings_are_documented():
@@ -214,14 +154,3 @@ def test_shapes_are_checked_here():
     """The shape checker that conftest installs is active."""
     with pytest.raises(jaxtyping.TypeCheckError):
         normalize(torch.zeros(2, 3, dtype=torch.uint8), (0.5,), (0.5,))
-
-
-@pytest.mark.parametrize("student", ["mini", "nano"])
-def test_the_table_of_faithful_maps_is_the_records(student):
-    record = json.loads((TOP / f"results/faithfulness-cifar10-titn_{student}.json").read_text())
-    text = (
-        (TOP / "results/README.md").read_text().split(f"faithfulness-cifar10-titn_{student}.json")[1].split("\n\n")[1]
-    )
-    there = sorted(re.findall(r"\d\.\d{3}", text))
-    areas = [row for blank in record["areas"].values() for row in blank["maps"].values()]
-    assert there == sorted(f"{row[kind]['mean']:.3f}" for row in areas for kind in ("deletion", "insertion"))

@@ -12,6 +12,7 @@ titn report
 
 import argparse
 import dataclasses
+import io
 import os
 import re
 import sys
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titn_lib.errors import TITNError
-from titn_lib.io import REASONS
+from titn_lib.io import REASONS, path_of, text_of
+from titn_lib.validation import image_size_of
 
 if TYPE_CHECKING:
     from titn_lib.experiments.statistics import ExperimentSummary
@@ -30,6 +32,8 @@ WEIGHTS_HELP = "a weights file, or the name of pretrained weights such as titn_m
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status. An error is one sentence on standard error, without a traceback."""
+    for stream in filter(lambda one: isinstance(one, io.TextIOWrapper), (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that lacks a character shows "?"
     try:
         options = vars(make_parser().parse_args(arguments))
         command: Callable[..., None] = options.pop("command")
@@ -57,7 +61,9 @@ def complain(sentence: str) -> int:
 # --- the commands; each imports what it needs when it is called
 
 
-def distill(out: Path | None, device: str, max_minutes: float | None, quiet: bool, **options: object) -> None:
+def distill(
+    out: Path | None, device: str, max_minutes: float | None, quiet: bool, skip_damaged: bool, **options: object
+) -> None:
     """Train a teacher, a student alone and a distilled student, and compare them."""
     from titn_lib.io import write_atomically
     from titn_lib.plots import plot_curves, save_figure
@@ -68,7 +74,8 @@ def distill(out: Path | None, device: str, max_minutes: float | None, quiet: boo
 
     run = make_run(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
     out = out or Path("runs") / f"{Path(run.data).name}-{run.model}-{run.loss}-{options['preset']}-seed{run.seed}"
-    records = train_comparison(run, out, device=device, max_minutes=max_minutes, progress=not quiet)
+    where: dict[str, Any] = {"device": device, "max_minutes": max_minutes, "progress": not quiet}
+    records = train_comparison(run, out, **where, skip_damaged=skip_damaged)
     if is_main_process():
         write_atomically(out / "records.json", to_json(records))
         save_figure(plot_curves(records), out / "curves.png")
@@ -79,48 +86,45 @@ def distill(out: Path | None, device: str, max_minutes: float | None, quiet: boo
 
 def train_teacher(
     data: str, model: str, preset: str, seed: int, out: Path | None, device: str, max_minutes: float | None,
-    quiet: bool, image_size: tuple[int, int] | None, **changes: object,
+    quiet: bool, skip_damaged: bool, image_size: tuple[int, int] | None, init_from: str | None, **changes: object,
 ) -> None:  # fmt: skip
     """Train a teacher."""
-    from titn_lib.errors import unknown
-    from titn_lib.models.registry import TEACHERS
-    from titn_lib.training.config import Run, override, resolve_dataset
     from titn_lib.training.distributed import is_main_process
-    from titn_lib.training.recipes import teacher_recipe
+    from titn_lib.training.recipes import teacher_run
     from titn_lib.training.records import table
     from titn_lib.training.run import train
 
     given = {name: value for name, value in changes.items() if value is not None}
-    if model not in TEACHERS:
-        raise unknown("teacher", model, TEACHERS)
-    run = Run(resolve_dataset(data), model, override(teacher_recipe(data, preset), given), seed, image_size=image_size)
-    out = out or Path("runs") / f"{Path(run.data).name}-{model}-{preset}-seed{seed}"
-    record = train(run, out, device=device, max_minutes=max_minutes, progress=not quiet)
+    run = teacher_run(data, model, preset, seed, image_size, init_from, **given)
+    out = out or Path("runs") / f"{Path(run.data).name}-{re.sub('[:/]', '_', model)}-{preset}-seed{seed}"
+    where: dict[str, Any] = {"device": device, "max_minutes": max_minutes, "progress": not quiet}
+    record = train(run, out, **where, skip_damaged=skip_damaged)
     if is_main_process():
         print(f"{table({'teacher': record})}\n\nweights: {out / 'model.safetensors'}")
 
 
-def evaluate(weights: Path, data: str | None) -> None:
-    """Evaluate trained weights on the validation and test splits."""
-    from titn_lib.data.datasets import load_dataset
+def evaluate(weights: Path, data: str | None, skip_damaged: bool, confusion: Path | None) -> None:
+    """Evaluate trained weights on the validation and test splits, or on all of a folder of other images."""
     from titn_lib.models.weights import load_model
-    from titn_lib.training.evaluation import evaluate as evaluate_split
+    from titn_lib.training.evaluation import evaluate_classes, images_to_measure, recall_table
 
     model = load_model(weights)
-    if model.preprocessing is None:
-        raise TITNError(f"{weights} doesn't say how its images were normalized: save it with a Preprocessing")
-    splits = load_dataset(data or model.preprocessing.data, model.config.image_size)
-    if splits.classes != model.preprocessing.classes:
-        raise TITNError(
-            f"{weights} was trained for the classes of {model.preprocessing.data}, not for those of {splits.name}: "
-            "choose another --data"
-        )
-    for name in ("validation", "test"):
-        result = evaluate_split(model, getattr(splits, name), model.preprocessing)
+    parts, about = images_to_measure(model, weights, data, skip_damaged)
+    for name, part in parts.items():
+        result, counts = evaluate_classes(model, part, about)
         print(
-            f"{name:10}  top-1 {result['top1']:6.2f} %  top-5 {result['top5']:6.2f} %  loss {result['loss']:.4f}  "
-            f"({result['num_images']:,} images)"
+            f"{name:10}  top-1 {result['top1']:6.2f} %  top-5 {result['top5']:6.2f} %  balanced "
+            f"{result['balanced_accuracy']:6.2f} %  loss {result['loss']:.4f}  ({result['num_images']:,} images)"
         )
+    print(f"\n{recall_table(counts, about.classes)}")
+    if confusion:
+        from titn_lib.io import require_no_input
+        from titn_lib.models.weights import weights_file
+        from titn_lib.plots import plot_confusion, save_figure
+
+        labels, predicted = counts.nonzero().repeat_interleave(counts[counts > 0], dim=0).T
+        require_no_input(confusion, [weights_file(weights)])
+        save_figure(plot_confusion(labels, predicted, about.classes, f"{name}, {len(labels):,} images"), confusion)
 
 
 def predict(paths: list[Path], weights: Path) -> None:
@@ -151,12 +155,14 @@ def explore(paths: list[Path], weights: Path, compare: Path | None, teacher: Pat
     from titn_lib.data.images import load_image
     from titn_lib.interpret.attribution import require_attention
     from titn_lib.interpret.explorer import write_page
-    from titn_lib.models.weights import load_model
+    from titn_lib.io import require_no_input
+    from titn_lib.models.weights import load_model, weights_file
 
     model = require_attention(load_model(weights))
     other = load_model(compare) if compare else None
     teacher_model = load_model(teacher) if teacher else None
     config = model.config
+    require_no_input(out, [*paths, *(weights_file(name) for name in (weights, compare, teacher) if name)])
     images = torch.stack([load_image(path, config.in_channels, config.image_size) for path in paths])
     names = [str(path).removesuffix(".safetensors") for path in (weights, compare) if path]
     titles = [path.name for path in paths]
@@ -229,20 +235,18 @@ def report(names: list[str], write: bool, folder: Path, results: Path) -> None:
 
 def write_report(rows: dict[str, "ExperimentSummary"], results: Path) -> None:
     """Update the tables in the pages, a figure for each settings file with variants, and the shipped weights."""
-    from titn_lib.experiments.report import render_tables, seed_values
+    from titn_lib.experiments.report import marked_pages, render_tables, seed_values
     from titn_lib.experiments.shipping import ship_weights
     from titn_lib.io import write_atomically
     from titn_lib.models.weights import PRETRAINED_DIR
     from titn_lib.plots import plot_seeds, save_figure
 
-    checkout = results.parent
-    weights_page = checkout / "titn_lib" / "models" / "pretrained" / "README.md"
-    for page in (results / "README.md", checkout / "README.md", weights_page):
-        if page.exists():
-            write_atomically(page, render_tables(page.read_text(encoding="utf-8"), rows).encode())
+    for page in marked_pages(results):
+        write_atomically(page, render_tables(page.read_text(encoding="utf-8"), rows).encode())
     for file, values in seed_values(rows).items():
         save_figure(plot_seeds(values), results / f"{file}.png")
-    if weights_page.parent.resolve() == PRETRAINED_DIR:  # not in an installed package
+    in_checkout = (results.parent / "titn_lib" / "models" / "pretrained").resolve() == PRETRAINED_DIR
+    if in_checkout:  # not in an installed package
         ship_weights(rows, results, PRETRAINED_DIR)
 
 
@@ -277,7 +281,9 @@ def add_training_commands(commands: Any) -> None:
 
     parser = add_command(commands, "distill", distill)
     add_run_options(parser, model=None)
-    parser.add_argument("--teacher", help="name of a teacher, or the path of its weights (default: the preset's)")
+    parser.add_argument(
+        "--teacher", type=text_of, help="name or weights file of a teacher, or timm:NAME (default: the preset's)"
+    )
     single = ", ".join(name for name in list_losses() if "+" not in name)
     parser.add_argument("--loss", help=f"{single}, or a combination such as soft+feature (default: hard)")
     add_recipe_options(parser)
@@ -290,19 +296,25 @@ def add_training_commands(commands: Any) -> None:
 def add_model_commands(commands: Any) -> None:
     """evaluate, predict, explore and download."""
     parser = add_command(commands, "evaluate", evaluate)
-    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help=WEIGHTS_HELP)
-    parser.add_argument("--data", help="a data set with the same classes (default: the one it was trained on)")
+    parser.add_argument("weights", type=path_of, metavar="WEIGHTS", help=WEIGHTS_HELP)
+    parser.add_argument(
+        "--data", type=text_of, help="a data set with the same classes (default: the one it was trained on)"
+    )
+    parser.add_argument("--confusion", type=path_of, metavar="FILE", help="draw the confusion matrix, as PNG")
+    add_skip_damaged(parser)
 
     parser = add_command(commands, "predict", predict)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    parser.add_argument("--weights", type=Path, required=True, help=WEIGHTS_HELP)
+    parser.add_argument("paths", nargs="+", type=path_of, metavar="IMAGE", help="image files")
+    parser.add_argument("--weights", type=path_of, required=True, help=WEIGHTS_HELP)
 
     parser = add_command(commands, "explore", explore)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    parser.add_argument("--weights", type=Path, required=True, help=f"a student: {WEIGHTS_HELP}")
-    parser.add_argument("--compare", type=Path, metavar="WEIGHTS", help="a second student, shown next to the first")
-    parser.add_argument("--teacher", type=Path, metavar="WEIGHTS", help="a teacher, whose predictions are shown too")
-    parser.add_argument("--out", type=Path, default=Path("attention.html"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("paths", nargs="+", type=path_of, metavar="IMAGE", help="image files")
+    parser.add_argument("--weights", type=path_of, required=True, help=f"a student: {WEIGHTS_HELP}")
+    parser.add_argument("--compare", type=path_of, metavar="WEIGHTS", help="a second student, shown next to the first")
+    parser.add_argument("--teacher", type=path_of, metavar="WEIGHTS", help="a teacher, whose predictions are shown too")
+    parser.add_argument(
+        "--out", type=path_of, default=Path("attention.html"), metavar="FILE", help="default: %(default)s"
+    )
 
     parser = add_command(commands, "download", download)
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets")
@@ -328,8 +340,8 @@ def add_experiment_commands(commands: Any) -> None:
     )
     parser.add_argument("--rerun", nargs="+", default=[], metavar="NAME", help="make these again if they have finished")
     add_experiment_folders(parser)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="work in progress (default: %(default)s)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--runs", type=path_of, default=Path("runs"), help="work in progress (default: %(default)s)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
 
     parser = add_command(commands, "report", report)
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments or settings files (default: all)")
@@ -340,38 +352,41 @@ def add_experiment_commands(commands: Any) -> None:
 def add_experiment_folders(parser: argparse.ArgumentParser) -> None:
     """--folder and --results."""
     parser.add_argument(
-        "--folder", type=Path, default=Path("experiments"), help="settings files (default: %(default)s)"
+        "--folder", type=path_of, default=Path("experiments"), help="settings files (default: %(default)s)"
     )
-    parser.add_argument("--results", type=Path, default=Path("results"), help="records (default: %(default)s)")
+    parser.add_argument("--results", type=path_of, default=Path("results"), help="records (default: %(default)s)")
 
 
 def add_run_options(parser: argparse.ArgumentParser, model: str | None) -> None:
     """The options of a training run, but for its recipe."""
     default = model or "the data set's and preset's"
-    parser.add_argument("--data", default="digits", help="a data set, or a folder of images by class (default: digits)")
+    parser.add_argument(
+        "--data", type=text_of, default="digits", help="a data set, a folder of images, or a .csv of file,label"
+    )
     parser.add_argument("--model", default=model, help=f"the network to train (default: {default})")
     parser.add_argument(
         "--image-size", type=image_size_of, metavar="SIZE", help="such as 64, or 48x64 (height x width)"
     )
+    parser.add_argument("--init-from", type=text_of, metavar="WEIGHTS", help=f"fine-tune {WEIGHTS_HELP}; or timm:NAME")
     parser.add_argument("--preset", default="laptop", help="smoke, laptop or gpu (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="folder for records and weights (default: a subfolder of runs/)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: %(default)s")
+    parser.add_argument("--out", type=path_of, help="folder for records and weights (default: a subfolder of runs/)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
     parser.add_argument(
         "--max-minutes", type=float, help="stop with a checkpoint after this time; the same command resumes"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_skip_damaged(parser)
 
 
-def image_size_of(text: str) -> tuple[int, int]:
-    """ "64" or "48x64" as height and width."""
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
+def add_skip_damaged(parser: argparse.ArgumentParser) -> None:
+    """--skip-damaged."""
+    parser.add_argument("--skip-damaged", action="store_true", help="leave out image files that can't be read")
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """An option for each setting of a recipe, with the help text of `Recipe`'s docstring."""
-    from titn_lib.training.config import Recipe
+    from titn_lib.training.config import Recipe, recipe_help
 
     group = parser.add_argument_group("hyperparameters", "the recipe; the default of each is the preset's")
     meaning = recipe_help(Recipe.__doc__ or "")
@@ -379,12 +394,6 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         kind = type(field.default)
         flag = f"--{field.name.replace('_', '-')}"
         group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=meaning[field.name])
-
-
-def recipe_help(docstring: str) -> dict[str, str]:
-    """The attributes in a docstring with their meanings."""
-    text = re.sub(r"\n {12}", " ", docstring.partition("Attributes:")[2])  # one line for each
-    return {name: line.rstrip(".").replace("%", "%%") for name, line in re.findall(r"^ {8}(\w+): (.*)", text, re.M)}
 
 
 if __name__ == "__main__":

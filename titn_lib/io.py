@@ -1,8 +1,9 @@
 """The project's folders, atomic file writes, locks, and Markdown tables."""
 
+import argparse
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ REASONS = {
     errno.EROFS: "that disk is read-only: choose another folder",
     errno.ENOTDIR: "part of that path is a file, not a folder: choose another folder",
     errno.EEXIST: "part of that path is a file, not a folder: choose another folder",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EISDIR: "that is a folder: give the name of a file",
 }
 
@@ -40,6 +42,18 @@ def records_dir() -> Path:
 def cannot_write(path: Path, problem: OSError) -> TITNError:
     """The error for a failed write, with the reason and the way out."""
     return TITNError(f"cannot write {path}: {REASONS.get(problem.errno or 0, problem.strerror or str(problem))}")
+
+
+def path_of(text: str) -> Path:
+    """A path, from the command line."""
+    return Path(text_of(text))
+
+
+def text_of(text: str) -> str:
+    """A name or path that the system can take: neither empty nor with a NUL character."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"a name can't be empty or hold a NUL character, and this is {text!r}")
+    return text
 
 
 def make_folder(path: str | Path) -> Path:
@@ -84,6 +98,10 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         TITNError: the folder can't be written to or the disk is full. No partial file is left behind.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        write_in_place(path, content)
+        return
+    path = path.resolve() if path.is_symlink() else path  # the link stays
     make_folder(path.parent)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file
     try:
@@ -99,6 +117,26 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         if isinstance(problem, OSError):
             raise cannot_write(path, problem) from problem
         raise
+
+
+def write_in_place(path: Path, content: bytes) -> None:
+    """Write to a device or a pipe, such as /dev/null or /dev/stdout: a file that replaced it would break the system.
+
+    Raises:
+        TITNError: it can't be written to, or is a folder.
+    """
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+    except OSError as problem:
+        raise cannot_write(path, problem) from problem
+
+
+def require_no_input(out: Path, inputs: Iterable[Path | None]) -> None:
+    """Raises TITNError if an output would overwrite one of the files that it is made from, whatever their names."""
+    for path in inputs:
+        if path and path.exists() and out.exists() and path.samefile(out):
+            raise TITNError(f"{out} is an input ({path}) and would be overwritten: choose another file with --out")
 
 
 def sync_folder(folder: Path) -> None:

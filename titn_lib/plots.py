@@ -17,6 +17,7 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 from torch import Tensor
 
 from titn_lib.errors import TITNError
+from titn_lib.fonts import any_script
 from titn_lib.io import write_atomically
 from titn_lib.models.base import AttentionMaps
 from titn_lib.models.titn import TITNConfig
@@ -38,11 +39,7 @@ class TrainedRun(Protocol):
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG (atomically) and close it.
-
-    Raises:
-        TITNError: the file can't be written.
-    """
+    """Write a figure as PNG (atomically) and close it; a TITNError if the file can't be written."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150, bbox_inches="tight")
     plt.close(figure)
@@ -66,6 +63,8 @@ def plot_curves(records: Mapping[str, TrainedRun]) -> Figure:
         right.plot(epochs, [point["validation_top1"] for point in record.history], label=label, **style)
     left.set(xlabel="epoch", ylabel="training loss (its own for each run)", ylim=(0, None), title="Training loss")
     right.set(xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(None, 100.5), title="Validation accuracy")
+    for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     right.legend(loc="lower right", fontsize="small")
     return figure
 
@@ -98,15 +97,16 @@ def plot_confusion(
     table = torch.bincount(labels * count + predicted, minlength=count**2).reshape(count, count).numpy()
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     size = min(12, 2.4 + 0.42 * count)
-    figure, axis = plt.subplots(figsize=(size * 1.15, size), layout="constrained")
-    named = count <= 20
-    sns.heatmap(
-        share, ax=axis, cmap=CMAP, vmin=0, vmax=1, square=True,
-        annot=np.where(table > 0, table, "").astype(str) if named else False, fmt="s", annot_kws={"fontsize": 9},
-        xticklabels=classes if named else False, yticklabels=classes if named else False,
-        cbar_kws={"label": "share of the true class"},
-    )  # fmt: skip
-    axis.set(xlabel="predicted class", ylabel="true class", title=title)
+    with plt.rc_context(any_script()):
+        figure, axis = plt.subplots(figsize=(size * 1.15, size), layout="constrained")
+        named = count <= 20
+        sns.heatmap(
+            share, ax=axis, cmap=CMAP, vmin=0, vmax=1, square=True,
+            annot=np.where(table > 0, table, "").astype(str) if named else False, fmt="s", annot_kws={"fontsize": 9},
+            xticklabels=classes if named else False, yticklabels=classes if named else False,
+            cbar_kws={"label": "share of the true class"},
+        )  # fmt: skip
+        axis.set(xlabel="predicted class", ylabel="true class", title=title)
     axis.tick_params(axis="y", rotation=0)
     return figure
 
@@ -133,16 +133,17 @@ def draw_grid(axis: Axes, size: tuple[int, int], rows: int, columns: int, width:
 def show_images(
     images: UInt8[Tensor, "image channel height width"], titles: list[str], columns: int = 8, title: str = ""
 ) -> Figure:
-    """Images in a grid, each under its title."""
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.35 * columns, 1.6 * rows + 0.4 * bool(title)), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, text in zip(axes.flat, images, titles, strict=False):
-        show_image(axis, image)
-        axis.set_title(text, fontsize=10)
+    """Images in a grid, each under its title; an empty row for no image."""
+    rows = max(1, -(-len(images) // columns))
+    with plt.rc_context(any_script()):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(1.35 * columns, 1.6 * rows + 0.4 * bool(title)), layout="constrained", squeeze=False
+        )
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, image, text in zip(axes.flat, images, titles, strict=False):
+            show_image(axis, image)
+            axis.set_title(text, fontsize=10)
     if title:
         figure.suptitle(title)
     return figure

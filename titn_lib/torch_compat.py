@@ -1,7 +1,7 @@
 """The private names of PyTorch that this library uses, in one place. All were checked with PyTorch 2.15."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -55,3 +55,16 @@ def set_recompile_limit(limit: int) -> None:
     2.15: 8 by default.
     """
     torch._dynamo.config.recompile_limit = limit
+
+
+def inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+    """The default backend of `torch.compile`. It compiles the backward pass at once, too, so that it fails here or not
+    at all.
+
+    2.15: by default the backward pass is compiled when it first runs.
+    """
+    from torch._functorch import config
+    from torch._inductor.compile_fx import compile_fx
+
+    with config.patch(force_non_lazy_backward_lowering=True):
+        return cast(Callable, compile_fx(graph, inputs))

@@ -4,7 +4,11 @@ import math
 from dataclasses import fields
 from typing import Any
 
+import torch
+
 from titn_lib.errors import TITNError, check_choices
+
+MAX_SIDE = 16_384  # pixels of an image's height or width
 
 
 def require(condition: bool, message: str) -> None:
@@ -39,6 +43,15 @@ def check_settings(config: Any) -> None:
         require(not wanted, f"{field.name} must be {wanted} and is {value!r}")
 
 
+def require_tensor(images: Any) -> None:
+    """Raises TITNError unless the images are a tensor."""
+    if not isinstance(images, torch.Tensor):
+        raise TITNError(
+            f"images must be a tensor and are of type {type(images).__name__}: convert arrays with torch.from_numpy, "
+            "lists of tensors with torch.stack, and read files with titn_lib.load_image"
+        )
+
+
 def check_division(config: Any, factor: int) -> None:
     """Raises TITNError unless the factor divides the height and the width of the images."""
     require(
@@ -56,4 +69,12 @@ def to_2tuple(size: Any) -> tuple[int, int]:
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise TITNError(f"image_size is a height and a width, or one number for both, 1 or more, and not {size!r}")
+    if max(sides) > MAX_SIDE:
+        raise TITNError(f"image_size can be {MAX_SIDE:,} at most and is {max(sides):,}: choose a smaller one")
     return sides
+
+
+def image_size_of(text: str) -> tuple[int, int]:
+    """ "64" or "48x64" as height and width."""
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)

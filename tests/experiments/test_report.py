@@ -8,15 +8,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from titn_lib import TITNError, load_model, plots
 from titn_lib.__main__ import main
 from titn_lib.data.datasets import load_dataset
-from titn_lib.experiments.report import comparison, difference_from_base, render_tables, spread_without_outlier
+from titn_lib.experiments.report import (
+    comparison,
+    difference_from_base,
+    marked_pages,
+    render_tables,
+    significance_from_base,
+    spread_without_outlier,
+)
 from titn_lib.experiments.settings import load_experiments
 from titn_lib.experiments.shipping import PRETRAINED_CANDIDATES, choose_weights, ship_weights, summary
 from titn_lib.experiments.statistics import (
     ExperimentSummary,
+    chance_of,
     difference,
     load_rows,
     mean_and_spread,
@@ -85,6 +94,71 @@ def test_mean_spread_and_difference():
     assert difference([70.0], [50.0, 52.0, 54.0], spread) == "+18.00 ± 2.11"
 
 
+def compared(example, values):
+    """Summaries with these test accuracies, by name; all are compared with "base"."""
+    table = {}
+    for name, tops in values.items():
+        records = [replace(example.records[0], test={**example.records[0].test, "top1": top}) for top in tops]
+        compare = None if name == "base" else "base"
+        table[name] = ExperimentSummary(replace(example.experiment, name=name, file=name, compare=compare), records)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("runs", "base_runs", "freedom", "threshold"),
+    [
+        ([3], 3, 2, 4.303),  # one comparison: the 97.5 % quantile of Student's t
+        ([3], 3, 10, 2.228),
+        ([1], 3, 60, 2.000),
+        ([3] * 2, 3, 10, 2.568),  # the largest of several: from scipy.stats.multivariate_t with correlations of 0.5
+        ([3] * 5, 3, 10, 2.990),
+        ([3] * 5, 3, 60, 2.582),
+        ([3] * 9, 3, 60, 2.769),
+    ],
+)
+def test_thresholds_are_the_quantiles_of_t(runs, base_runs, freedom, threshold):
+    assert chance_of(threshold, runs, base_runs, freedom) == pytest.approx(0.05, abs=0.0002)
+
+
+def test_unequal_numbers_of_runs_count():
+    """Against a simulation under the null hypothesis, as in notebook 07."""
+    runs, base_runs, freedom, t = [1, 2, 2, 6], 3, 8, 2.4
+    random = torch.Generator().manual_seed(0)
+    counts = torch.tensor([base_runs, *runs])
+    means = torch.randn(100_000, len(counts), generator=random) / counts.sqrt()
+    std = torch.randn(100_000, freedom, generator=random).square().mean(dim=1, keepdim=True).sqrt()
+    simulated = (means[:, 1:] - means[:, :1]).abs() / (std * (1 / counts[1:] + 1 / base_runs).sqrt())
+    expected = float((simulated.amax(dim=1) > t).float().mean())
+    assert chance_of(t, runs, base_runs, freedom) == pytest.approx(expected, abs=0.003)
+
+
+def test_a_difference_is_significant_alone_or_also_as_the_largest(rows):
+    """s = 2 with 22 degrees of freedom, ten differences: thresholds of 3.39 and 4.88 points."""
+    like = [50.0, 52.0, 54.0]
+    shifted = {"far": 5.0, "low": -5.0, "near": 4.6, "edge": 3.3, "over": 3.5}
+    values = {"base": like} | {name: [top + shift for top in like] for name, shift in shifted.items()}
+    table = compared(rows["base"], values | dict.fromkeys("abcde", like))
+    found = {name: significance_from_base(row, table) for name, row in table.items()}
+    assert found == {
+        "base": "", "far": "corrected", "low": "corrected", "near": "single", "edge": "no", "over": "single",
+        **dict.fromkeys("abcde", "no"),
+    }  # fmt: skip
+
+
+def test_single_runs_have_no_significance(rows):
+    table = compared(rows["base"], {"base": [50.0], "far": [70.0], "pending": []})
+    assert [significance_from_base(row, table) for row in table.values()] == ["", "–", ""]
+
+
+def test_an_outlier_is_judged_by_its_own_runs(rows):
+    """Three runs, two degrees of freedom: beyond the threshold of one, and far from that of seven."""
+    like, wild = [50.0, 52.0, 54.0], [0.0, 12.0, 24.0]
+    table = compared(rows["base"], {"base": like, "wild": wild} | dict.fromkeys("abcdef", like))
+    assert difference_from_base(table["wild"], table) == "-40.00 ± 7.02"
+    assert significance_from_base(table["wild"], table) == "single"
+    assert significance_from_base(table["a"], table) == "no"
+
+
 def test_a_row_of_outlying_variance_has_a_spread_of_its_own(rows):
     like, noisy, wild = [50.0, 52.0, 54.0], [40.0, 49.0, 58.0], [30.0, 31.0, 53.0]  # s = 2, 9 and 13
     assert spread_without_outlier([like] * 5 + [wild]) == pytest.approx(2)
@@ -98,13 +172,7 @@ def test_a_row_of_outlying_variance_has_a_spread_of_its_own(rows):
     assert difference(wild, like, 2.0, 13.0) == "-14.00 ± 7.59"
     assert difference(noisy, like, 2.0) == "-3.00 ± 1.63"
 
-    def row(name, values, compare=None):
-        record, experiment = rows["base"].records[0], rows["base"].experiment
-        records = [replace(record, test={**record.test, "top1": value}) for value in values]
-        return ExperimentSummary(replace(experiment, name=name, file=name, compare=compare), records)
-
-    table = {"base": row("base", like), "wild": row("wild", wild, "base")}
-    table |= {name: row(name, like, "base") for name in "abcd"}
+    table = compared(rows["base"], {"base": like, "wild": wild} | dict.fromkeys("abcd", like))
     assert difference_from_base(table["wild"], table) == "-14.00 ± 7.59"
     assert difference_from_base(table["a"], table) == "+0.00 ± 1.63"
 
@@ -113,12 +181,21 @@ def test_a_comparison_puts_the_base_first(rows):
     assert [row.experiment.name for row in select_rows(rows, ["change"])] == ["base", "change-wide", "change-deep"]
     table = render_tables("<!-- table change -->\n<!-- /table -->", rows).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1:-1]]
-    assert cells[0][0:7] == ["", "what", "parameters", "MACs", "epochs", "validation top-1", "test top-1"]
-    assert cells[2] == [
-        "base", "As it is.", "1,234", "0.0 M", "14", "53.00 ± 2.00", "52.00 ± 2.00", "", "90.00 ± 0.00", "2.0", "3 of 3"
+    assert cells[0] == [
+        "", "what", "validation top-1", "test top-1", "difference", "significant?", "test top-5", "parameters", "MACs",
+        "epochs", "minutes", "seeds",
     ]  # fmt: skip
-    assert cells[3][4:8] == ["14", "57.00 ± 1.41", "56.00 ± 1.41", "+4.00 ± 1.67"]
-    assert cells[4] == ["deep", "Deeper.", "", "", "14", "", "pending", "", "", "", "0 of 3"]
+    assert cells[2] == [
+        "base", "As it is.", "53.00 ± 2.00", "52.00 ± 2.00", "", "", "90.00 ± 0.00", "1,234", "0.0 M", "14", "2.0",
+        "3 of 3",
+    ]  # fmt: skip
+    assert cells[3][2:6] == ["57.00 ± 1.41", "56.00 ± 1.41", "+4.00 ± 1.67", "no"]
+    assert cells[4] == ["deep", "Deeper.", "", "pending", "", "", "", "", "", "14", "", "0 of 3"]
+    plain = comparison(rows, ["change"]).splitlines()[0]
+    assert [cell.strip() for cell in plain.strip("|").split("|")] == [
+        "", "what", "parameters", "MACs", "epochs", "validation top-1", "test top-1", "difference", "test top-5",
+        "minutes", "seeds",
+    ]  # fmt: skip
     with pytest.raises(TITNError, match="unknown experiment 'chang': did you mean 'change'"):
         select_rows(rows, ["chang"])
 
@@ -158,6 +235,12 @@ def test_an_experiment_is_not_compared_with_itself(folders):
     assert (own["own-wide"].compare, own["own-deep"].compare) == (None, "own-wide")
 
 
+def test_the_short_table_of_weights_has_the_test_accuracy(rows, monkeypatch):
+    monkeypatch.setattr("titn_lib.experiments.shipping.PRETRAINED_CANDIDATES", {"a": ("base",)})
+    table = render_tables("<!-- table pretrained -->\n<!-- /table -->", rows).splitlines()
+    assert table[1:-1] == ["| name | parameters | test top-1 (%) |", "| --- | --- | --- |", "| `a` | 0.00 M | 54.00 |"]
+
+
 def test_the_summary_says_what_is_pending(rows):
     assert "| CIFAR-10 | 92.03 (99.80) | – | – | – | – |" in summary(rows)
     measured = {"cifar10-titn_nano-alone-laptop": rows["base"], "mnist-titn_pico-alone-laptop": rows["base"]}
@@ -168,8 +251,11 @@ def test_the_summary_says_what_is_pending(rows):
 
 def test_pages_and_figures_are_written(folders, capsys):
     folder, results = folders
-    page = results / "README.md"
-    page.write_text("Before.\n<!-- table change -->\nold\n<!-- /table -->\nAfter.\n")
+    page, other = results / "README.md", results.parent / "docs" / "results" / "change.md"
+    other.parent.mkdir(parents=True)
+    for file in (page, other):
+        file.write_text("Before.\n<!-- table change -->\nold\n<!-- /table -->\nAfter.\n")
+    (results.parent / "docs" / "plain.md").write_text("No table.")
     arguments = ["report", "--folder", str(folder), "--results", str(results)]
     assert main(arguments) == 0
     assert "56.00 ± 1.41" in capsys.readouterr().out
@@ -179,6 +265,8 @@ def test_pages_and_figures_are_written(folders, capsys):
     assert "56.00 ± 1.41" in text
     assert "old" not in text
     assert (text[:8], text[-7:]) == ("Before.\n", "After.\n")
+    assert other.read_text() == text
+    assert marked_pages(results) == [page, other]
     assert (results / "change.png").stat().st_size > 5_000
 
 

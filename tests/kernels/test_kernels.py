@@ -1,6 +1,7 @@
 """The kernels for a CPU against written-out attention and layers, values and gradients."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import torch
 from torch.func import functional_call
 
 from titn_lib import TITNError, create_model, kernels
-from titn_lib.kernels import build
+from titn_lib.kernels import build, fused_layer
 from titn_lib.models.layers import Attention, TransformerLayer
 from titn_lib.models.titn import Block, TITNConfig
 
@@ -156,7 +157,7 @@ def test_every_network_of_a_process_is_compiled_and_once_for_all_its_blocks():
 import torch, titn_lib
 from titn_lib.training.optim import compile_blocks
 compiler = torch.nn.Module.compile
-torch.nn.Module.compile = lambda block, **options: compiler(block, backend="eager", **options)  # quick
+torch.nn.Module.compile = lambda block, **options: compiler(block, **options | {"backend": "eager"})  # quick
 for heads in range(1, 10):  # PyTorch's own limit is eight
     model = titn_lib.create_model("titn_paper", depth=2, outer_width=8 * heads, outer_heads=heads)
     assert compile_blocks(model, 10**6, torch.device("cpu"))
@@ -194,11 +195,11 @@ def test_without_a_compiler_all_works_and_says_so_once(monkeypatch, caplog):
 
 @pytest.mark.parametrize("state", ["unwritable", "broken compiler"])
 def test_a_cache_that_cannot_be_written_or_a_compiler_that_fails(monkeypatch, caplog, tmp_path, state):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if state == "unwritable":
         (tmp_path / "titn_lib").write_text("a file where the folder should be")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path / "titn_lib"))
     else:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setenv("CXX", "false")
     reset_cache()
     build.warn_once.cache_clear()
@@ -211,6 +212,113 @@ def test_a_cache_that_cannot_be_written_or_a_compiler_that_fails(monkeypatch, ca
     assert len(tried) == 1, "a failure is remembered"
     assert "slower" in caplog.text
     reset_cache()
+
+
+def test_the_log_has_the_compilers_own_words(monkeypatch, caplog, tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text(
+        '#!/bin/sh\necho "in a.cpp:" >&2\necho "a.cpp:1:2: fatal error: omp.h: No such file" >&2\nexit 1\n'
+    )
+    broken.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(broken))
+    reset_cache()
+    build.warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert not build.available(3, 6, 2, 12)
+    assert caplog.messages[-1].endswith("slower: a.cpp:1:2: fatal error: omp.h: No such file")
+    reset_cache()
+
+
+NO_HOME = """
+import os, tempfile, torch, titn_lib
+from titn_lib.kernels import build, fused_layer
+model = titn_lib.create_model("titn_nano")
+if os.getuid() == 0:
+    os.setuid(54321)
+else:  # only root can become somebody else
+    build.Path.home = lambda: (_ for _ in ()).throw(RuntimeError("no home"))
+os.environ.pop("HOME", None), os.environ.pop("XDG_CACHE_HOME", None)
+shape, folder = model.train()(torch.randn(2, 3, 32, 32))[0].shape, build.cache_dir().parent
+print(tuple(shape), folder == build.Path(tempfile.gettempdir()))
+"""
+
+
+def test_no_home_and_an_unknown_user(tmp_path):
+    tmp_path.chmod(0o777)
+    for folder in (tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", NO_HOME],
+        capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert (run.stdout, run.stderr) == ("(2, 10) True\n", "")
+
+
+def test_kernels_are_not_loaded_from_another_users_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert build.cache_dir().parent == tmp_path
+    if hasattr(os, "getuid"):
+        other = os.getuid() + 1
+        monkeypatch.setattr(os, "getuid", lambda: other)
+        (tmp_path / f"titn_lib-{os.getuid()}").mkdir()
+        with pytest.raises(OSError, match="belongs to another user"):
+            build.cache_dir()
+
+
+CANNOT_BUILD = """
+import logging, sys, torch, titn_lib
+from torch._inductor import cpp_builder
+from titn_lib.training import optim
+model = titn_lib.create_model("titn_nano", depth=2)
+images = torch.randn(2, 3, 32, 32)
+def outputs():
+    logits = model(images).class_logits
+    return logits, *torch.autograd.grad(logits.square().sum(), list(model.blocks.parameters()))
+eager = outputs()
+def no_compiler(*arguments, **options):
+    raise RuntimeError("Compiler: cl is not found.")
+cpp_builder.get_cpp_compiler = no_compiler
+assert optim.compile_blocks(model, 10**6, images.device) and not optim.compiling_failed()
+for _ in range(2):
+    for compiled, expected in zip(outputs(), eager, strict=True):
+        torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
+assert optim.compiling_failed()
+"""
+
+
+def test_a_machine_where_torch_compile_cannot_build(tmp_path):
+    """A long run begins with g++ but without cl, or without Python's headers; it goes on with one line of log."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}  # nothing is there from before
+    command = [sys.executable, "-W", "ignore", "-c", CANNOT_BUILD]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("training goes on without torch.compile")
+    assert line.endswith("Compiler: cl is not found.")
+
+
+def test_a_triton_that_cannot_build(monkeypatch, caplog):
+    """As on a machine with a GPU and no C compiler."""
+
+    def no_compiler(*_):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(torch, "zeros", lambda *sizes, device: torch.empty(sizes))
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(fused_layer, "call_triton", no_compiler)
+    fused_layer.triton_builds.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert not fused_layer.triton_available()
+        assert not fused_layer.triton_available()
+    fused_layer.triton_builds.cache_clear()
+    assert caplog.messages == [
+        "the GPU runs without the Triton kernels, slower: "
+        "Failed to find C compiler. Please specify via CC environment variable."
+    ]
 
 
 def test_importing_the_library_does_not_import_the_compiler():

@@ -3,6 +3,8 @@
 import json
 import os
 import pkgutil
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from importlib import import_module
 
@@ -283,3 +285,33 @@ def test_every_file_of_related_systems_registers_its_models():
         presets = import_module(f"{related.__name__}.{module.name}").PRESETS
         assert presets
         assert set(presets) <= {*list_models()}
+
+
+def test_saved_weights_do_not_hold_the_path_of_the_data(tmp_path):
+    """It may contain a user's name."""
+    for path in ("/home/someone/cats", r"C:\Users\someone\cats", "cats"):
+        preprocessing = Preprocessing(path, tuple("abcdefghij"), (0.5,) * 3, (0.5,) * 3)
+        save_model(create_model("titn_nano"), tmp_path / "m.safetensors", preprocessing)
+        assert load_model(tmp_path / "m.safetensors").preprocessing.data == "cats"
+        assert b"someone" not in (tmp_path / "m.safetensors").read_bytes()
+
+
+OLD_ONNX = """
+import io, torch
+from titn_lib import create_model
+
+for name in ("titn_nano", "vit_paper", "revit_nano", "care_nano", "mvt_nano", "cmt_nano", "adavit_nano"):
+    model = create_model(name).eval()
+    try:
+        torch.onnx.export(model, (torch.randn(1, 3, *model.config.image_size),), io.BytesIO(), dynamo=False)
+    except torch.onnx.errors.OnnxExporterError as problem:
+        print(problem)
+"""
+
+
+def test_the_older_onnx_exporter_knows_every_operation():
+    """It converts the graph before it needs the package onnx, which may be missing. In another process: it can't see
+    through the checks of shapes."""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", OLD_ONNX], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert set(result.stdout.splitlines()) <= {"Module onnx is not installed!"}

@@ -3,15 +3,26 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from titn_lib import create_model, load_model
+from titn_lib import TITNError, create_model, load_model
 from titn_lib.data import load_dataset
 from titn_lib.losses.distillation import freeze, teacher_forward
+from titn_lib.losses.objective import Objective
+from titn_lib.training import Recipe, make_optimizer, make_run, train
 from titn_lib.training.distributed import start_fabric
-from titn_lib.training.networks import compile_teacher, data_kwargs, prepare_teacher
+from titn_lib.training.networks import (
+    compile_teacher,
+    data_kwargs,
+    freeze_start,
+    layers_below_head,
+    load_initial_weights,
+    prepare_teacher,
+)
+from titn_lib.training.optim import set_learning_rate
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -45,21 +56,20 @@ def test_weights_cast_once_are_those_that_autocast_casts():
 
 COMPILED = """
 import torch
-from functools import partial
 from titn_lib import create_model
 from titn_lib.losses import freeze
 from titn_lib.losses.distillation import teacher_forward
-from titn_lib.training.networks import compile_teacher
+from titn_lib.training import networks
 
 def backend(graph, inputs):
     print("graph", sum("conv2d" in str(node.target) for node in graph.graph.nodes))
     return graph.forward
 
-torch.compile = partial(torch.compile, backend=backend)
+networks.compile_or_run_eagerly = backend
 teacher, images = freeze(create_model("vgg7_bn")), torch.randn(2, 3, 32, 32)
 for device in ("cpu", "cuda"):
     print(device)
-    compile_teacher(teacher, torch.device(device))
+    networks.compile_teacher(teacher, torch.device(device))
     teacher_forward(teacher, images)
 """
 
@@ -82,3 +92,71 @@ def test_a_compiled_teacher_on_a_gpu():
         wanted = teacher_forward(fabric.to_device(own), images)
     assert len(output.maps) == len(wanted.maps)
     assert (output.logits - wanted.logits).abs().max() < 2e-2 * wanted.logits.abs().max()
+
+
+# --- fine-tuning
+
+SMALL = {"epochs": 1, "train_images": 128, "test_images": 64, "batch_size": 32, "loss": "cross_entropy"}
+
+
+def test_a_run_starts_from_pretrained_weights_for_other_classes(tmp_path):
+    """Fresh heads, the start's normalization and settings, interpolated positions; all else as in the start."""
+    images = load_dataset("digits")
+    digits = replace(images, classes=tuple("abcdefghij"), mean=(0.9,), std=(0.9,))
+    run = make_run("digits", init_from="titn_nano.digits", image_size=24, lr=0.0, min_lr=0.0, **SMALL)
+    train(run, tmp_path, data=digits, device="cpu", progress=False)
+    start, tuned = load_model("titn_nano.digits", image_size=24), load_model(tmp_path / "model.safetensors")
+    assert (tuned.preprocessing.mean, tuned.preprocessing.std) == (start.preprocessing.mean, start.preprocessing.std)
+    assert tuned.preprocessing.classes == digits.classes
+    before, after = start.state_dict(), tuned.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith("heads.") and "_head.1." in name}
+    torch.manual_seed(run.seed)
+    assert torch.equal(create_model("titn_nano", in_channels=1, image_size=24).heads.class_head[1].weight,
+                       after["heads.class_head.1.weight"])  # fmt: skip
+
+
+def test_the_start_brings_its_settings_and_a_tenth_of_the_learning_rate():
+    run, scratch = make_run("cifar10", init_from="titn_mini-local.cifar10"), make_run("cifar10")
+    assert (run.model, run.model_settings) == ("titn_mini", {"local_perception": True})
+    assert run.recipe.lr == scratch.recipe.lr / 10
+    assert make_run("cifar10", init_from="titn_mini.cifar10", lr=0.5).recipe.lr == 0.5
+    with pytest.raises(TITNError, match="3 channels, and these have 1"):
+        load_initial_weights(create_model("titn_mini", in_channels=1), load_model("titn_mini.cifar10"))
+
+
+def test_a_frozen_start_trains_the_heads_only(tmp_path):
+    run = make_run("digits", init_from="titn_nano.digits", layer_decay=0.0, **SMALL)
+    record = train(run, tmp_path, device="cpu", progress=False)
+    start, tuned = load_model("titn_nano.digits"), load_model(tmp_path / "model.safetensors")
+    before, after = start.state_dict(), tuned.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith("heads.")}
+    assert record.parameters == sum(p.numel() for p in start.parameters())
+
+
+def test_frozen_batch_normalization_keeps_its_statistics():
+    network = load_model("titn_mini.cifar10")
+    freeze_start(network)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    objective = Objective(network, "cross_entropy").train()
+    objective.forward_heads(torch.randn(4, 3, 32, 32) + 9)
+    assert network.heads.training
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+
+
+def test_layer_decay_multiplies_learning_rates():
+    network = create_model("titn_nano", depth=3)
+    layers = layers_below_head(network)
+    assert (layers["heads.class_head.1.weight"], layers["blocks.2.inner.attn.qkv.weight"]) == (0, 1)
+    assert (layers["blocks.0.inner.attn.qkv.weight"], layers["pixel_embedding.pos_embed"]) == (3, 4)
+    for kind in ("sgd", "adamw"):
+        optimizer = make_optimizer(network, Recipe(optimizer=kind, layer_decay=0.5), layers=layers)
+        set_learning_rate(optimizer, 1.0)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert all(rates[id(p)] == 0.5 ** layers[name] for name, p in network.named_parameters())
+        assert optimizer.param_groups[0]["lr"] == 1.0
+    with pytest.raises(TITNError, match="give init_from"):
+        make_run("digits", layer_decay=0.5)
+    with pytest.raises(TITNError, match="between 0 and 1"):
+        Recipe(layer_decay=1.5)

@@ -58,9 +58,10 @@ def test_defaults_are_those_of_the_table():
     """What the table leaves out, so that a changed default is noticed."""
     rest = dataclasses.asdict(student_recipe("cifar10", "laptop"))
     assert {name: value for name, value in rest.items() if name not in {**ADAMW, "epochs": 0, "augmentation": ""}} == {
-        "batch_size": 128, "min_lr": 1e-6, "ema_decay": 0.0, "label_smoothing": 0.0, "cutmix": 0.0, "mixup": 0.0,
-        "temperature": 4.0, "feature_weight": 2.5, "precision": "auto", "label_noise": 0.0, "train_images": 0,
-        "test_images": 0,
+        "batch_size": 128, "min_lr": 1e-6, "layer_decay": 1.0, "ema_decay": 0.0, "label_smoothing": 0.0,
+            "cutmix": 0.0, "mixup": 0.0,
+        "temperature": 4.0, "feature_weight": 2.5, "precision": "auto", "class_weights": "none", "label_noise": 0.0,
+        "train_images": 0, "test_images": 0,
     }  # fmt: skip
 
 

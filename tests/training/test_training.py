@@ -130,9 +130,9 @@ def test_nothing_is_chosen_on_the_test_set(tmp_path, monkeypatch, finished):
 def test_a_large_validation_split_is_sampled_after_each_epoch_and_used_whole_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "EPOCH_VAL_IMAGES", 20)
     sizes = []
-    monkeypatch.setattr(
-        trainer, "evaluate", lambda *args, **more: sizes.append(len(args[1])) or evaluate(*args, **more)
-    )
+    for name in ("evaluate", "evaluate_classes"):
+        measure = getattr(trainer, name)
+        monkeypatch.setattr(trainer, name, lambda *a, f=measure, **more: sizes.append(len(a[1])) or f(*a, **more))
     record = train(STUDENT, tmp_path, device="cpu", progress=False)
     assert sizes == [20, 20, 64, 64]
     assert record.validation["num_images"] == 64
@@ -432,6 +432,15 @@ def test_stopped_after_every_single_step(tmp_path, run):
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as in a terminal, also where the tests run in the background (`nohup … &`) and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_during_the_last_evaluation_does_not_get_lost(tmp_path, monkeypatch):
     measure = trainer.evaluate
 
@@ -445,9 +454,10 @@ def test_ctrl_c_during_the_last_evaluation_does_not_get_lost(tmp_path, monkeypat
         train(once, tmp_path, device="cpu", progress=False)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_between_two_steps(tmp_path, monkeypatch, number):
-    step, before = trainer.Trainer.train_step, signal.getsignal(number)  # ignored, in a job started with nohup … &
+    step, before = trainer.Trainer.train_step, signal.getsignal(number)
 
     def interrupted(self, order):
         step(self, order)
@@ -461,6 +471,7 @@ def test_ctrl_c_ends_between_two_steps(tmp_path, monkeypatch, number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_interrupts_at_once(tmp_path, monkeypatch):
     step = trainer.Trainer.train_step
 
@@ -473,6 +484,21 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt) as caught:
         train(STUDENT, tmp_path, device="cpu", progress=False)
     assert caught.type is KeyboardInterrupt  # not Interrupted, which comes between two steps
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_an_ignored_ctrl_c_stays_ignored(tmp_path, monkeypatch):
+    """Training in the background of a script goes on when the script is interrupted."""
+    step = trainer.Trainer.train_step
+
+    def interrupted(self, order):
+        step(self, order)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", interrupted)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    train(replace(STUDENT, recipe=replace(QUICK, epochs=1, train_images=64)), tmp_path, device="cpu", progress=False)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_no_record_without_weights(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Data sets, augmentation and mixing: uint8 images in, uint8 images out; `normalize` makes what networks take."""
 
+from titn_lib.data.arrays import make_splits
 from titn_lib.data.datasets import DataSplits, data_dir, load_dataset
 from titn_lib.data.images import ImageDataset, load_image
 from titn_lib.data.mixing import MixedTargets, cutmix, mixup
@@ -15,6 +16,7 @@ __all__ = [
     "data_dir",
     "load_dataset",
     "load_image",
+    "make_splits",
     "mixup",
     "normalize",
 ]

@@ -12,15 +12,15 @@ torchvision and scikit-learn are imported inside the functions that need them: t
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from titn_lib.data.images import ImageDataset, load_image_folder
-from titn_lib.errors import TITNError, unknown
+from titn_lib.data.folders import ALL, list_images, list_own_images, read_images
+from titn_lib.data.images import ImageDataset
+from titn_lib.errors import TITNError
 from titn_lib.io import REASONS, cannot_write, make_folder, repo_root
 from titn_lib.validation import to_2tuple
 
@@ -39,6 +39,7 @@ class DataSplits:
         train: the images that models are trained on.
         validation: the images for model selection and hyperparameters (10 % of what is not the test set, stratified).
         test: the images for the final evaluation, used once.
+        fingerprint: of own images: how many there are of each class, and a hash (`ImageList.fingerprint`).
     """
 
     name: str
@@ -48,6 +49,7 @@ class DataSplits:
     train: ImageDataset
     validation: ImageDataset
     test: ImageDataset
+    fingerprint: dict[str, object] | None = None
 
     @property
     def in_channels(self) -> int:
@@ -104,7 +106,10 @@ class DatasetInfo:
 def data_dir() -> Path:
     """The folder of the data sets: TITN_DATA, else data/ in the checkout, else data/ in the current directory."""
     if named := os.environ.get("TITN_DATA"):
-        return Path(named).expanduser()
+        try:
+            return Path(named).expanduser()
+        except RuntimeError as problem:  # no such user, or none at all
+            raise TITNError(f"TITN_DATA is {named}, and there is no such home folder: give a whole path") from problem
     return (repo_root() or Path.cwd()) / "data"
 
 
@@ -113,35 +118,74 @@ def dataset_info(name: str) -> DatasetInfo:
     return DATASETS.get(name, PHOTOGRAPHS)
 
 
-def load_dataset(name: str, image_size: tuple[int, int] | int | None = None) -> DataSplits:
-    """A data set by name, or a folder of images by class.
+def load_dataset(
+    name: str,
+    image_size: tuple[int, int] | int | None = None,
+    in_channels: int = 3,
+    skip_damaged: bool = False,
+    progress: bool = True,
+) -> DataSplits:
+    """A data set by name, a folder of images by class, or a table of image files and labels.
+
+    A folder or table may have a split of its own (`data.folders.list_images`). What it lacks is split off: a fifth of
+    the images outside the test set for testing, then a tenth of the others for validation.
 
     Args:
-        name: one of `DATASETS`, or the path of a folder with a subfolder for each class (or with train/ and test/, each
-            holding such subfolders).
+        name: one of `DATASETS`, or the path of a folder with a subfolder for each class (or with train/, val/ and test/
+            in any mixture with train/, each holding such subfolders), or of a .csv file with columns file and label.
         image_size: height and width (or one number for both) that every image is resized to (bilinear,
             antialiased). The default is 32×32, and 16×16 for the digits.
+        in_channels: of a folder or table: 3 for color, 1 for grayscale.
+        skip_damaged: leave out images of a folder or table that can't be read, with a warning.
+        progress: show a bar where reading a folder takes more than two seconds.
 
     Raises:
         TITNError: an unknown name; a bad image_size; files that are missing and can't be downloaded, or are damaged;
-            an empty class; an image that can't be read.
+            an empty class; images that can't be read, all of them named.
     """
     info = dataset_info(name)
     size = info.image_size if image_size is None else to_2tuple(image_size)
+    fingerprint: dict[str, object] | None = None
     if name in DATASETS:
         rest, test, classes = info.reader(data_dir())
-    elif Path(name).is_dir():
-        rest, test, classes = load_image_folder(Path(name), size)
-    elif os.sep in name:
-        raise TITNError(f"there is no folder {name}: check the path")
+        given = {"train": rest} if test is None else {"train": rest, "test": test}
     else:
-        raise unknown("data set", name, DATASETS)
-    if test is None:
-        rest, test = stratified_split(rest, TEST_FRACTION, name)
-    train, validation = stratified_split(rest, VALIDATION_FRACTION, name)
-    parts = [resize(part, size) for part in (train, validation, test)]
-    mean, std = (info.mean, info.std) if info.mean and info.std else channel_stats(parts[0])
-    return DataSplits(Path(name).name, classes, mean, std, *parts)
+        listed = list_own_images(name, DATASETS)
+        classes, fingerprint = listed.classes, listed.fingerprint()
+        given = read_images(listed, size, in_channels, skip_damaged, progress)
+    return complete_splits(given, name, classes, size, fingerprint)
+
+
+def complete_splits(
+    given: dict[str, ImageDataset],
+    name: str,
+    classes: tuple[str, ...],
+    size: tuple[int, int],
+    fingerprint: dict[str, object] | None = None,
+) -> DataSplits:
+    """Splits of one size: those that are given ("all", or "train" and perhaps others), and the missing ones split off.
+
+    Raises:
+        TITNError: there are too few images to split.
+    """
+    info, given = dataset_info(name), dict(given)
+    train = given[ALL] if ALL in given else given["train"]
+    if "test" not in given:
+        train, given["test"] = stratified_split(train, TEST_FRACTION, name)
+    if "validation" not in given:
+        train, given["validation"] = stratified_split(train, VALIDATION_FRACTION, name)
+    train, validation, test = (resize(part, size) for part in (train, given["validation"], given["test"]))
+    mean, std = (info.mean, info.std) if info.mean and info.std else channel_stats(train)
+    return DataSplits(Path(name).name, classes, mean, std, train, validation, test, fingerprint)
+
+
+def data_fingerprint(name: str) -> dict[str, object] | None:
+    """The fingerprint of a folder or table as it is now, without reading the images; None for another data set.
+
+    Raises:
+        TITNError: its images can't be used (`list_images`).
+    """
+    return list_images(Path(name)).fingerprint() if name not in DATASETS and os.path.exists(name) else None
 
 
 def stratified_split(images: ImageDataset, holdout: float | int, name: str) -> tuple[ImageDataset, ImageDataset]:
@@ -214,6 +258,11 @@ def channel_stats(images: ImageDataset) -> tuple[tuple[float, ...], tuple[float,
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
 
+def no_reader(_: Path) -> tuple[ImageDataset, ImageDataset | None, tuple[str, ...]]:
+    """For own images, which `load_dataset` finds and reads without a reader."""
+    raise TITNError("a folder of images has no reader: load_dataset takes its path")
+
+
 def read_digits(_: Path) -> tuple[ImageDataset, ImageDataset | None, tuple[str, ...]]:
     """The 1,797 handwritten digits of scikit-learn, 8×8, with gray levels 0–16 scaled to 0–255."""
     from sklearn.datasets import load_digits
@@ -254,7 +303,11 @@ def read_mnist(name: str) -> Reader:
         ensure_downloaded(folder, kind, all(file.exists() for file in files))
         for file in files:  # a header of 16 or 8 bytes, then a byte for each pixel or label
             count = 60_000 if file.name.startswith("train") else 10_000
-            if file.stat().st_size != (16 + 28 * 28 * count if "images" in file.name else 8 + count):
+            header = (2051, count, 28, 28) if "images" in file.name else (2049, count)
+            size = 4 * len(header) + count * (28 * 28 if "images" in file.name else 1)
+            with open(file, "rb") as opened:
+                start = opened.read(4 * len(header))
+            if file.stat().st_size != size or start != np.array(header, ">u4").tobytes():
                 raise damaged(file)
         sets = [kind(str(folder), train=train) for train in (True, False)]
         parts = [ImageDataset(s.data[:, None].contiguous(), s.targets) for s in sets]
@@ -288,7 +341,7 @@ def damaged(file: Path) -> TITNError:
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 MNIST_STUDENT = {"epochs": 9, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 0.2}
 
-PHOTOGRAPHS = DatasetInfo(partial(load_image_folder, size=(32, 32)), "a folder of images by class")
+PHOTOGRAPHS = DatasetInfo(no_reader, "a folder of images by class")
 DATASETS = {
     "digits": DatasetInfo(
         read_digits,

@@ -1,5 +1,7 @@
-"""Image files: single ones, and folders with a subfolder for each class."""
+"""Image files, one at a time, as uint8 tensors; and labeled images in memory."""
 
+import re
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from titn_lib.errors import TITNError
 from titn_lib.validation import to_2tuple
+
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
 
 @dataclass(frozen=True)
@@ -36,50 +40,25 @@ class ImageDataset:
         return ImageDataset(self.images.to(device), self.labels.to(device))
 
 
-def load_image_folder(folder: Path, size: tuple[int, int]) -> tuple[ImageDataset, ImageDataset | None, tuple[str, ...]]:
-    """Load images from a subfolder for each class; subfolders train/ and test/, if there are both, are the split.
+class ImageError(TITNError):
+    """An image that can't be read.
 
-    Returns:
-        The images outside the test set, the test set (None if the folder has none), and the class names.
-
-    Raises:
-        TITNError: fewer than two classes, an empty class, an image that can't be read, or different classes in train/
-            and test/.
+    Attributes:
+        reason: what is wrong, such as "photo.jpg is empty".
     """
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train, classes = load_class_folders(folder / "train", size)
-        test, test_classes = load_class_folders(folder / "test", size)
-        if classes != test_classes:
-            raise TITNError(
-                f"{folder}/train and {folder}/test have different class folders "
-                f"({', '.join(sorted(set(classes) ^ set(test_classes)))}): give both the same"
-            )
-        return train, test, classes
-    images, classes = load_class_folders(folder, size)
-    return images, None, classes
 
-
-def load_class_folders(folder: Path, size: tuple[int, int]) -> tuple[ImageDataset, tuple[str, ...]]:
-    """Load images from a subfolder for each class, resized to `size`; classes are in alphabetical order."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    classes = tuple(sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and sub.name[0] != "."))
-    if len(classes) < 2:
-        raise TITNError(f"{folder} needs a subfolder of images for each class, two or more, and has {len(classes)}")
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        files = [file for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in IMG_EXTENSIONS]
-        if not files:
-            raise TITNError(f"the class folder {folder / name} holds no image: add some, or remove the folder")
-        images += [load_image(file, 3, size) for file in files]
-        labels += [label] * len(files)
-    return ImageDataset(torch.stack(images), torch.tensor(labels)), classes
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(f"{reason}: {remedy}")
+        self.reason = reason
 
 
 def load_image(
     path: str | Path | Image.Image, in_channels: int, image_size: tuple[int, int] | int
 ) -> UInt8[Tensor, "channel height width"]:
     """Load an image file as uint8: turned upright as its EXIF data say, transparency on white, resized, center-cropped.
+
+    A large JPEG file is decoded at ½, ¼ or ⅛ of its size, but at no less than twice `image_size`. 16 bits a channel
+    are scaled to 8; so are 32-bit integers and floats whose values lie within 0–65535, 0–255 or 0–1.
 
     Args:
         path: the file's path, or an image opened with Pillow.
@@ -89,24 +68,92 @@ def load_image(
     Raises:
         TITNError: the file is missing, damaged or not an image; `in_channels` is neither 1 nor 3; or a bad image_size.
     """
-    height, width = to_2tuple(image_size)
-    modes = {1: "L", 3: "RGB"}
-    if in_channels not in modes:
+    size = to_2tuple(image_size)
+    if in_channels not in MODES:
         raise TITNError(f"image files have 1 or 3 channels, not {in_channels}: pass tensors to such a model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd metadata and of photographs with 90 megapixels or more
+        return read_image(path, in_channels, size)
+
+
+def read_image(
+    path: str | Path | Image.Image, in_channels: int, size: tuple[int, int]
+) -> UInt8[Tensor, "channel height width"]:
+    """`load_image` without its checks; Pillow may warn.
+
+    Raises:
+        ImageError: the image can't be read.
+    """
+    height, width = size
     try:
         with nullcontext(path) if isinstance(path, Image.Image) else Image.open(path) as opened:
+            if not isinstance(path, Image.Image):
+                opened.draft(None, (2 * max(size), 2 * max(size)))  # the sides may be exchanged when turned upright
             upright: Image.Image = ImageOps.exif_transpose(opened)
             if upright.has_transparency_data:
                 rgba = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            if upright.mode[0] in "IF":  # 16 bits a channel: Pillow would clip values above 255
-                upright = Image.fromarray(np.uint8(np.asarray(upright).clip(0, 65535) / 257))
-            upright = upright.convert(modes[in_channels])
+            if upright.mode[0] in "IF":  # Pillow would clip values above 255
+                upright = Image.fromarray(to_bytes(upright, opened.format in ("PNG", "PPM"), path))
+            upright = upright.convert(MODES[in_channels])
             resized = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
-    except FileNotFoundError as problem:
-        raise TITNError(f"there is no image {path}: check the path") from problem
-    except PermissionError as problem:
-        raise TITNError(f"no permission to read {path}: change its permissions") from problem
+    except ImageError:
+        raise
     except Exception as problem:  # Pillow raises many types for damaged files
-        raise TITNError(f"{path} is not an image or is damaged: remove it or save it again") from problem
+        raise explain(path, problem) from problem
     return torch.from_numpy(np.array(resized).reshape(height, width, in_channels)).permute(2, 0, 1).contiguous()
+
+
+def to_bytes(image: Image.Image, sixteen_bits: bool, path: object) -> UInt8[np.ndarray, "height width"]:
+    """The values of an image of 16 bits, 32-bit integers or floats, scaled to 0–255.
+
+    Args:
+        sixteen_bits: the file's integers have 16 bits, even where Pillow returns them as 32.
+
+    Raises:
+        ImageError: the values are negative, too large or not finite, so that their scale can't be known.
+    """
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I;16") or (sixteen_bits and image.mode == "I"):
+        return (values.clip(0, 65535) / 257).astype(np.uint8)
+    scales = [(1, 255.0), (255, 1.0)] if image.mode == "F" else [(255, 1.0), (65535, 1 / 257)]
+    for largest, factor in scales:
+        if low >= 0 and high <= largest:
+            return (np.rint(values * factor) if factor >= 1 else values * factor).astype(np.uint8)
+    raise ImageError(
+        f"{path} has values from {low:g} to {high:g}, whose scale is unknown", "save it with 8 or 16 bits a channel"
+    )
+
+
+def explain(path: object, problem: Exception) -> ImageError:
+    """The error for a file that Pillow can't read: what kind of trouble it is, and the way out."""
+    name, file = str(path), Path(str(path))
+    if re.match(r"[a-z]{2,}:/+\w", name, re.IGNORECASE):
+        return ImageError(f"{name} is a web address", "download the image and give the name of its file")
+    if isinstance(problem, FileNotFoundError) and any(sign in name for sign in "*?["):
+        return ImageError(f"no file matches {name}", "check the folder and the ending (a command line expands *)")
+    if isinstance(problem, FileNotFoundError):
+        return ImageError(f"there is no image {name}", "check the path")
+    if isinstance(problem, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        return ImageError(f"{name} has more than {limit} megapixels (a decompression bomb?)", "make it smaller")
+    if isinstance(problem, MemoryError):
+        return ImageError(f"{name} doesn't fit in memory", "make it smaller")
+    try:
+        if file.is_dir():
+            return ImageError(f"{name} is a folder", "give the image files in it")
+        with nullcontext(None) if isinstance(path, Image.Image) else file.open("rb") as opened:
+            start = opened.read(512) if opened else b""
+    except PermissionError:
+        return ImageError(f"no permission to read {name}", "change its permissions")
+    except (OSError, ValueError) as wrong:  # a name that is too long, or holds a NUL
+        reason = getattr(wrong, "strerror", None) or str(wrong)
+        return ImageError(f"{name[:200]!r} can't be opened ({reason})", "check the path")
+    if not start and not isinstance(path, Image.Image):
+        return ImageError(f"{name} is empty", "remove it or save it again")
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return ImageError(f"{name} is a web page, not an image", "download the image itself")
+    if start[4:8] == b"ftyp" or file.suffix.lower() in (".heic", ".heif"):
+        return ImageError(f"{name} has a format that Pillow can't read (HEIC?)", "save it as JPEG or PNG")
+    return ImageError(f"{name} is not an image or is damaged", "remove it or save it again")

@@ -4,6 +4,7 @@ A page marks the place of a table, and `titn report --write` fills it in:
 
     <!-- table summary -->                             published and measured accuracy
     <!-- table weights -->                             the pretrained weights in the package
+    <!-- table pretrained -->                          the same in fewer columns
     <!-- table cifar10-students-laptop -->             a settings file's experiments, or experiments by name
     <!-- /table -->
 """
@@ -12,8 +13,9 @@ import math
 import re
 import statistics
 from collections.abc import Iterable
+from pathlib import Path
 
-from titn_lib.experiments.shipping import summary, weights_table
+from titn_lib.experiments.shipping import short_weights_table, summary, weights_table
 from titn_lib.experiments.statistics import (
     ExperimentSummary,
     active_macs,
@@ -31,13 +33,18 @@ from titn_lib.experiments.statistics import (
 from titn_lib.io import markdown_table
 from titn_lib.training.records import RunResult
 
+COST = ("parameters", "MACs", "epochs", "images/s training", "images/s inference", "minutes", "seeds")
 OUTLIER_FACTOR = 5.0  # times the standard deviation of the other rows
 OUTLIER_MIN_FREEDOM = 10  # degrees of freedom of the other rows
 TABLE_MARKER = re.compile(r"(<!-- table ([^>]+?) -->\n).*?(<!-- /table -->)", re.S)
 
 
-def comparison(rows: dict[str, ExperimentSummary], names: Iterable[str]) -> str:
-    """Experiments side by side, as a Markdown table; with throughput in place of top-5 where it has been measured."""
+def comparison(rows: dict[str, ExperimentSummary], names: Iterable[str], page: bool = False) -> str:
+    """Experiments side by side, as a Markdown table; with throughput in place of top-5 where it has been measured.
+
+    Args:
+        page: accuracy before cost, and a column that says which differences are significant.
+    """
     chosen = select_rows(rows, names)
     compared = any(row.experiment.compare for row in chosen)
     timed = any(row.speeds for row in chosen)
@@ -54,7 +61,7 @@ def comparison(rows: dict[str, ExperimentSummary], names: Iterable[str]) -> str:
             "validation top-1": row.mean(lambda record: record.validation["top1"]),
             "test top-1": mean_and_spread(row.values(top1)),
             "difference": difference_from_base(row, rows),
-            "significant?": significance_from_base(row, rows),
+            "significant?": significance_from_base(row, rows) if page else "",
             "test top-5": row.mean(top5),
             "images/s training": row.speed("training", chosen[0]),
             "images/s inference": row.speed("inference", chosen[0]),
@@ -62,8 +69,10 @@ def comparison(rows: dict[str, ExperimentSummary], names: Iterable[str]) -> str:
             "seeds": f"{len(records)} of {len(experiment.runs)}",
         }
         hidden = set() if compared else {"difference", "significant?"}
+        hidden |= set() if page else {"significant?"}
         hidden |= {"test top-5"} if timed else {"images/s training", "images/s inference"}
-        lines.append({name: cell for name, cell in line.items() if name not in hidden})
+        columns = sorted(line, key=lambda name: name in COST) if page else line
+        lines.append({name: line[name] for name in columns if name not in hidden})
     return markdown_table(list(lines[0]), [list(line.values()) for line in lines])
 
 
@@ -97,7 +106,9 @@ def spread_without_outlier(groups: Iterable[list[float]]) -> float:
     return pooled_spread(kept)
 
 
-def compared_values(row: ExperimentSummary, rows: dict[str, ExperimentSummary]) -> tuple[list[float], list[list[float]]]:
+def compared_values(
+    row: ExperimentSummary, rows: dict[str, ExperimentSummary]
+) -> tuple[list[float], list[list[float]]]:
     """Test top-1 of the experiment that this one is compared with; and of all that are compared with the same one, this
     one included, and of that one's file."""
     base = rows[row.experiment.compare or ""]
@@ -133,8 +144,9 @@ def significance_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSum
     outlier = is_outlier_variance(values, spread)
     error = standard_error(values, base, spread, statistics.stdev(values) if outlier else spread)
     pooled = [values] if outlier else [one for one in (base, *others) if not is_outlier_variance(one, spread)]
-    gap = statistics.mean(values) - statistics.mean(base)
-    return significance(gap / error, list(map(len, others)), len(values), len(base), degrees_of_freedom(pooled))
+    t = (statistics.mean(values) - statistics.mean(base)) / error
+    runs = [len(one) for one in others]
+    return significance(t, runs, len(values), len(base), degrees_of_freedom(pooled), shared=not outlier)
 
 
 def seed_values(rows: dict[str, ExperimentSummary]) -> dict[str, dict[str, list[float]]]:
@@ -148,11 +160,20 @@ def seed_values(rows: dict[str, ExperimentSummary]) -> dict[str, dict[str, list[
 
 
 def make_table(names: str, rows: dict[str, ExperimentSummary]) -> str:
-    """The table of a marker: "summary", "weights", or the names of experiments and settings files."""
-    makers = {"summary": summary, "weights": weights_table}
-    return makers[names](rows) if names in makers else comparison(rows, names.split())
+    """The table of a marker: one of `makers`, or the names of experiments and settings files."""
+    makers = {"summary": summary, "weights": weights_table, "pretrained": short_weights_table}
+    return makers[names](rows) if names in makers else comparison(rows, names.split(), page=True)
 
 
 def render_tables(page: str, rows: dict[str, ExperimentSummary]) -> str:
     """The page with every marked table made anew from the records."""
     return TABLE_MARKER.sub(lambda match: f"{match[1]}{make_table(match[2], rows)}\n{match[3]}", page)
+
+
+def marked_pages(results: Path) -> list[Path]:
+    """The pages with marked tables: those of the folder of records, and of the checkout around it."""
+    checkout = results.parent
+    pages = [checkout / "README.md", checkout / "titn_lib" / "models" / "pretrained" / "README.md"]
+    for folder in (results, checkout / "docs", checkout / "docs" / "results"):
+        pages += sorted(folder.glob("*.md"))
+    return [page for page in pages if page.exists() and TABLE_MARKER.search(page.read_text(encoding="utf-8"))]

@@ -80,6 +80,15 @@ def weights_table(rows: dict[str, ExperimentSummary]) -> str:
     return markdown_table(head, lines)
 
 
+def short_weights_table(rows: dict[str, ExperimentSummary]) -> str:
+    """The pretrained weights in the package, as a Markdown table of three columns."""
+    lines = [
+        [f"`{name}`", f"{record.parameters / 1e6:.2f} M", f"{record.test['top1']:.2f}"]
+        for name, (_, record) in choose_weights(rows).items()
+    ]
+    return markdown_table(["name", "parameters", "test top-1 (%)"], lines)
+
+
 def ship_weights(rows: dict[str, ExperimentSummary], results: Path, folder: Path) -> None:
     """Copy the chosen weights and their records from `results` into the package's `folder`."""
     for name, (experiment, record) in choose_weights(rows).items():

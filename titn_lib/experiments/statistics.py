@@ -146,9 +146,9 @@ def chance_of(t: float, runs: list[int], base_runs: int, freedom: int) -> float:
         runs: of each setting that is compared with the baseline.
         freedom: degrees of freedom of s.
     """
-    s = torch.linspace(1e-3, 6, 600, dtype=torch.float64)[:, None]  # in units of the true standard deviation
+    s = torch.linspace(1e-3, 5, 200, dtype=torch.float64)[:, None]  # in units of the true standard deviation
     density = ((freedom - 1) * s.log() - freedom * s.square() / 2).exp()
-    z = torch.linspace(-8, 8, 161, dtype=torch.float64)  # the baseline's error, in units of its own
+    z = torch.linspace(-8, 8, 65, dtype=torch.float64)  # the baseline's error, in units of its own
     weight = density * (-z.square() / 2).exp()
     below = torch.ones_like(weight)
     for count in set(runs):
@@ -159,16 +159,19 @@ def chance_of(t: float, runs: list[int], base_runs: int, freedom: int) -> float:
     return 1 - float((weight * below).sum() / weight.sum())
 
 
-def significance(t: float, runs: list[int], own_runs: int, base_runs: int, freedom: int) -> str:
+def significance(t: float, runs: list[int], own_runs: int, base_runs: int, freedom: int, shared: bool = True) -> str:
     """ "no", "single" (as one planned comparison) or "corrected" (as the largest of all from this baseline).
 
     Args:
         runs: of all settings that are compared with the baseline, this one included.
         own_runs: of this setting.
+        shared: whether all have the same standard deviation. If not, Bonferroni's correction applies.
     """
-    if chance_of(abs(t), [own_runs], base_runs, freedom) >= LEVEL:
+    one = chance_of(abs(t), [own_runs], base_runs, freedom)
+    if one >= LEVEL:
         return "no"
-    return "single" if chance_of(abs(t), runs, base_runs, freedom) >= LEVEL else "corrected"
+    largest = chance_of(abs(t), runs, base_runs, freedom) if shared else len(runs) * one
+    return "single" if largest >= LEVEL else "corrected"
 
 
 def active_macs(records: list[RunResult]) -> float | None:

@@ -1,6 +1,6 @@
 """Kernels that make training and inference fast: in C++ for a CPU, in Triton for a GPU. Everything works without."""
 
-from titn_lib.kernels.build import find_compiler, load, tune_malloc
+from titn_lib.kernels.build import find_compiler, first_error, load, tune_malloc
 from titn_lib.kernels.dispatch import fused_layer_or_none, register_standard_layer
 from titn_lib.kernels.fused_layer import (
     attention,
@@ -21,6 +21,7 @@ __all__ = [
     "can_use_image_ops",
     "crop",
     "find_compiler",
+    "first_error",
     "flatten_params",
     "fused_layer_or_none",
     "histogram",

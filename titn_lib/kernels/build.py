@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -54,9 +55,19 @@ def load_error(*sizes: int) -> str:
     """Why `load` fails; empty if it succeeds. Cached, so that a failure isn't tried again."""
     try:
         load(*sizes)
+    except subprocess.CalledProcessError as error:
+        return first_error(error.stderr.decode(errors="replace") or str(error))
     except (OSError, subprocess.SubprocessError) as error:
-        return str(error)
+        return first_error(str(error))
     return ""
+
+
+def first_error(message: str) -> str:
+    """A compiler's first error in its own words, as one line: the rest of its output follows from it."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return next((line for line in lines if re.search(r"error:|error [A-Z]+\d|not found", line)), (lines or [""])[0])[
+        :300
+    ]
 
 
 @cache
@@ -83,10 +94,9 @@ def load(*sizes: int) -> ctypes.CDLL:
     source = LAYER_SOURCE if sizes else IMAGE_SOURCE
     macros = [f"-D{name}={size}" for name, size in zip(SIZES, sizes, strict=False)]
     key = "\n".join([source.read_text(encoding="utf-8"), compiler, processor(), *FLAGS, *macros])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titn_lib"
+    folder = cache_dir()
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:  # another process may compile the same
             built = Path(unfinished) / path.name
             for optional in OPTIONAL_FLAGS:
@@ -97,6 +107,29 @@ def load(*sizes: int) -> ctypes.CDLL:
             result.check_returncode()
             built.replace(path)
     return ctypes.CDLL(str(path))
+
+
+def cache_dir() -> Path:
+    """The folder of compiled kernels: titn_lib in the user's cache, or a private one where temporary files are.
+
+    The second serves a user without a home folder, or without permission to write there, as in many containers.
+
+    Raises:
+        OSError: neither can be written to.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titn_lib"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: no HOME, and a user that the system doesn't know
+        pass
+    owner = getattr(os, "getuid", int)()
+    folder = Path(tempfile.gettempdir()) / f"titn_lib-{owner}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != owner:  # programs are loaded from there
+        raise PermissionError(f"{folder} belongs to another user")
+    return folder
 
 
 def processor() -> str:

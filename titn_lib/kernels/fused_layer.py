@@ -9,7 +9,9 @@ wider tokens, without a compiler, or on another kind of device, `models.layers` 
 
 import ctypes
 import importlib.util
+import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from titn_lib.errors import TITNError
 from titn_lib.kernels import build
 from titn_lib.torch_compat import constant_when_compiled, is_tracing
 
+log = logging.getLogger(__name__)
 MAX_WIDTH = 32  # of a layer's tokens, and of a head: a library's matrix products are faster for wider ones
 MAX_SEQ_LEN = 32
 MAX_GPU_ATTENTION = 128  # tokens: PyTorch's fused attention is made for longer sequences
@@ -60,9 +63,20 @@ def is_small_on_cpu(tokens: Tensor, length: int, width: int) -> bool:
 
 @constant_when_compiled
 def triton_available() -> bool:
-    """Whether Triton is installed, and the GPU one of NVIDIA's with tensor cores for bfloat16."""
+    """Whether Triton is installed and can build, and the GPU one of NVIDIA's with tensor cores for bfloat16."""
     nvidia = torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
-    return nvidia and importlib.util.find_spec("triton") is not None
+    return nvidia and importlib.util.find_spec("triton") is not None and triton_builds()
+
+
+@cache
+def triton_builds() -> bool:
+    """Whether Triton builds and runs a small kernel. If not, the log says why: it needs a C compiler, for example."""
+    try:
+        call_triton("attention", torch.zeros(1, 16, 48, device="cuda"), 1)
+    except Exception as problem:  # it raises its own, the compiler's and the driver's
+        log.warning("the GPU runs without the Triton kernels, slower: %s", build.first_error(str(problem)))
+        return False
+    return True
 
 
 def operator(schema: str) -> Callable[[Callable], Callable]:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError, unknown
+from titn_lib.models.external import logits_of
 from titn_lib.models.layers import TokenLogits
 from titn_lib.models.teachers import Teacher
 
@@ -46,6 +47,9 @@ def freeze(teacher: Network) -> Network:
 def teacher_forward(teacher: nn.Module, images: Images) -> TeacherOutput:
     """The teacher's logits and feature maps for a batch, without gradient.
 
+    Args:
+        teacher: it returns logits, or an object that has them in its `logits`. Only one of `models.teachers` has maps.
+
     Raises:
         TITNError: the teacher, or a part of it, is in training mode, so that its batch normalization statistics would
             change with every batch.
@@ -53,19 +57,22 @@ def teacher_forward(teacher: nn.Module, images: Images) -> TeacherOutput:
     if any(part.training for part in teacher.modules()):
         raise TITNError("the teacher is in training mode: call titn_lib.losses.freeze(teacher) first")
     if not isinstance(teacher, Teacher):
-        return TeacherOutput(teacher(images), [])
+        return TeacherOutput(logits_of(teacher(images)), [])
     maps = teacher.forward_features(images)
     return TeacherOutput(teacher.head(maps[-1]), maps)
 
 
 def mixed_cross_entropy(
-    logits: Float[Tensor, "batch classes"], targets: MixedTargets, smoothing: float = 0.0
+    logits: Float[Tensor, "batch classes"],
+    targets: MixedTargets,
+    smoothing: float = 0.0,
+    class_weights: Float[Tensor, " classes"] | None = None,
 ) -> Float[Tensor, ""]:
     """λ·CE(logits, a) + (1 − λ)·CE(logits, b), as in CutMix (Yun et al. 2019). `smoothing` is label smoothing."""
-    first = F.cross_entropy(logits, targets.a, label_smoothing=smoothing)
+    first = F.cross_entropy(logits, targets.a, class_weights, label_smoothing=smoothing)
     if not isinstance(targets.lam, Tensor) and targets.lam == 1:
         return first
-    second = F.cross_entropy(logits, targets.b, label_smoothing=smoothing)
+    second = F.cross_entropy(logits, targets.b, class_weights, label_smoothing=smoothing)
     lam, rest = (share.to(first) if isinstance(share, Tensor) else share for share in (targets.lam, 1 - targets.lam))
     return lam * first + rest * second
 
@@ -136,6 +143,7 @@ def distillation_loss(
     loss: str = "hard",
     temperature: float = 4.0,
     label_smoothing: float = 0.0,
+    class_weights: Float[Tensor, " classes"] | None = None,
 ) -> Float[Tensor, ""]:
     """TITN's training loss: ½·CE(class head, labels) + ½·loss(distillation head, teacher).
 
@@ -148,6 +156,7 @@ def distillation_loss(
             heads with the labels.
         temperature: of the losses "soft" and "dkd".
         label_smoothing: share of each label that is spread over all classes, in the cross-entropy with the labels.
+        class_weights: of each class's images, in the cross-entropy with the labels.
 
     Raises:
         TITNError: the loss is unknown, or the teacher's logits are missing or have another shape.
@@ -162,9 +171,9 @@ def distillation_loss(
             f"the teacher's logits have the shape {tuple(teacher_logits.shape)} and the student's "
             f"{tuple(class_logits.shape)}: pass the same images to both, and a teacher for the student's classes"
         )
-    class_loss = mixed_cross_entropy(class_logits, targets, label_smoothing)
+    class_loss = mixed_cross_entropy(class_logits, targets, label_smoothing, class_weights)
     if loss == "cross_entropy":
-        return class_loss / 2 + mixed_cross_entropy(distillation_logits, targets, label_smoothing) / 2
+        return class_loss / 2 + mixed_cross_entropy(distillation_logits, targets, label_smoothing, class_weights) / 2
     if teacher_logits is None:
         raise TITNError(f"the loss {loss!r} needs the teacher's logits: pass them, or choose 'cross_entropy'")
     teacher_loss = LOGIT_LOSSES[loss](distillation_logits, teacher_logits.float(), targets.dominant, temperature)

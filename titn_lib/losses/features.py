@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from titn_lib.errors import TITNError
 from titn_lib.models.base import TokenClassifier
 from titn_lib.models.inference import eval_mode
-from titn_lib.models.teachers import Teacher
+from titn_lib.models.teachers import BUILDERS, Teacher
 
 
 class FeatureDistillationLoss(nn.Module):
@@ -133,3 +134,11 @@ def similarity_mse(student: Float[Tensor, "*group row width"], teacher: Float[Te
 
 
 FEATURE_LOSSES: dict[str, type[FeatureDistillationLoss]] = {"feature": FeatureLoss, "manifold": ManifoldLoss}
+
+
+def no_feature_maps(loss: str) -> TITNError:
+    """The error for a teacher that has only logits."""
+    return TITNError(
+        f"the loss {loss!r} needs feature maps, which this teacher doesn't return: take one of {', '.join(BUILDERS)}, "
+        "or choose 'hard' or 'soft'"
+    )

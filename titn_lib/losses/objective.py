@@ -10,7 +10,7 @@ from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError
 from titn_lib.losses.distillation import LOGIT_LOSSES, TeacherOutput, distillation_loss, mixed_cross_entropy
-from titn_lib.losses.features import FEATURE_LOSSES, FeatureDistillationLoss
+from titn_lib.losses.features import FEATURE_LOSSES, FeatureDistillationLoss, no_feature_maps
 from titn_lib.models.base import Classifier, TokenClassifier
 from titn_lib.models.layers import TokenLogits
 from titn_lib.models.teachers import Teacher
@@ -45,9 +45,11 @@ class Objective(nn.Module):
 
     Attributes:
         progress: the finished share of the run, from 0 to 1; the trainer sets it before every step.
+        class_weights: of each class's images in the cross-entropy with the labels; None for equal ones.
     """
 
     VIEWS = 1  # augmented views of each image in a batch, as "(view batch) channel height width"
+    class_weights: Float[Tensor, " classes"] | None = None
     CAPTURABLE = True  # `forward` reads no Python value that changes during training, so a CUDA graph can repeat it
 
     def __init__(
@@ -74,7 +76,7 @@ class Objective(nn.Module):
         feature = next((name for name in parts if name in FEATURE_LOSSES), None)
         if feature and isinstance(network, TokenClassifier):
             if not isinstance(teacher, Teacher):
-                raise TITNError(f"the loss {loss!r} needs feature maps: choose a teacher of create_model")
+                raise no_feature_maps(loss)
             self.feature_loss = FEATURE_LOSSES[feature](network, teacher)
 
     def forward(
@@ -90,12 +92,26 @@ class Objective(nn.Module):
         hidden_states, heads = self.forward_heads(images)
         teacher_logits = None if teacher_output is None else teacher_output.logits
         loss = distillation_loss(
-            heads, teacher_logits, targets, self.logit_loss, self.temperature, self.label_smoothing
+            heads,
+            teacher_logits,
+            targets,
+            self.logit_loss,
+            self.temperature,
+            self.label_smoothing,
+            self.class_weights,
         )
         if self.feature_loss is not None and teacher_output is not None:
             weight = self.feature_weight if self.feature_loss.WEIGHTED else 1.0
             loss = loss + weight * self.feature_loss(hidden_states, teacher_output.maps)
         return loss, (heads.class_logits + heads.distillation_logits) / 2
+
+    def train(self, mode: bool = True) -> "Objective":
+        """Training mode, but for frozen batch normalization: it keeps the statistics that its weights belong to."""
+        super().train(mode)
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and module.weight is not None:
+                module.train(mode and module.weight.requires_grad)
+        return self
 
     @classmethod
     def capturable(cls) -> bool:
@@ -118,4 +134,5 @@ class Objective(nn.Module):
 
     def label_loss(self, heads: Iterable[Float[Tensor, "batch classes"]], targets: MixedTargets) -> Float[Tensor, ""]:
         """The mean of the heads' cross-entropies with the labels."""
-        return torch.stack([mixed_cross_entropy(logits, targets, self.label_smoothing) for logits in heads]).mean()
+        smoothing, weights = self.label_smoothing, self.class_weights
+        return torch.stack([mixed_cross_entropy(logits, targets, smoothing, weights) for logits in heads]).mean()

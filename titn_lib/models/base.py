@@ -2,13 +2,14 @@
 
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from titn_lib.data.transforms import Images, Preprocessing
 from titn_lib.errors import TITNError
 from titn_lib.models.layers import Heads, TokenLogits
-from titn_lib.validation import check_settings
+from titn_lib.validation import check_settings, require_tensor
 
 
 class Config(Protocol):
@@ -43,6 +44,7 @@ class Classifier(nn.Module):
 
     def check_images(self, images: Tensor) -> None:
         """Raises TITNError unless the images are a floating-point batch of the size that the network takes."""
+        require_tensor(images)
         wanted = (self.config.in_channels, *self.config.image_size)
         if images.ndim == 3 and tuple(images.shape) == wanted:
             raise TITNError("a model takes a batch of images and got a single one: pass images[None]")
@@ -56,6 +58,22 @@ class Classifier(nn.Module):
             raise TITNError(
                 "a model takes normalized images and got integers: call titn_lib.data.normalize first, or use "
                 "titn_lib.predict"
+            )
+        self.check_place(images)
+
+    def check_place(self, images: Tensor) -> None:
+        """Raises TITNError unless the images have the weights' dtype and device. Autocast changes the dtype itself."""
+        weight = next((weight for weight in self.parameters() if weight.is_floating_point()), None)
+        if weight is None or weight.is_meta:
+            return
+        if weight.device != images.device:
+            raise TITNError(
+                f"the images are on {images.device} and the model is on {weight.device}: move one of them with .to(…)"
+            )
+        if weight.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
+            raise TITNError(
+                f"the images are {images.dtype} and the model's weights are {weight.dtype}: convert the images with "
+                f"images.to({weight.dtype}), or the model with model.to({images.dtype})"
             )
 
 

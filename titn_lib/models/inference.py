@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.errors import TITNError
+from titn_lib.validation import require_tensor
 
 
 @contextmanager
@@ -44,6 +45,7 @@ def predict(
             "predict must know how images were normalized: pass a Preprocessing (a loaded model has the one that was "
             "saved with it)"
         )
+    require_tensor(images)
     mean, std = preprocessing.mean, preprocessing.std
     if images.dtype != torch.uint8:
         raise TITNError(

@@ -51,7 +51,7 @@ class Attention(nn.Module):
         if not return_attention and kernels.can_use_fused_attention(qkv, self.heads, self.scale):
             return self.proj(kernels.attention(qkv, self.heads)), None
         query, key, value = self.split(qkv)
-        attention = (query @ key.mT).softmax(dim=-1)
+        attention = (query @ key.transpose(-2, -1)).softmax(dim=-1)
         return self.join(attention.to(value.dtype) @ value), attention if return_attention else None
 
     def split(self, qkv: Float[Tensor, "*batch token three_widths"]) -> tuple[Tensor, Tensor, Tensor]:

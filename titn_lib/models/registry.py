@@ -20,6 +20,7 @@ from titn_lib.validation import to_2tuple
 FAMILIES: dict[str, tuple[type[Classifier], type]] = {}  # by the name that weight files store
 MODELS: dict[str, Any] = {}  # the settings of every model, by the model's name
 TEACHERS: dict[str, Any] = {}  # those of the teachers
+TIMM = "timm:"  # begins the name of a network of timm (external.py)
 
 
 def register_model(
@@ -45,11 +46,29 @@ def list_models() -> list[str]:
     return [*(name for name in MODELS if name not in TEACHERS), *TEACHERS]
 
 
+def model_config(name: str) -> Any:
+    """The settings of a model by its name, or of a network of timm, such as "timm:resnet18.a1_in1k".
+
+    Raises:
+        TITNError: an unknown name.
+    """
+    if name.startswith(TIMM):
+        return FAMILIES["timm"][1](name=name)
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return MODELS[name]
+
+
+def is_teacher(name: str) -> bool:
+    """Whether a model's name is that of a teacher. All networks of timm are teachers."""
+    return name in TEACHERS or name.startswith(TIMM)
+
+
 def create_model(name: str, **settings: object) -> Classifier:
     """A new model with random initial weights, drawn from torch's global generator.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or "timm:" and a name of timm (whose pretrained weights `load_model` loads).
         settings: settings to change, such as `num_classes=100`, `in_channels=1`, `image_size=(32, 64)` (or 64, for
             both) or `depth=6`. The model's settings class lists them all (`TITNConfig`, `ViTConfig`, `TeacherConfig`,
             or a related system's).
@@ -57,9 +76,7 @@ def create_model(name: str, **settings: object) -> Classifier:
     Raises:
         TITNError: an unknown name or setting, or sizes that don't fit each other.
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    config = MODELS[name]
+    config = model_config(name)
     known = [field.name for field in fields(config) if field.name != "name"]
     for setting in settings:
         if setting not in known:
@@ -83,6 +100,15 @@ def build_on_meta(model_class: Callable[[Any], Classifier], config: Any) -> Clas
 def shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
     """The sizes of a state_dict's tensors."""
     return {name: tensor.shape for name, tensor in weights.items()}
+
+
+def head_weights(model_class: Callable[[Any], Classifier], config: Any) -> set[str]:
+    """The names of the weights whose shape depends on the number of classes: the last layer of each head."""
+    made, other = (
+        shapes(build_on_meta(model_class, replace(config, num_classes=config.num_classes + more)).state_dict())
+        for more in (0, 1)
+    )
+    return {name for name, size in made.items() if size != other[name]}
 
 
 def require_unmodified(model: Classifier) -> Classifier:

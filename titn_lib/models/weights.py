@@ -1,8 +1,9 @@
 """Save and load trained weights as safetensors, with the settings and the preprocessing inside."""
 
 import json
+import math
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,8 @@ from titn_lib.data.transforms import Preprocessing
 from titn_lib.errors import TITNError
 from titn_lib.io import write_atomically
 from titn_lib.models.base import Classifier, TokenClassifier
-from titn_lib.models.registry import FAMILIES, build_on_meta, require_unmodified, shapes
+from titn_lib.models.external import class_names, from_timm_tnt, is_timm_tnt, read_timm
+from titn_lib.models.registry import FAMILIES, TIMM, build_on_meta, head_weights, require_unmodified, shapes
 from titn_lib.validation import to_2tuple
 
 PRETRAINED_DIR = Path(__file__).with_name("pretrained")  # trained weights, each with its record
@@ -34,7 +36,8 @@ def save_model(
     """Save weights as safetensors, with the model's settings and its preprocessing inside.
 
     Args:
-        preprocessing: by default the model's own, where it has one.
+        preprocessing: by default the model's own, where it has one. Of a folder of images, the file keeps the name and
+            not the path, which may hold a user's name.
         dtype: of the stored floating-point weights; `torch.float16` halves the size. By default, as they are.
 
     Raises:
@@ -63,7 +66,8 @@ def save_model(
     }
     metadata = {"family": family, "config": json.dumps(asdict(cast(Any, model.config)))}
     if preprocessing:
-        metadata["preprocessing"] = json.dumps(asdict(preprocessing))
+        folder = PureWindowsPath(preprocessing.data).name or preprocessing.data  # it splits at both separators
+        metadata["preprocessing"] = json.dumps(asdict(replace(preprocessing, data=folder)))
     write_atomically(path, save(weights, metadata=metadata))
 
 
@@ -73,7 +77,9 @@ def load_model(
     """A trained model in evaluation mode, from the file alone; `model.preprocessing` holds what was saved with it.
 
     Args:
-        path: a file that `save_model` wrote, or a name of `list_pretrained()`, such as "titn_nano.digits".
+        path: a file that `save_model` wrote, a name of `list_pretrained()`, such as "titn_nano.digits", or "timm:" and
+            the name of pretrained weights of timm. timm's TNT, by name or as a safetensors file, becomes a `tnt_s` or
+            `tnt_b`; another network of timm a `TimmClassifier`.
         image_size: another height and width (or one number for both). Position embeddings are interpolated to the new
             grid of patches.
         num_classes: another number of classes. The last layer of each head is initialized anew, and the classes are
@@ -82,42 +88,18 @@ def load_model(
     Raises:
         TITNError: the file is missing, damaged or not one of this library's, or the size doesn't fit the model.
     """
-    if str(path) in list_pretrained() and not Path(path).exists():
-        path = PRETRAINED_DIR / f"{path}.safetensors"
-    path = Path(path)
-    weights, metadata = read_weights(path)
-    try:
-        model_class, config_class = FAMILIES[metadata["family"]]
-        saved = json.loads(metadata["config"])
-        config = config_class(**{**saved, "image_size": tuple(saved["image_size"])})
-        lists = json.loads(metadata.get("preprocessing", "{}"))
-        preprocessing = Preprocessing(lists.pop("data"), **{k: tuple(v) for k, v in lists.items()}) if lists else None
-    except TITNError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as problem:
-        raise TITNError(
-            f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
-        ) from problem
-    if shapes(weights) != shapes(build_on_meta(model_class, config).state_dict()):
-        raise TITNError(
-            f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or "
-            "copy it again"
-        )
+    weights, config, preprocessing = read_model(path)
+    model_class = next(one for one, config_class in FAMILIES.values() if type(config) is config_class)
     target = replace(config, image_size=to_2tuple(image_size)) if image_size is not None else config
     if num_classes is not None:
         target = replace(target, num_classes=num_classes)
     model = model_class(target)
     if target.num_classes != config.num_classes:
-        new = shapes(build_on_meta(model_class, replace(config, num_classes=target.num_classes)).state_dict())
-        weights |= {name: drawn for name, drawn in model.state_dict().items() if new[name] != weights[name].shape}
+        weights |= {name: model.state_dict()[name] for name in head_weights(model_class, target)}
         if preprocessing:
             preprocessing = replace(preprocessing, classes=tuple(map(str, range(target.num_classes))))
-    if isinstance(model, TokenClassifier) and target.image_size != config.image_size:
-        for name in model.POS_EMBED_KEYS:
-            if name in weights:
-                weights[name] = resample_pos_embed(weights[name].float(), config.grid, target.grid)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(fit_positions(weights, model, config))
     except RuntimeError as problem:
         raise TITNError(
             f"the weights of {config.name} belong to images of {'×'.join(map(str, config.image_size))}: resize the "
@@ -125,6 +107,106 @@ def load_model(
         ) from problem
     model.preprocessing = preprocessing
     return model.eval()
+
+
+def read_model(path: str | Path) -> tuple[dict[str, Tensor], Any, Preprocessing | None]:
+    """The weights, the settings and the preprocessing that `load_model` makes a model of; its errors.
+
+    Args:
+        path: as in `load_model`.
+    """
+    if str(path).startswith(TIMM):
+        return read_timm(str(path))
+    path = weights_file(path)
+    weights, metadata = read_weights(path)
+    if "family" not in metadata and is_timm_tnt(weights):
+        weights, config = from_timm_tnt(weights)
+        half = (0.5,) * config.in_channels
+        return weights, config, Preprocessing(path.stem, class_names(config.num_classes), half, half)
+    return weights, *read_settings(path, weights, metadata)
+
+
+def fit_positions(weights: dict[str, Tensor], model: Classifier, config: Any) -> dict[str, Tensor]:
+    """The weights with position embeddings interpolated to the model's image size.
+
+    Args:
+        config: the settings that the weights belong to.
+    """
+    if not isinstance(model, TokenClassifier) or model.config.image_size == config.image_size:
+        return weights
+    tables = {name: weights[name].float() for name in model.POS_EMBED_KEYS if name in weights}
+    return weights | {name: resample_pos_embed(t, config.grid, model.config.grid) for name, t in tables.items()}
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file that `load_model` reads: the path itself, or that of pretrained weights by their name."""
+    named = str(path) in list_pretrained() and not Path(path).exists()
+    return PRETRAINED_DIR / f"{path}.safetensors" if named else Path(path)
+
+
+def read_settings(path: Path, weights: dict[str, Tensor], metadata: dict[str, str]) -> tuple[Any, Preprocessing | None]:
+    """A file's settings and preprocessing, checked against its tensors before anything is built.
+
+    Raises:
+        TITNError: they are missing, or don't fit the tensors or each other.
+    """
+    misfit = TITNError(
+        f"the weights in {path} don't fit the settings beside them: the file is damaged or was edited; train or copy "
+        "it again"
+    )
+    try:
+        model_class, config_class = FAMILIES[metadata["family"]]
+        saved = json.loads(metadata["config"])
+        lists = json.loads(metadata.get("preprocessing", "{}"))
+        preprocessing = Preprocessing(lists.pop("data"), **{k: tuple(v) for k, v in lists.items()}) if lists else None
+        if not could_fit(saved, weights):
+            raise misfit
+        config = config_class(**{**saved, "image_size": tuple(saved["image_size"])})
+    except TITNError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as problem:
+        raise TITNError(
+            f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
+        ) from problem
+    try:
+        made = shapes(build_on_meta(model_class, config).state_dict())
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as problem:
+        raise misfit from problem
+    if shapes(weights) != made:
+        raise misfit
+    if preprocessing and not is_valid(preprocessing, config.num_classes):
+        raise TITNError(
+            f"the class names or the normalization in {path} don't fit its model of {config.num_classes} classes: the "
+            "file is damaged or was edited; train or copy it again"
+        )
+    return config, preprocessing
+
+
+def could_fit(settings: dict[str, Any], weights: dict[str, Tensor]) -> bool:
+    """Whether the sizes in a model's settings are small enough for its tensors, so that it can be built to compare.
+
+    No size is larger than all tensors together, and no depth is larger than their number.
+    """
+    values = sum(tensor.numel() for tensor in weights.values())
+    for name, setting in settings.items():
+        most = len(weights) if "depth" in name else values
+        numbers = setting if isinstance(setting, list) else [setting]
+        if any(isinstance(number, int | float) and not -most <= number <= most for number in numbers):
+            return False
+    return True
+
+
+def is_valid(preprocessing: Preprocessing, num_classes: int) -> bool:
+    """Whether the class names and the normalization are of the right types and number."""
+    names = (preprocessing.data, *preprocessing.classes)
+    numbers = (*preprocessing.mean, *preprocessing.std)
+    return (
+        all(isinstance(name, str) for name in names)
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        and all(number > 0 for number in preprocessing.std)
+        and len(preprocessing.classes) == num_classes
+        and len(preprocessing.mean) == len(preprocessing.std)
+    )
 
 
 def resample_pos_embed(
@@ -159,5 +241,5 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from problem
     except PermissionError as problem:
         raise TITNError(f"no permission to read {path}: change its permissions") from problem
-    except (SafetensorError, OSError) as problem:
+    except (SafetensorError, OSError, ValueError) as problem:  # ValueError: a NUL in the name
         raise TITNError(f"{path} is not a whole safetensors file ({problem}): train or copy it again") from problem

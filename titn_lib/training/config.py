@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from titn_lib.data.datasets import DATASETS
 from titn_lib.data.transforms import PIPELINES
 from titn_lib.errors import TITNError, check_choices, unknown
 from titn_lib.losses.registry import check_loss
-from titn_lib.models.registry import MODELS
+from titn_lib.models.registry import model_config
 from titn_lib.validation import to_2tuple
 
 
@@ -27,6 +29,8 @@ class Recipe:
         lr: the peak learning rate. The learning rate changes every step: linear warm-up, then cosine decay.
         min_lr: the final learning rate.
         warmup_epochs: length of the warm-up; fractions are allowed.
+        layer_decay: for a run that starts from other weights: the learning rate of each block (or stage) is that of the
+            next one times this; the heads have the whole one. 1 for the same everywhere, 0 to train the heads only.
         weight_decay: "sgd" applies it to all parameters, "adamw" only to matrices (`training.make_optimizer`).
         clip_norm: maximum norm of the gradient; 0 for no clipping.
         ema_decay: evaluate and save an exponential moving average of the weights, with this decay per step; 0 for none.
@@ -37,6 +41,8 @@ class Recipe:
         temperature: the temperature of the distillation losses "soft" and "dkd".
         feature_weight: the weight of the distillation loss "feature".
         precision: "32-true", "bf16-mixed", "16-mixed", or "auto" for the fastest that the hardware supports.
+        class_weights: "none", or "balanced" to weight each image's cross-entropy with its label by the inverse of its
+            class's share of the training images.
         label_noise: share of the training labels that are replaced by another class at random.
         train_images: train on a stratified subset of this size; 0 for all images.
         test_images: validate and test on subsets of this size; 0 for all images.
@@ -48,6 +54,7 @@ class Recipe:
     lr: float = 1e-3
     min_lr: float = 1e-6
     warmup_epochs: float = 0.0
+    layer_decay: float = 1.0
     weight_decay: float = 0.05
     clip_norm: float = 0.0
     ema_decay: float = 0.0
@@ -58,6 +65,7 @@ class Recipe:
     temperature: float = 4.0
     feature_weight: float = 2.5
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    class_weights: Literal["none", "balanced"] = "none"
     label_noise: float = 0.0
     train_images: int = 0
     test_images: int = 0
@@ -76,6 +84,8 @@ class Recipe:
                 raise TITNError(f"{name} must be a finite number and is {value}")
             if not isinstance(value, str) and value < 0:
                 raise TITNError(f"{name} can't be negative and is {value}")
+        if self.layer_decay > 1:
+            raise TITNError(f"layer_decay must be between 0 and 1 and is {self.layer_decay}")
         if self.temperature == 0:
             raise TITNError("temperature must be more than 0")
         for name in ("ema_decay", "label_smoothing", "label_noise"):
@@ -84,6 +94,12 @@ class Recipe:
         check_choices(self)
         if self.augmentation not in PIPELINES:
             raise unknown("augmentation", self.augmentation, PIPELINES)
+
+
+def recipe_help(docstring: str) -> dict[str, str]:
+    """The attributes in a docstring with their meanings."""
+    text = re.sub(r"\n {12}", " ", docstring.partition("Attributes:")[2])  # one line for each
+    return {name: line.rstrip(".").replace("%", "%%") for name, line in re.findall(r"^ {8}(\w+): (.*)", text, re.M)}
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,8 @@ class Run:
         image_size: height and width of the images; None for the data set's own.
         model_settings: settings of the model that differ from its preset, such as {"depth": 6}.
         init_from: the run that trains the initial weights, or a name or path for `load_model`; None for random
-            initialization.
+            initialization. Images are normalized as they were for these weights, and the heads stay random where the
+            classes are others.
     """
 
     data: str
@@ -115,10 +132,13 @@ class Run:
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
-        if self.model not in MODELS:
-            raise unknown("model", self.model, MODELS)
+        model_config(self.model)
+        if self.recipe.layer_decay != 1 and not self.init_from:
+            raise TITNError("layer_decay is for a run that starts from other weights: give init_from, or leave it out")
         if self.seed < 0:
             raise TITNError(f"a seed can't be negative and is {self.seed}")
+        if self.seed >= 2**64:
+            raise TITNError(f"a seed must be below 2**64 and is {self.seed}: choose a smaller one")
         if self.image_size is not None:
             object.__setattr__(self, "image_size", to_2tuple(self.image_size))
 
@@ -136,8 +156,8 @@ class Run:
 
 
 def resolve_dataset(data: str) -> str:
-    """A data set's name unchanged, or the absolute path of a folder, so that a run is the same from anywhere."""
-    return str(Path(data).resolve()) if data not in DATASETS and Path(data).is_dir() else data
+    """A data set's name unchanged, or the absolute path of own images, so that a run is the same from anywhere."""
+    return str(Path(data).resolve()) if data not in DATASETS and os.path.exists(data) else data
 
 
 def override(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:

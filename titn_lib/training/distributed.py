@@ -48,16 +48,21 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
 
     Args:
         precision: as in `Recipe`.
-        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "mps" (Apple's GPUs, in float32; not tested here).
 
     Raises:
-        TITNError: `device` is "cuda" and there is no GPU.
+        TITNError: `device` is "cuda" or "mps" and there is no such GPU, or it can't compute in this precision.
     """
+    has_mps = torch.backends.mps.is_available()
+    if device == "mps" and not has_mps:
+        raise TITNError("PyTorch finds no GPU of Apple's here: choose --device cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise TITNError("PyTorch finds no GPU: choose --device cpu, or install PyTorch for your GPU")
     kernels.tune_malloc()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs each precision
-    accelerator = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    if accelerator == "mps" and precision not in ("auto", "32-true"):
+        raise TITNError(f"Apple's GPUs train in float32 here, not in {precision}: choose --precision 32-true")
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     fabric = Fabric(
         accelerator=accelerator,
@@ -83,7 +88,9 @@ def is_main_process() -> bool:
 
 
 def choose_precision(accelerator: str) -> str:
-    """bfloat16 if the hardware has instructions for it, else float16 on a GPU and float32 on a CPU."""
+    """bfloat16 if the hardware has instructions for it, else float16 on a GPU and float32 on a CPU or an Apple GPU."""
+    if accelerator == "mps":
+        return "32-true"
     if accelerator == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -94,7 +101,8 @@ def choose_precision(accelerator: str) -> str:
 def graceful_interrupt(deadline: Deadline) -> Iterator[Callable[[], str]]:
     """Context in which Ctrl-C, SIGTERM and the deadline end training between two steps.
 
-    Yields a function that returns the reason to stop, or "". A second Ctrl-C interrupts at once.
+    Yields a function that returns the reason to stop, or "". A second Ctrl-C interrupts at once. A signal that the
+    process ignores stays ignored: a script's background jobs (`… &`) ignore Ctrl-C, which is not meant for them.
     """
     received = []
 
@@ -104,6 +112,8 @@ def graceful_interrupt(deadline: Deadline) -> Iterator[Callable[[], str]]:
 
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue
         try:
             before[number] = signal.signal(number, note)
         except ValueError:  # not the main thread: signals go elsewhere

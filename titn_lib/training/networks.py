@@ -1,17 +1,23 @@
 """What a run's networks need before training: settings from the data, a checked teacher, initial weights."""
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from titn_lib.data.datasets import DataSplits
 from titn_lib.errors import TITNError
 from titn_lib.losses.distillation import freeze
 from titn_lib.models.base import Classifier
+from titn_lib.models.external import ExternalTeacher, Renormalize, TimmClassifier, frozen_copy
+from titn_lib.models.registry import head_weights
 from titn_lib.models.teachers import Teacher, fold_batch_norm
+from titn_lib.models.weights import fit_positions
 from titn_lib.torch_compat import set_recompile_limit
-from titn_lib.training.optim import COMPILED_NETWORKS
+from titn_lib.training.optim import COMPILED_NETWORKS, compile_or_run_eagerly
 
 
 def data_kwargs(data: DataSplits) -> dict[str, Any]:
@@ -19,15 +25,38 @@ def data_kwargs(data: DataSplits) -> dict[str, Any]:
     return {"num_classes": len(data.classes), "in_channels": data.in_channels, "image_size": data.image_size}
 
 
-def prepare_teacher(teacher: Classifier, data: DataSplits, fabric: Fabric) -> Teacher:
-    """A frozen copy of the teacher on the run's device, with its batch normalization folded into the convolutions.
+def prepare_teacher(teacher: nn.Module, data: DataSplits, fabric: Fabric) -> nn.Module:
+    """A frozen copy of the teacher on the run's device, for images that are normalized like `data`.
 
-    In a run with "bf16-mixed" precision, its weights are cast to bfloat16 here, and not by autocast in every step.
+    Where the teacher's own normalization is another one, the images are normalized anew. Batch normalization of a
+    `Teacher` is folded into its convolutions, and in a run with "bf16-mixed" precision its weights are cast to bfloat16
+    here, and not by autocast in every step. Other networks stay as they are.
+
+    Args:
+        teacher: one of `models.teachers`, a network of timm, or any module that returns logits.
 
     Raises:
-        TITNError: it is a student, or was trained for other images, classes or another normalization.
+        TITNError: it is a student, or was made for other images or classes.
     """
+    if isinstance(teacher, Classifier):
+        check_teacher(teacher, data)
+    renormalize = renormalization(teacher, data)
     if not isinstance(teacher, Teacher):
+        external = teacher if isinstance(teacher, ExternalTeacher) else ExternalTeacher(teacher)
+        ready = frozen_copy(nn.Sequential(renormalize, external)).to(fabric.device)
+        check_logits(ready, data)
+        return ready
+    folded = freeze(fold_batch_norm(teacher))
+    if not isinstance(renormalize, nn.Identity):
+        folded.stages[0] = nn.Sequential(renormalize, folded.stages[0]).eval()
+    if fabric.strategy.precision.precision == "bf16-mixed":
+        folded = folded.to(torch.bfloat16)
+    return folded.to(fabric.device)
+
+
+def check_teacher(teacher: Classifier, data: DataSplits) -> None:
+    """Raises TITNError for a student, or a teacher that was made for other images or classes than the data set's."""
+    if not isinstance(teacher, Teacher | TimmClassifier):
         raise TITNError(f"{teacher.config.name} is a student, not a teacher: choose a teacher, or its weights")
     for name, value in data_kwargs(data).items():
         if getattr(teacher.config, name) != value:
@@ -35,41 +64,127 @@ def prepare_teacher(teacher: Classifier, data: DataSplits, fabric: Fabric) -> Te
                 f"the teacher was made for {name}={getattr(teacher.config, name)}, and {data.name} needs "
                 f"{name}={value}: train a teacher on {data.name}"
             )
-    its = teacher.preprocessing
-    if its and (its.classes, its.mean, its.std) != (data.classes, data.mean, data.std):
+    if teacher.preprocessing and teacher.preprocessing.classes != data.classes:
         raise TITNError(
-            f"the teacher was trained on {its.data}, with other classes or another normalization than {data.name}: "
-            f"train a teacher on {data.name}"
+            f"the teacher was trained on {teacher.preprocessing.data}, with other classes than {data.name}: train a "
+            f"teacher on {data.name} (it may start from these weights: titn train-teacher --init-from)"
         )
-    ready = freeze(fold_batch_norm(teacher))
-    if fabric.strategy.precision.precision == "bf16-mixed":
-        ready = ready.to(torch.bfloat16)
-    return ready.to(fabric.device)
 
 
-def compile_teacher(teacher: Teacher, device: torch.device) -> None:
+def renormalization(teacher: nn.Module, data: DataSplits) -> nn.Module:
+    """From the data set's normalization to the teacher's own; the identity where they are the same."""
+    its = teacher if isinstance(teacher, ExternalTeacher) else ExternalTeacher(teacher)
+    own, needed = (data.mean, data.std), (tuple(its.mean or data.mean), tuple(its.std or data.std))
+    for values in needed:
+        if len(values) != data.in_channels:
+            raise TITNError(
+                f"the teacher's normalization has {len(values)} channels, and the images of {data.name} have "
+                f"{data.in_channels}: give one mean and one std for each channel"
+            )
+    return nn.Identity() if needed == own else Renormalize(own, needed)
+
+
+@torch.no_grad()
+def check_logits(teacher: nn.Module, data: DataSplits) -> None:
+    """Try a teacher that is not this library's on two images.
+
+    Raises:
+        TITNError: it can't take them, or returns no logits of the data set's classes.
+    """
+    size = "×".join(map(str, (data.in_channels, *data.image_size)))
+    first = next(teacher.parameters(), torch.zeros(1))
+    try:
+        logits = teacher(torch.zeros(2, data.in_channels, *data.image_size, device=first.device))
+    except TITNError:
+        raise
+    except Exception as problem:  # the network's own
+        reason = str(problem).strip().split("\n")[0]
+        raise TITNError(
+            f"the teacher can't take images of {size} ({reason}): choose another image_size, or wrap the teacher in a "
+            "module that resizes them"
+        ) from problem
+    if logits.shape != (2, len(data.classes)):
+        raise TITNError(
+            f"the teacher's logits for two images have the shape {tuple(logits.shape)}, and {data.name} has "
+            f"{len(data.classes)} classes: take a teacher that was trained on {data.name}"
+        )
+
+
+def compile_teacher(teacher: nn.Module, device: torch.device) -> None:
     """Compile a frozen teacher with torch.compile, on a GPU.
 
     There, bias and ReLU cost as much as the convolutions, and the compiler fuses them. On a CPU it would save less than
     it costs in most runs.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and isinstance(teacher, Teacher):
         set_recompile_limit(COMPILED_NETWORKS)
         # Not stage.compile(): it would skip PyTorch's own modules, and a stage is an nn.Sequential.
-        teacher.forward_features = torch.compile(teacher.forward_features, dynamic=False)  # type: ignore[method-assign]
+        teacher.forward_features = torch.compile(  # type: ignore[method-assign]
+            teacher.forward_features, dynamic=False, backend=compile_or_run_eagerly
+        )
 
 
-def load_initial_weights(network: Classifier, initial: Classifier) -> None:
+def use_normalization(data: DataSplits, initial: Classifier | None) -> DataSplits:
+    """The data set with the normalization that the initial weights were trained with."""
+    known = initial.preprocessing if initial is not None else None
+    if not known or len(known.mean) != data.in_channels:
+        return data
+    return replace(data, mean=known.mean, std=known.std)
+
+
+def load_initial_weights(network: Classifier, initial: Classifier, classes: tuple[str, ...] = ()) -> None:
     """Copy the weights of `initial` into `network`. Parameters that only `network` has (gates, say) stay unchanged.
+
+    Where `initial` was trained for other classes, the last layer of each head stays unchanged, too. Where it was
+    trained for another image size, position embeddings are interpolated.
+
+    Args:
+        classes: of the run.
 
     Raises:
         TITNError: `initial` has parameters that `network` lacks, or of another shape.
     """
-    own, given = network.state_dict(), initial.state_dict()
+    ours, theirs = network.config, initial.config
+    given = initial.state_dict()
+    known = initial.preprocessing.classes if initial.preprocessing else None
+    if ours.num_classes != theirs.num_classes or (classes and known and known != classes):
+        fresh = head_weights(type(initial), theirs)
+        given = {name: weight for name, weight in given.items() if name not in fresh}
+    if ours.in_channels != theirs.in_channels:
+        raise TITNError(
+            f"the initial weights, of {theirs.name}, are for images with {theirs.in_channels} channels, and these have "
+            f"{ours.in_channels}: start from other weights"
+        )
+    own = network.state_dict()
+    if type(initial) is type(network):
+        given = fit_positions(given, network, theirs)
     wrong = [name for name, weight in given.items() if name not in own or own[name].shape != weight.shape]
     if wrong:
         raise TITNError(
-            f"the initial weights, of {initial.config.name}, don't fit {network.config.name} ({wrong[0]} differs): "
-            "start from the same model, for the same images and classes"
+            f"the initial weights, of {theirs.name}, don't fit {ours.name} ({wrong[0]} differs): start from the same "
+            "model with the same settings"
         )
     network.load_state_dict(given, strict=False)
+
+
+Layers = dict[str, int]  # by a parameter's name, how many layers lie between it and the logits
+HEAD = re.compile(r"(^|\.)(heads?|fc|classifier|class_head|distillation_head)\.")
+
+
+def layers_below_head(network: nn.Module) -> Layers:
+    """For each parameter, 0 in the heads, 1 in the last block (or stage), and so on; most in the embeddings.
+
+    A network without blocks or stages, such as timm's, has one layer below its head.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    found = {name: re.match(r"(?:blocks|stages)\.(\d+)\.", name) for name in names}
+    count = max((int(match[1]) + 1 for match in found.values() if match), default=0)
+    depth = {name: count - int(match[1]) if match else count + 1 for name, match in found.items()}
+    return {name: 0 if HEAD.search(name) else depth[name] for name in names}
+
+
+def freeze_start(network: Classifier) -> None:
+    """Turn off the gradients of all parameters below the heads."""
+    layers = layers_below_head(network)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(layers[name] == 0)

@@ -2,16 +2,19 @@
 
 import logging
 import math
+import warnings
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from titn_lib import kernels
-from titn_lib.torch_compat import set_recompile_limit
+from titn_lib.torch_compat import inductor, set_recompile_limit
 from titn_lib.training.config import Recipe
 
 MIN_IMAGES_TO_COMPILE = 100_000  # over all epochs: two minutes for the smallest student
 COMPILED_NETWORKS = 64  # in one process; PyTorch's default limit is eight, after which it runs eagerly
+FAILURES: list[str] = []  # of torch.compile in this process: the first one
 log = logging.getLogger(__name__)
 
 
@@ -46,20 +49,47 @@ def compile_blocks(network: nn.Module, num_images: int, device: torch.device) ->
         return False
     set_recompile_limit(COMPILED_NETWORKS)
     for block in blocks:
-        block.compile(dynamic=False)
+        block.compile(dynamic=False, backend=compile_or_run_eagerly)
     return True
 
 
-def make_optimizer(module: nn.Module, recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
+def compile_or_run_eagerly(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+    """A backend for torch.compile that compiles until it fails for the first time, and then runs everything eagerly.
+
+    A machine may have a compiler that PyTorch can't use: Python's headers are missing, or the folder of its cache
+    can't be written to. The log then has one line with the compiler's own words.
+    """
+    if not compiling_failed():
+        try:
+            with warnings.catch_warnings(action="ignore"):  # they foretell the error
+                return inductor(graph, inputs)
+        except Exception as problem:  # each part of the compiler raises its own
+            FAILURES.append(kernels.first_error(str(problem)))
+            log.warning("training goes on without torch.compile, a little slower, because it failed: %s", FAILURES[0])
+    return graph.forward
+
+
+def compiling_failed() -> bool:
+    """Whether torch.compile has failed in this process, so that everything runs eagerly since."""
+    return bool(FAILURES)
+
+
+def make_optimizer(
+    module: nn.Module, recipe: Recipe, fused: bool = True, layers: Mapping[str, int] | None = None
+) -> torch.optim.Optimizer:
     """The recipe's optimizer for the parameters that require a gradient.
 
     SGD applies weight decay to all of them, as published. AdamW applies it to matrices, but not to biases, embeddings
     and norms. TNT's norms over all pixels of a patch have matrices as weights and are decayed, too.
 
     Args:
+        layers: the distance of each parameter from the logits, for the recipe's `layer_decay`; the others have 0. A
+            group's learning rate is the step's times its `lr_scale`.
         fused: update all parameters in one kernel. PyTorch's doesn't support clipping with float16's gradient scaling.
     """
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if layers and recipe.layer_decay != 1:
+        return layerwise_optimizer(parameters, recipe, fused, layers)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             [p for _, p in parameters], lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, fused=fused
@@ -68,3 +98,30 @@ def make_optimizer(module: nn.Module, recipe: Recipe, fused: bool = True) -> tor
     others = [p for name, p in parameters if p.ndim <= 1 or not name.endswith("weight")]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
+
+
+def layerwise_optimizer(
+    parameters: list[tuple[str, nn.Parameter]], recipe: Recipe, fused: bool, layers: Mapping[str, int]
+) -> torch.optim.Optimizer:
+    """As `make_optimizer`, with a learning rate for each layer; the heads' groups come first."""
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, p in parameters:
+        decayed = recipe.optimizer == "sgd" or (p.ndim > 1 and name.endswith("weight"))
+        groups.setdefault((layers.get(name, 0), decayed), []).append(p)
+    listed = [
+        {
+            "params": groups[layer, decayed],
+            "lr_scale": recipe.layer_decay**layer,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+        }
+        for layer, decayed in sorted(groups)
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(listed, lr=recipe.lr, momentum=0.9, fused=fused)
+    return torch.optim.AdamW(listed, lr=recipe.lr, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
+    """Set each group's learning rate: this one times the group's `lr_scale`, if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr

@@ -5,13 +5,17 @@ minutes to an hour on two cores) and `gpu` (the published recipe). Settings that
 entries of `data.datasets.DATASETS`, not here.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 from titn_lib.data.datasets import dataset_info
 from titn_lib.errors import TITNError, unknown
+from titn_lib.losses.features import FEATURE_LOSSES, no_feature_maps
 from titn_lib.losses.registry import check_loss, needs_teacher
-from titn_lib.models.registry import MODELS, TEACHERS
-from titn_lib.models.weights import list_pretrained
+from titn_lib.models.external import timm_settings
+from titn_lib.models.registry import MODELS, TEACHERS, TIMM, is_teacher
+from titn_lib.models.weights import list_pretrained, load_model
 from titn_lib.training.config import Recipe, Run, override, resolve_dataset
 from titn_lib.validation import to_2tuple
 
@@ -133,20 +137,24 @@ def make_run(
     loss: str = "hard",
     teacher: str | None = None,
     image_size: tuple[int, int] | int | None = None,
+    init_from: str | None = None,
     **changes: object,
 ) -> Run:
     """The run of a student with the default recipe, and the run of its teacher inside it.
 
     Args:
         data: a data set's name, or the path of a folder of images.
-        model: the name of a student or a related system; by default `default_student`.
+        model: the name of a student or a related system; by default that of `init_from`, or `default_student`.
         preset: "smoke", "laptop" or "gpu".
         seed: of the student and the teacher.
         loss: one of `losses.list_losses()`.
-        teacher: a teacher's name, a name of `models.list_pretrained()`, or the path of its weights; by default
-            `default_teacher`.
+        teacher: a teacher's name, a name of `models.list_pretrained()`, the path of its weights, or "timm:" and the
+            name of pretrained weights of timm, which are trained further on the data; by default `default_teacher`.
         image_size: height and width of the images (or one number for both), for teacher and student; by default the
-            data set's own.
+            data set's own, or those of `init_from`.
+        init_from: fine-tune these weights (`load_model`): a name of `models.list_pretrained()`, a path, or "timm:" and
+            a name of timm's TNT. The heads are new if the classes are, and the learning rate is a tenth of the
+            recipe's, unless `changes` has it.
         changes: settings of the student's `Recipe` to change, such as `epochs=5`.
 
     Raises:
@@ -155,15 +163,33 @@ def make_run(
     check_loss(loss)
     if teacher and not needs_teacher(loss):
         raise TITNError(f"the loss {loss!r} needs no teacher: leave the teacher out, or choose a distillation loss")
-    model = model or default_student(data, preset)
+    start = load_model(init_from).config if init_from else None
+    model = model or (start.name if start else default_student(data, preset))
     if model not in MODELS or model in TEACHERS:
         raise unknown("student", model, set(MODELS) - set(TEACHERS))
     size = None if image_size is None else to_2tuple(image_size)
+    if size is None and start:
+        size = start.image_size
     if size is None and MODELS[model].image_size != (32, 32):
         size = MODELS[model].image_size
     data = resolve_dataset(data)
-    recipe = override(student_recipe(data, preset), changes)
-    return Run(data, model, recipe, seed, loss, make_teacher(data, preset, seed, loss, teacher, size, recipe), size)
+    recipe = override(start_recipe(student_recipe(data, preset), init_from), changes)
+    settings = changed_settings(start) if start and start.name == model else {}
+    trained = make_teacher(data, preset, seed, loss, teacher, size, recipe)
+    return Run(data, model, recipe, seed, loss, trained, size, settings, init_from)
+
+
+def start_recipe(recipe: Recipe, init_from: str | None) -> Recipe:
+    """The recipe for fine-tuning, with a tenth of the learning rate, if the run starts from other weights."""
+    return replace(recipe, lr=recipe.lr / 10) if init_from else recipe
+
+
+def changed_settings(config: Any) -> dict[str, object]:
+    """The settings of a model in which it differs from its preset, but for those that follow from the data."""
+    preset = asdict(MODELS[config.name])
+    given = {"num_classes", "in_channels", "image_size"}
+    values = asdict(config)
+    return {name: value for name, value in values.items() if name not in given and value != preset[name]}
 
 
 def make_teacher(
@@ -183,11 +209,35 @@ def make_teacher(
     if not needs_teacher(loss):
         return None
     name = teacher or default_teacher(preset)
-    if name.endswith(".safetensors") or name in list_pretrained():
+    if name.startswith(TIMM) and set(loss.split("+")) & set(FEATURE_LOSSES):
+        raise no_feature_maps(loss)
+    if name.endswith(".safetensors") or name in list_pretrained() or (name not in TEACHERS and Path(name).exists()):
         return name
-    if name not in TEACHERS:
-        raise unknown("teacher", name, TEACHERS)
-    recipe = teacher_recipe(data, preset)
+    run = teacher_run(data, name, preset, seed, image_size)
+    recipe = run.recipe
     if student.batch_size < student_recipe(data, preset).batch_size:
         recipe = replace(recipe, batch_size=min(recipe.batch_size, student.batch_size))
-    return Run(data, name, recipe, seed, image_size=image_size)
+    return replace(run, recipe=recipe)
+
+
+def teacher_run(
+    data: str,
+    model: str,
+    preset: str,
+    seed: int,
+    image_size: tuple[int, int] | None = None,
+    init_from: str | None = None,
+    **changes: object,
+) -> Run:
+    """The run that trains a teacher. The arguments are those of `make_run`; a network of timm starts pretrained.
+
+    Raises:
+        TITNError: an unknown name or setting, or a bad image_size.
+    """
+    if not is_teacher(model):
+        raise unknown("teacher", model, TEACHERS)
+    if model.startswith(TIMM):
+        timm_settings(model)
+        init_from = init_from or model
+    recipe = override(start_recipe(teacher_recipe(data, preset), init_from), changes)
+    return Run(resolve_dataset(data), model, recipe, seed, image_size=image_size, init_from=init_from)

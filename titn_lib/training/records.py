@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,6 +40,8 @@ class RunResult:
             the training step a CUDA graph.
         versions: of Python, this library and the packages that results depend on.
         finished: date and time, UTC.
+        data: of own images: how many there were of each class, and a hash of their names and sizes.
+        recall: of each class on the test split, in percent.
     """
 
     run: Run
@@ -53,6 +55,47 @@ class RunResult:
     hardware: dict[str, object]
     versions: dict[str, str]
     finished: str
+    data: dict[str, object] | None = None
+    recall: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class TrainState:
+    """The progress of a run.
+
+    Attributes:
+        epoch, step: finished epochs, and finished steps of the current one.
+        history: metrics of each finished epoch.
+        seconds: training and validation together, over all sessions.
+        training_seconds: training alone.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+
+
+def require_same_data(saved: dict[str, Any] | None, now: dict[str, Any] | None, out: Path) -> None:
+    """Raises TITNError if own images have changed since the run in a folder began (`ImageList.fingerprint`).
+
+    Args:
+        saved, now: their fingerprints; None for a data set of the library, or an older record.
+    """
+    if not saved or not now or saved["sha256"] == now["sha256"]:
+        return
+    before, after = saved["images"], now["images"]
+    changes = [
+        f"{name} has {after.get(name, 0)} images and had {before.get(name, 0)}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+    shown = ", ".join(changes[:5]) + (f", and {len(changes) - 5} more changes" if len(changes) > 5 else "")
+    raise TITNError(
+        f"the images have changed since the run in {out} began ({shown or 'files were renamed or replaced'}): choose "
+        f"another folder (--out) to train on them as they are now, or delete {out} to start anew there"
+    )
 
 
 def save_record(record: RunResult, path: Path) -> None:
@@ -90,7 +133,11 @@ def hardware(precision: str, processes: int, device: torch.device) -> dict[str, 
     """The device, the machine and the settings that speed and rounding depend on."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -129,7 +176,7 @@ def versions() -> dict[str, str]:
 
 
 def table(records: dict[str, RunResult]) -> str:
-    """Records side by side, as a Markdown table."""
+    """Records side by side, as a Markdown table. For own images, a second table has the recall of each class."""
     head = ["", "model", "parameters", "epochs", "validation top-1", "test top-1", "test top-5", "minutes", "images/s"]
     rows = [
         [
@@ -145,4 +192,15 @@ def table(records: dict[str, RunResult]) -> str:
         ]
         for name, record in records.items()
     ]
-    return markdown_table(head, rows, align=True)
+    text = markdown_table(head, rows, align=True)
+    own = {name: record for name, record in records.items() if record.data and record.recall}
+    return f"{text}\n\n{recall_table(own)}" if own else text
+
+
+def recall_table(records: dict[str, RunResult]) -> str:
+    """Balanced accuracy, and the recall of each class on the test split (of many classes the twenty lowest)."""
+    recalls = [record.recall for record in records.values()]
+    classes = sorted(recalls[-1], key=recalls[-1].__getitem__)[:20] if len(recalls[-1]) > 20 else list(recalls[-1])
+    rows = [["all (balanced accuracy)", *(f"{record.test['balanced_accuracy']:.2f} %" for record in records.values())]]
+    rows += [[name, *(f"{recall[name]:.2f} %" if name in recall else "" for recall in recalls)] for name in classes]
+    return markdown_table(["recall", *records], rows, align=True)

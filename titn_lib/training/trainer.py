@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -31,32 +30,22 @@ from titn_lib.models.weights import save_model
 from titn_lib.training.config import Run, require_same_run
 from titn_lib.training.cuda_graph import graphed_step
 from titn_lib.training.distributed import TIME_LIMIT, Deadline, all_reduce_sum, graceful_interrupt
-from titn_lib.training.evaluation import evaluate
-from titn_lib.training.networks import compile_teacher, data_kwargs, load_initial_weights, prepare_teacher
-from titn_lib.training.optim import compile_blocks, learning_rate, make_optimizer
-from titn_lib.training.records import RECORD, RunResult, run_metadata, save_record
+from titn_lib.training.evaluation import evaluate, evaluate_classes, recall
+from titn_lib.training.networks import (
+    compile_teacher,
+    data_kwargs,
+    freeze_start,
+    layers_below_head,
+    load_initial_weights,
+    prepare_teacher,
+    use_normalization,
+)
+from titn_lib.training.optim import compile_blocks, compiling_failed, learning_rate, make_optimizer, set_learning_rate
+from titn_lib.training.records import RECORD, RunResult, TrainState, require_same_data, run_metadata, save_record
 
 WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
 EPOCH_VAL_IMAGES = 2_000  # validation images to evaluate on after an epoch; after the last one, all of them
-
-
-@dataclass
-class TrainState:
-    """The progress of a run.
-
-    Attributes:
-        epoch, step: finished epochs, and finished steps of the current one.
-        history: metrics of each finished epoch.
-        seconds: training and validation together, over all sessions.
-        training_seconds: training alone.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    training_seconds: float = 0.0
 
 
 class Trainer:
@@ -79,16 +68,19 @@ class Trainer:
         run: Run,
         out: Path,
         data: DataSplits,
-        teacher: Classifier | None,
+        teacher: nn.Module | None,
         fabric: Fabric,
         initial: Classifier | None = None,
     ):
+        data = use_normalization(data, initial)
         self.run, self.recipe, self.out, self.data, self.fabric = run, run.recipe, out, data, fabric
         self.prepare_data()
         torch.manual_seed(run.seed)
         self.network = create_model(run.model, **{**data_kwargs(data), **run.model_settings})
         if initial is not None:
-            load_initial_weights(self.network, initial)
+            load_initial_weights(self.network, initial, data.classes)
+        if not self.recipe.layer_decay:
+            freeze_start(self.network)
         self.teacher = None if teacher is None else prepare_teacher(teacher, data, fabric)
         self.num_images = self.recipe.epochs * self.steps * self.recipe.batch_size
         self.compiled = compile_blocks(self.network, self.num_images, fabric.device)
@@ -143,11 +135,15 @@ class Trainer:
         )
         if objective.VIEWS > 1 and (recipe.cutmix or recipe.mixup):
             raise TITNError(f"the loss {self.run.loss!r} can't use mixed images: leave cutmix and mixup out")
+        if recipe.class_weights == "balanced":
+            counts = self.train_set.labels.bincount(minlength=len(self.data.classes))
+            objective.class_weights = len(self.train_set) / (len(counts) * counts.clamp(min=1))
         self.objective = objective
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+        layers = {f"network.{name}": layer for name, layer in layers_below_head(self.network).items()}
         fused = fabric.strategy.precision.precision != "16-mixed"
-        self.objective_ddp, self.optimizer = fabric.setup(objective, make_optimizer(objective, recipe, fused=fused))
+        self.objective_ddp, self.optimizer = fabric.setup(objective, make_optimizer(objective, recipe, fused, layers))
 
     def fit(self, deadline: Deadline, progress: bool) -> RunResult:
         """Train to the end, evaluate, and save weights and record.
@@ -231,8 +227,7 @@ class Trainer:
             self.fabric.clip_gradients(
                 self.objective_ddp, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
@@ -293,13 +288,13 @@ class Trainer:
 
     def evaluate_and_save(self) -> RunResult:
         """Save weights and record of a finished run. Only here is the test split used."""
-        network = self.eval_model().eval()
-        validation, test = (
-            evaluate(network, part, self.preprocessing, self.fabric, exact=True)
+        network = self.eval_model().eval().requires_grad_(True)  # frozen weights are the network's, too
+        (validation, _), (test, confusion) = (
+            evaluate_classes(network, part, self.preprocessing, self.fabric, exact=True)
             for part in (self.validation_set, self.test_set)
         )
         metadata = run_metadata(self.fabric.strategy.precision.precision, self.fabric.world_size, self.fabric.device)
-        metadata["hardware"]["compiled"] = self.compiled
+        metadata["hardware"]["compiled"] = self.compiled and not compiling_failed()
         metadata["hardware"]["cuda_graph"] = self.graphed is not None and self.graphed.graph is not None
         record = RunResult(
             run=self.run,
@@ -311,6 +306,8 @@ class Trainer:
             seconds=round(self.state.seconds, 1),
             images_per_second=round(self.num_images / max(self.state.training_seconds, 1e-9), 1),
             **metadata,
+            data=self.data.fingerprint,
+            recall=recall(confusion, self.data.classes),
         )
         if self.fabric.is_global_zero:
             save_model(network, self.out / WEIGHTS, self.preprocessing)
@@ -357,6 +354,7 @@ class Trainer:
             return
         state = {
             "run": json.dumps(dataclasses.asdict(self.run)),
+            "data": self.data.fingerprint,
             "objective": self.objective_ddp.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
@@ -383,6 +381,7 @@ class Trainer:
         except Exception as problem:  # torch.load raises many kinds for a damaged file
             raise TITNError(f"the checkpoint {path} is damaged: delete it to start this run afresh") from problem
         require_same_run(saved, self.run, self.out)
+        require_same_data(state.get("data"), self.data.fingerprint, self.out)
         try:
             self.objective_ddp.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])

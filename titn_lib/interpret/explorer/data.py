@@ -118,10 +118,24 @@ def pack(values: Float[Tensor, "*row key"]) -> dict[str, Any]:
 
     The error is at most 1/510 of the row's maximum.
     """
-    values = values.detach().float().cpu()
+    values = require_finite(values.detach().float().cpu(), "the attention or relevance")
     scale = values.amax(dim=-1, keepdim=True)
     rounded = (values / scale.clamp(min=1e-30) * 255).round().to(torch.uint8)
     return {"shape": list(values.shape), "bytes": rounded.numpy().tobytes(), "scale": scale.numpy().tobytes()}
+
+
+def require_finite(values: Tensor, what: str) -> Tensor:
+    """The values.
+
+    Raises:
+        TITNError: one is infinite or NaN.
+    """
+    if not values.isfinite().all():
+        raise TITNError(
+            f"{what} of the model is not finite (infinite or NaN): its weights are damaged, or its training diverged; "
+            "train or copy it again"
+        )
+    return values
 
 
 def unpack(packed: dict[str, Any]) -> Float[Tensor, "*row key"]:
@@ -140,7 +154,7 @@ def attention_maps(data: dict[str, Any], image: int = 0, model: int = 0) -> Atte
 
 def top_classes(logits: Float[Tensor, "1 classes"]) -> list[list[float]]:
     """The five most probable classes: [class, probability] each."""
-    best = logits[0].float().softmax(dim=-1).topk(min(5, logits.shape[1]))
+    best = require_finite(logits[0].float(), "the output").softmax(dim=-1).topk(min(5, logits.shape[1]))
     return [[label, share] for label, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 

@@ -44,7 +44,7 @@ def page_html(data: dict[str, Any], title: str = "Attention", theme: str = "") -
         theme=theme,
         css=(HERE / "explorer.css").read_text(encoding="utf-8"),
         script=(HERE / "explorer.js").read_text(encoding="utf-8"),
-        data=json.dumps(data, default=to_base64, separators=(",", ":")).replace("<", "\\u003c"),
+        data=json.dumps(data, default=to_base64, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
 

@@ -1,5 +1,6 @@
 """The explorer as a notebook widget. Only this file imports anywidget."""
 
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from titn_lib.data.images import load_image
 from titn_lib.errors import TITNError
 from titn_lib.interpret.explorer.data import MAX_IMAGES, ExplorerInput, collect
 from titn_lib.interpret.explorer.page import iframe_html
+
+MAX_TITLE = 100  # characters
 
 
 class Explorer(anywidget.AnyWidget):
@@ -39,8 +42,11 @@ class Explorer(anywidget.AnyWidget):
         super().__init__(data=collect(self._input))
         self.on_msg(self._receive)
 
-    def add(self, path: str | Path) -> None:
+    def add(self, path: str | Path, title: str | None = None) -> None:
         """Add an image file.
+
+        Args:
+            title: shown with the image; by default the file's name.
 
         Raises:
             TITNError: it is missing or not an image, or the explorer is full.
@@ -49,7 +55,7 @@ class Explorer(anywidget.AnyWidget):
             raise TITNError(f"the explorer shows at most {MAX_IMAGES} images: open a new one")
         config = self._input.students[0].config
         image = load_image(path, config.in_channels, config.image_size)
-        added = collect(replace(self._input, images=image[None], labels=None, titles=[Path(path).name]))
+        added = collect(replace(self._input, images=image[None], labels=None, titles=[title or Path(path).name]))
         self.data = {**self.data, "images": self.data["images"] + added["images"]}
 
     def __repr__(self) -> str:
@@ -57,14 +63,18 @@ class Explorer(anywidget.AnyWidget):
         return f"Explorer of {models} on {len(self.data['images'])} images"
 
     def _receive(self, _: object, message: dict[str, Any], buffers: list[Any]) -> None:
-        """Add a dropped file, given by its name and its bytes. An error goes back as its message."""
+        """Add a dropped file, given by its name and its bytes. An error goes back as its message.
+
+        The name becomes a title, never a path: it may be too long for one, or hold any character.
+        """
+        title = re.split(r"[/\\]", str(message.get("image")))[-1][:MAX_TITLE] or "image"
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{Path(str(message.get('image'))).name.strip('.') or 'image'}"
-            path.write_bytes(bytes(buffers[0]))
+            path = Path(folder) / "image"
+            path.write_bytes(bytes(buffers[0]) if buffers else b"")
             try:
-                self.add(path)
+                self.add(path, title)
             except TITNError as problem:
-                self.send({"error": str(problem).replace(f"{folder}/", "")})
+                self.send({"error": str(problem).replace(str(path), title)})
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """The live widget, and the page for where no kernel runs."""

@@ -141,8 +141,9 @@ class AdaptiveBlock(titn.Block):
         outer = self.add_pixel_update(outer, patches * self.projection.project(normed))
         if all_sublayers or attn_gate.any():
             query, key, value = layer.attn.split(layer.attn.qkv(layer.attention_norm(outer)))
-            visible = kept * kept.mT + torch.eye(kept.shape[1]).to(kept)  # a closed patch attends to itself
-            scores = (query @ key.mT).masked_fill(visible[:, None] == 0, -torch.inf)
+            itself = torch.eye(kept.shape[1]).to(kept)  # a closed patch attends to itself
+            visible = kept * kept.transpose(-2, -1) + itself
+            scores = (query @ key.transpose(-2, -1)).masked_fill(visible[:, None] == 0, -torch.inf)
             attention = scores.softmax(dim=-1)
             outer = outer + layer.drop_path(attn_gate * layer.attn.join(heads * (attention.to(value.dtype) @ value)))
         if all_sublayers or mlp_gate.any():

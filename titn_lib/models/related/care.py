@@ -82,8 +82,8 @@ class LinearAttention(nn.Module):
         query, key, value = rearrange(maps, to_heads, three=3, head=self.heads)
         query = F.elu(query) + 1
         key = F.elu(key) + 1
-        summary = key.mT @ value / key.shape[-2]  # batch head width width
-        update = query @ summary / (query @ key.mean(dim=-2, keepdim=True).mT + 1e-6)
+        summary = key.transpose(-2, -1) @ value / key.shape[-2]  # batch head width width
+        update = query @ summary / (query @ key.mean(dim=-2, keepdim=True).transpose(-2, -1) + 1e-6)
         return rearrange(update, "batch head (row column) width -> batch (head width) row column", row=a.shape[-2])
 
 

@@ -107,7 +107,7 @@ class Block(nn.Module):
         to_heads = "batch (two head width) row column -> two batch head (row column) width"
         (query,) = rearrange(self.query(normed), to_heads, two=1, head=self.heads)
         key, value = rearrange(self.key_value(self.shrink(normed)), to_heads, two=2, head=self.heads)
-        attention = (query * self.scale @ key.mT + bias).softmax(dim=-1).to(value.dtype)
+        attention = (query * self.scale @ key.transpose(-2, -1) + bias).softmax(dim=-1).to(value.dtype)
         to_map = "batch head (row column) width -> batch (head width) row column"
         return self.feed_forward(x + self.output(rearrange(attention @ value, to_map, row=x.shape[2])))
 

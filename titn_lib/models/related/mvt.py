@@ -73,7 +73,7 @@ class MVT(ViT):
         tokens = self.mask_network.forward_features(images).hidden_states[-1]
         patches = self.mask_network.heads.class_head(tokens[:, 1:]).float().sigmoid()
         side = self.config.patch_size
-        return F.fold(patches.mT, self.config.image_size, kernel_size=side, stride=side).to(images.dtype)
+        return F.fold(patches.transpose(-2, -1), self.config.image_size, kernel_size=side, stride=side).to(images.dtype)
 
     def forward_features(self, images: Images, return_attention: bool = False) -> Encoding:
         """The tokens of the masked images after every block, and, if requested, their attention."""

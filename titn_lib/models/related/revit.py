@@ -64,7 +64,7 @@ class ResidualLayer(TransformerLayer):
     ) -> tuple[Carried, Float[Tensor, "*batch head token token"] | None]:
         """Returns the input of the next layer and, if requested, the attention softmax(A)."""
         query, key, value = self.attn.split(self.attn.qkv(self.attention_norm(tokens_of(stream))))
-        scores = query @ key.mT
+        scores = query @ key.transpose(-2, -1)
         alpha = stream.alpha if isinstance(stream, Carried) else self.alpha
         if isinstance(stream, Carried):
             scores = alpha * scores + (1 - alpha) * stream.scores

@@ -1,0 +1,238 @@
+"""Runs on own images: changed files, one reading for all runs, classes of unequal sizes, splits of one's own."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from titn_lib import TITNError, load_model, save_model
+from titn_lib.__main__ import main
+from titn_lib.data import folders
+from titn_lib.data.datasets import load_dataset
+from titn_lib.data.images import ImageDataset
+from titn_lib.data.mixing import MixedTargets
+from titn_lib.data.transforms import Preprocessing
+from titn_lib.errors import Interrupted
+from titn_lib.losses.distillation import distillation_loss, mixed_cross_entropy
+from titn_lib.losses.objective import Objective
+from titn_lib.training.config import Recipe, Run
+from titn_lib.training.evaluation import evaluate_classes, images_to_measure, recall
+from titn_lib.training.records import load_record, table
+from titn_lib.training.run import train, train_comparison
+from titn_lib.training.trainer import WEIGHTS
+
+QUICK = Recipe(epochs=1, batch_size=16, lr=1e-3, precision="32-true")
+OPTIONS = {"device": "cpu", "progress": False}
+
+
+def fill(folder, count, gray):
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(gray).integers(0, 40, (count, 16, 16))
+    for i, values in enumerate(noise):
+        Image.fromarray((values + gray).astype(np.uint8)).save(folder / f"{i:03}.png")
+
+
+@pytest.fixture
+def pets(tmp_path):
+    for gray, kind in ((20, "round"), (160, "square")):
+        fill(tmp_path / "pets" / kind, 24, gray)
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def run(pets):
+    return Run(str(pets), "titn_nano", QUICK, image_size=(16, 16), model_settings={"depth": 1})
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The files that are read."""
+    files, original = [], folders.read_image
+    monkeypatch.setattr(folders, "read_image", lambda file, *rest: files.append(file) or original(file, *rest))
+    return files
+
+
+def test_images_that_changed_are_noticed(tmp_path, pets, run):
+    record = train(run, tmp_path / "run", **OPTIONS)
+    assert record.data["images"] == {"round": 24, "square": 24}
+    assert load_record(tmp_path / "run") == record == train(run, tmp_path / "run", **OPTIONS)
+    fill(pets / "third", 20, 90)
+    (pets / "round" / "000.png").unlink()
+    with pytest.raises(
+        TITNError, match=r"\(round has 23 images and had 24, third has 20 images and had 0\): choose"
+    ) as e:
+        train(run, tmp_path / "run", **OPTIONS)
+    assert f"or delete {tmp_path / 'run'} to start anew" in str(e.value)
+    shutil.rmtree(pets / "third")
+    shutil.copy(pets / "round" / "001.png", pets / "round" / "999.png")
+    with pytest.raises(TITNError, match="files were renamed or replaced"):
+        train(run, tmp_path / "run", **OPTIONS)
+    shutil.rmtree(pets)
+    assert train(run, tmp_path / "run", **OPTIONS) == record  # the images may be gone
+
+
+def test_images_that_changed_are_noticed_when_resuming(tmp_path, pets, run):
+    with pytest.raises(Interrupted):
+        train(run, tmp_path / "run", **OPTIONS, max_minutes=0)
+    fill(pets / "round", 25, 20)
+    with pytest.raises(TITNError, match="round has 25 images and had 24"):
+        train(run, tmp_path / "run", **OPTIONS)
+    (pets / "round" / "024.png").unlink()
+    assert train(run, tmp_path / "run", **OPTIONS).test["num_images"] == 10
+
+
+def test_records_and_checkpoints_from_before_have_no_fingerprint(tmp_path, pets, run):
+    with pytest.raises(Interrupted):
+        train(run, tmp_path / "run", **OPTIONS, max_minutes=0)
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    del state["data"]
+    torch.save(state, tmp_path / "run" / "checkpoint.pt")
+    fill(pets / "round", 25, 20)
+    train(run, tmp_path / "run", **OPTIONS)
+    text = (tmp_path / "run" / "record.json").read_text()
+    assert '"data": {' in text
+    values = json.loads(text)
+    del values["data"], values["recall"]
+    (tmp_path / "run" / "record.json").write_text(json.dumps(values))
+    fill(pets / "round", 26, 20)
+    assert train(run, tmp_path / "run", **OPTIONS).data is None
+
+
+def test_three_runs_read_every_image_once(tmp_path, run, read):
+    teacher = Run(run.data, "vgg7_bn", QUICK, image_size=(16, 16))
+    records = train_comparison(replace(run, loss="hard", teacher=teacher), tmp_path / "out", **OPTIONS)
+    assert len(records) == 3
+    assert len(read) == len(set(read)) == 48
+    train_comparison(replace(run, loss="hard", teacher=teacher), tmp_path / "out", **OPTIONS)
+    assert len(read) == 48  # finished: not one
+
+
+def test_damaged_images_are_skipped_on_request(tmp_path, pets, run):
+    (pets / "round" / "x.png").write_bytes(b"nonsense")
+    with pytest.raises(TITNError, match="--skip-damaged"):
+        train(run, tmp_path / "run", **OPTIONS)
+    assert train(run, tmp_path / "run", **OPTIONS, skip_damaged=True).data["images"]["round"] == 25
+    assert train(run, tmp_path / "run", **OPTIONS).finished  # only loaded
+
+
+def test_a_one_channel_model_reads_the_folder_in_grayscale(tmp_path, run):
+    gray = replace(run, model_settings={"depth": 1, "in_channels": 1})
+    train(gray, tmp_path / "gray", **OPTIONS)
+    model = load_model(tmp_path / "gray" / WEIGHTS)
+    assert model.config.in_channels == len(model.preprocessing.mean) == 1
+    save_model(model, tmp_path / "start.safetensors")
+    start = replace(run, init_from=str(tmp_path / "start.safetensors"))
+    train(start, tmp_path / "from", **OPTIONS)
+    assert load_model(tmp_path / "from" / WEIGHTS).config.in_channels == 1
+
+
+# --- evaluation of own images
+
+
+def evaluated(capsys, *arguments):
+    """What `titn evaluate` prints, or its error."""
+    status = main(["evaluate", *map(str, arguments)])
+    said = capsys.readouterr()
+    return said.out if status == 0 else said.err
+
+
+def test_other_images_are_measured_whole_and_those_of_training_by_split(tmp_path, pets, run, capsys):
+    train(run, tmp_path / "run", **OPTIONS)
+    weights = tmp_path / "run" / WEIGHTS
+    split = evaluated(capsys, weights)
+    assert "(4 images)" in split
+    assert "test        top-1" in split
+    assert "(10 images)" in split
+    shutil.copytree(pets, tmp_path / "copy")
+    assert evaluated(capsys, weights, "--data", pets) == split
+    assert evaluated(capsys, weights, "--data", tmp_path / "copy") == split  # the same images in another place
+    for gray, kind in ((20, "round"), (160, "square")):
+        fill(tmp_path / "new" / "train" / kind, 5, gray + 1)
+        fill(tmp_path / "new" / "test" / kind, 2, gray + 2)
+    assert "(14 images)" in evaluated(capsys, weights, "--data", tmp_path / "new")
+    fill(tmp_path / "other" / "square", 3, 160)  # two of three classes, and another order
+    fill(tmp_path / "other" / "a", 3, 160)
+    assert "not for those of other: choose another --data" in evaluated(capsys, weights, "--data", tmp_path / "other")
+    fill(pets / "round", 25, 20)
+    assert "have changed since" in evaluated(capsys, weights, "--data", pets)
+
+
+def test_some_of_the_classes_keep_their_labels(tmp_path, run, pets):
+    fill(pets / "cross", 24, 90)
+    train(run, tmp_path / "run", **OPTIONS)
+    for gray, kind in ((20, "round"), (160, "square")):
+        fill(tmp_path / "new" / kind, 5, gray)
+    weights = tmp_path / "run" / WEIGHTS
+    parts, _ = images_to_measure(load_model(weights), weights, str(tmp_path / "new"))
+    assert parts["all"].labels.tolist() == [1] * 5 + [2] * 5  # cross, round, square
+
+
+def test_recall_and_balanced_accuracy_by_hand(tmp_path, pets, run, capsys):
+    class Bright(torch.nn.Module):
+        """Class 1 for a bright image, class 0 for a dark one; never class 2."""
+
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            bright = (images.mean(dim=(1, 2, 3)) > 0.5).float()
+            return torch.stack([1 - bright, bright, torch.full_like(bright, -9)], dim=-1)
+
+    gray = torch.tensor([0] * 8 + [255] * 2 + [255] * 2, dtype=torch.uint8)
+    labels = torch.tensor([0] * 10 + [1] * 2)
+    about = Preprocessing("x", ("a", "b", "c"), (0.0,), (1.0,))
+    part = ImageDataset(gray[:, None, None, None].expand(12, 1, 2, 2), labels)
+    result, confusion = evaluate_classes(Bright(), part, about)
+    assert confusion.tolist() == [[8, 2, 0], [0, 2, 0], [0, 0, 0]]
+    assert recall(confusion, about.classes) == pytest.approx({"a": 80, "b": 100})  # no image of c
+    assert (result["top1"], result["balanced_accuracy"]) == pytest.approx((1000 / 12, 90))
+
+
+def test_the_record_and_the_command_line_name_the_recall_of_each_class(tmp_path, pets, run, capsys):
+    fill(pets / "square", 60, 160)
+    record = train(run, tmp_path / "run", **OPTIONS)
+    assert set(record.recall) == {"round", "square"}
+    assert record.test["balanced_accuracy"] == pytest.approx(sum(record.recall.values()) / 2)
+    out = evaluated(capsys, tmp_path / "run" / WEIGHTS, "--confusion", tmp_path / "confusion.png")
+    for name, count in (("round", 5), ("square", 12)):
+        assert re.search(rf"\| {name} +\| +{record.recall[name]:.2f} % +\| {count} ", out)
+    with Image.open(tmp_path / "confusion.png") as figure:
+        assert figure.width > 200
+
+
+def test_the_table_of_own_images_has_the_recall_of_each_class(tmp_path, pets, run):
+    record = train(run, tmp_path / "run", **OPTIONS)
+    text = table({"alone": record, "distilled": replace(record, recall={"round": 12.5, "square": 75.0})})
+    assert re.search(rf"\| all \(balanced accuracy\) \| {record.test['balanced_accuracy']:.2f} % +\|", text)
+    assert re.search(rf"\| round +\| {record.recall['round']:.2f} % +\| 12.50 %", text)
+    assert "balanced" not in table({"alone": replace(record, data=None)})
+
+
+def test_class_weights_by_hand(tmp_path, pets, run, monkeypatch):
+    """Each class weighs N / (K · its images), in the cross-entropy with the labels, of mixed images, too."""
+    fill(pets / "square", 60, 160)
+    weighted = replace(run, recipe=replace(QUICK, class_weights="balanced"))
+    seen = []
+    forward = Objective.forward
+    monkeypatch.setattr(Objective, "forward", lambda self, *a: seen.append(self.class_weights) or forward(self, *a))
+    records = [train(one, tmp_path / one.recipe.class_weights, **OPTIONS) for one in (run, weighted)]
+    assert seen[0] is None
+    counts = load_dataset(run.data).train.labels.bincount()
+    torch.testing.assert_close(seen[-1], counts.sum() / (2 * counts))
+    assert records[0].history[0]["train_loss"] != records[1].history[0]["train_loss"]
+
+    logits, a, b, weights = torch.randn(4, 3), torch.tensor([0, 0, 1, 2]), torch.tensor([1, 1, 0, 0]), torch.rand(3)
+    terms = -logits.log_softmax(dim=-1)
+    expected = sum(
+        share * (weights[y] * terms[range(4), y]).sum() / weights[y].sum() for y, share in ((a, 0.3), (b, 0.7))
+    )
+    torch.testing.assert_close(mixed_cross_entropy(logits, MixedTargets(a, b, 0.3), 0.0, weights), expected)
+    torch.testing.assert_close(
+        distillation_loss(logits, None, MixedTargets(a, b, 0.3), "cross_entropy", class_weights=weights), expected
+    )

@@ -1,0 +1,385 @@
+"""Images and their classes on disk: a subfolder for each class, or a table of files and labels.
+
+Listing and reading are two steps. `list_images` finds the files, their classes and splits, and reads none of them.
+`read_images` reads them all once, in parallel, at the size that they are needed in. They stay in memory as bytes;
+nothing is cached on disk.
+"""
+
+import csv
+import hashlib
+import logging
+import os
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from titn_lib.data.images import ImageDataset, ImageError, read_image
+from titn_lib.errors import TITNError, unknown
+
+log = logging.getLogger(__name__)
+
+ALL = "all"  # of images that aren't split yet
+SPLITS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
+ORDER = ("train", "validation", "test")
+SYSTEM_NAMES = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir",
+    "lost+found", "icon\r", "__pycache__",
+}  # fmt: skip
+# Pillow only recognizes these, or needs another program for them.
+UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "image", "image_id", "id", "name")
+LABEL_COLUMNS = ("label", "class", "category", "target", "breed", "species", "labels", "class_name")
+SPLIT_COLUMNS = ("split", "subset", "set")
+SHOWN = 20  # damaged files named in one message
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Image files with their labels, not yet read.
+
+    Attributes:
+        path: of the folder or table.
+        classes: in alphabetical order.
+        files: "all", or those of "train", "validation" and "test" that there are, each with (file, label) pairs.
+        passed_over: what lies there and is no image, without hidden and system files.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    files: dict[str, list[tuple[Path, int]]]
+    passed_over: tuple[Path, ...] = ()
+
+    def fingerprint(self) -> dict[str, object]:
+        """What tells this list from another: how many images each class has, and a hash of all names and sizes."""
+        digest, counts = hashlib.sha256(), Counter[str]()
+        top = self.path if self.path.is_dir() else self.path.parent
+        for split, files in self.files.items():
+            for file, label in files:
+                counts[self.classes[label] if split == ALL else f"{split}/{self.classes[label]}"] += 1
+                name = file.relative_to(top).as_posix() if file.is_relative_to(top) else file.name
+                size = file.stat().st_size if file.exists() else -1
+                digest.update(os.fsencode(f"{split}\0{self.classes[label]}\0{name}\0{size}\n"))
+        return {"images": dict(counts), "sha256": digest.hexdigest()}
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The endings of files that Pillow reads, in lowercase; those of plug-ins such as pillow-heif, too."""
+    formats = Image.registered_extensions()
+    return frozenset(
+        suffix for suffix, name in formats.items() if name in Image.OPEN and name not in UNREADABLE_FORMATS
+    )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder belongs to the system or a program: it is never read, counted or named."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def list_images(path: Path) -> ImageList:
+    """The images of a folder, or of a table (`list_table`).
+
+    A folder has a subfolder for each class, or subfolders train, val (or valid, validation, dev) and test, in any
+    mixture with train, each with a subfolder for each class. Subfolders of a class's folder belong to the class.
+    Hidden and system files are passed over, symbolic links to folders aren't followed below a class.
+
+    Raises:
+        TITNError: fewer than two classes; an empty class; a class with the name of a split; two folders of one split;
+            different classes in the splits; or a folder that can't be read.
+    """
+    if path.is_file():
+        return list_table(path)
+    folders, loose = visible(path)
+    parts: dict[str, Path] = {}
+    named = [folder for folder in folders if folder.name.lower() in SPLITS]
+    for folder in named:
+        other = parts.setdefault(SPLITS[folder.name.lower()], folder)
+        if other != folder:
+            raise TITNError(f"{other} and {folder.name} are both the {SPLITS[folder.name.lower()]} split: merge them")
+    others = [folder for folder in folders if folder not in named]
+    if not named:
+        classes, files, passed_over = list_classes(path)
+        return ImageList(path, classes, {ALL: files}, passed_over)
+    if "train" not in parts or (others and len(parts) == 1):
+        names = ", ".join(folder.name for folder in folders[:4])
+        raise TITNError(
+            f"{path} has the folders {names}, and {named[0].name} is the name of a split: rename it if it is a class, "
+            "or make train and test folders, each with a subfolder for each class"
+        )
+    listed = {split: list_classes(parts[split]) for split in ORDER if split in parts}
+    classes = listed["train"][0]
+    for split, (found, _, _) in listed.items():
+        if found != classes:
+            raise TITNError(
+                f"{parts['train']} and {parts[split]} have different class folders "
+                f"({', '.join(sorted(set(classes) ^ set(found)))}): give both the same"
+            )
+    passed_over = (*loose, *others, *(file for part in listed.values() for file in part[2]))
+    return ImageList(path, classes, {split: part[1] for split, part in listed.items()}, passed_over)
+
+
+def list_own_images(name: str, known: Iterable[str]) -> ImageList:
+    """The images of a folder or table; `known` are the data sets that have names.
+
+    Raises:
+        TITNError: there is no such path, or its images can't be used (`list_images`).
+    """
+    if "://" in name:
+        raise TITNError(f"{name} is a web address: download the images and give their folder")
+    if os.path.lexists(name):
+        return list_images(Path(name))
+    if os.sep in name or "/" in name:
+        raise TITNError(f"there is no folder {name}: check the path")
+    raise unknown("data set", name, known)
+
+
+def visible(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders in a folder, and what else is in it, in alphabetical order and without what is hidden."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+    except OSError as problem:
+        raise TITNError(f"{folder} can't be read ({problem.strerror}): check its permissions") from problem
+    folders, files = list[Path](), list[Path]()
+    for entry in entries:
+        (folders if entry.is_dir() else files).append(entry)
+    return folders, files
+
+
+def list_classes(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]], tuple[Path, ...]]:
+    """The classes of a folder with a subfolder for each, its images with their labels, and what was passed over."""
+    folders, passed_over = visible(folder)
+    classes = tuple(sub.name for sub in folders)
+    if len(classes) < 2:
+        raise TITNError(
+            f"{folder} needs a subfolder of images for each class, two or more, and has {len(classes)}"
+            f"{hint(folder, folders, passed_over)}"
+        )
+    if wrong := [name for name in classes if name.lower() in SPLITS]:
+        raise TITNError(f"{folder} has a class folder {wrong[0]}, which is the name of a split: rename the class")
+    if wrong := [name for name in classes if not is_utf8(name)]:
+        raise TITNError(f"the name of the class folder {wrong[0]!r} is not UTF-8: rename it")
+    files: list[tuple[Path, int]] = []
+    for label, sub in enumerate(folders):
+        found = list_class(sub)
+        images = [file for file in found if is_image(file)]
+        passed_over += [file for file in found if not is_image(file)]
+        if not images:
+            only = f" that can be read, only {kinds(found)}" if found else ""
+            raise TITNError(f"the class folder {sub} holds no image{only}: add some, or remove the folder")
+        files += [(file, label) for file in images]
+    return classes, files, tuple(passed_over)
+
+
+def hint(folder: Path, folders: list[Path], files: list[Path]) -> str:
+    """What the user may have meant by a folder that holds fewer than two classes."""
+    tables = [file.name for file in files if file.suffix.lower() in (".csv", ".tsv")]
+    if tables:
+        return f": for a table of files and labels, give {folder / tables[0]}"
+    if len(folders) == 1 and len(visible(folders[0])[0]) > 1:
+        return f": did you mean {folders[0]}?"
+    return ""
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written to a file."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def list_class(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, without what is hidden."""
+    found = []
+
+    def refuse(problem: OSError) -> None:
+        raise TITNError(f"{problem.filename} can't be read ({problem.strerror}): check its permissions") from problem
+
+    for top, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        found += [Path(top, name) for name in files if not is_hidden(name)]
+    return sorted(found)
+
+
+def is_image(file: Path) -> bool:
+    """Whether a file, by its ending, is an image. A link that leads nowhere is; a named pipe or a device is not."""
+    if file.suffix.lower() not in image_suffixes():
+        return False
+    try:
+        return stat.S_ISREG(file.stat().st_mode)
+    except OSError:
+        return True  # reading it will say what is wrong
+
+
+def kinds(files: Iterable[Path]) -> str:
+    """How many files have which ending, such as "12 .heic, 1 .txt"."""
+    counts = Counter(file.suffix.lower() or "without an ending" for file in files)
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(6))
+
+
+def list_table(path: Path) -> ImageList:
+    """The images of a CSV or TSV file with a column of files and a column of labels, and perhaps one of splits.
+
+    Files are relative to the table. A name that isn't there is looked for in the folders beside the table; its ending
+    may be missing.
+
+    Raises:
+        TITNError: the file isn't such a table, an image is missing or listed twice, or there are fewer than two
+            classes.
+    """
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        raise TITNError(f"{path} is a file: give a folder of images (an archive unpacked), or a .csv of file,label")
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter) if any(row)]
+    head = [cell.lower() for cell in rows[0]] if rows else []
+    file_at, label_at, split_at = (
+        next((i for i, name in enumerate(head) if name in names), None)
+        for names in (FILE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
+    )
+    if file_at is None or label_at is None:
+        raise TITNError(f"{path} needs a first line that names a column file and a column label: add it")
+    body = [row for row in rows[1:] if len(row) == len(head)]
+    if len(body) < len(rows) - 1 or not body:
+        raise TITNError(f"{path} has lines with more or fewer than {len(head)} cells, or none: complete them")
+    classes = tuple(sorted({row[label_at] for row in body}))
+    if len(classes) < 2 or "" in classes:
+        raise TITNError(f"{path} needs a label in every line, of two classes or more: complete it")
+    find, files = finder(path), dict[str, list[tuple[Path, int]]]()
+    for row in body:
+        split = ALL if split_at is None else SPLITS.get(row[split_at].lower(), "")
+        if not split:
+            raise TITNError(f"{path} names a split {row[split_at or 0]!r}: write train, validation or test")
+        files.setdefault(split, []).append((find(row[file_at]), classes.index(row[label_at])))
+    twice = [file for file, count in Counter(f for part in files.values() for f, _ in part).items() if count > 1]
+    if twice:
+        raise TITNError(f"{path} lists {twice[0]} more than once: leave one line for each image")
+    if ALL not in files and "train" not in files:
+        raise TITNError(f"{path} has no image in the split train: add some, or leave the column out")
+    return ImageList(path, classes, {split: files[split] for split in (ALL, *ORDER) if split in files})
+
+
+def finder(table: Path) -> Callable[[str], Path]:
+    """A function that finds the file that a table names."""
+
+    @cache
+    def index() -> dict[str, list[Path]]:
+        names: dict[str, list[Path]] = {}
+        for file in filter(is_image, list_class(table.parent)):
+            for name in {file.name, file.stem}:
+                names.setdefault(name, []).append(file)
+        return names
+
+    def find(name: str) -> Path:
+        file = table.parent / name.replace("\\", "/")
+        if file.is_file():
+            return file
+        found = index().get(file.name, [])
+        if len(found) != 1:
+            there = f"{len(found)} images of that name" if found else "no such image"
+            raise TITNError(f"{table} names {name}, and there is {there} in {table.parent}: correct the line")
+        return found[0]
+
+    return find
+
+
+def load_class_folders(
+    folder: Path, size: tuple[int, int], in_channels: int = 3, skip_damaged: bool = False, progress: bool = True
+) -> tuple[ImageDataset, tuple[str, ...]]:
+    """All images of a folder or table, whatever their split, and the class names (`list_images`, `read_images`)."""
+    listed = list_images(folder)
+    parts = read_images(listed, size, in_channels, skip_damaged, progress).values()
+    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return ImageDataset(images, labels), listed.classes
+
+
+def read_images(
+    listed: ImageList, size: tuple[int, int], in_channels: int = 3, skip_damaged: bool = False, progress: bool = True
+) -> dict[str, ImageDataset]:
+    """Read all images of a list once, in parallel, and say what was passed over.
+
+    Args:
+        size: height and width.
+        in_channels: 1 for grayscale, 3 for color.
+        skip_damaged: leave out images that can't be read, with a warning, instead of refusing all.
+        progress: show a bar where it takes more than two seconds.
+
+    Returns:
+        The images of each split of the list.
+
+    Raises:
+        TITNError: images can't be read: all are named in one message; or a class has none left.
+    """
+    report_passed_over(listed)
+    every = [(split, file, label) for split, files in listed.files.items() for file, label in files]
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    executor = ThreadPoolExecutor(min(threads, 16))
+    read = partial(try_to_read, size=size, in_channels=in_channels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd metadata and of photographs with 90 megapixels or more
+        bar = tqdm(
+            executor.map(read, (file for _, file, _ in every)),
+            total=len(every), desc=f"reading {listed.path.name}", unit=" images", delay=2, disable=not progress,
+        )  # fmt: skip
+        try:
+            results = list(bar)
+        finally:
+            executor.shutdown(cancel_futures=True)
+    damaged = [result.reason for result in results if isinstance(result, ImageError)]
+    if damaged and not skip_damaged:
+        raise damaged_error(results, damaged)
+    if damaged:
+        log.warning("%s: skipped %s", listed.path, some(damaged))
+    parts = {}
+    for split, files in listed.files.items():
+        whole = [(r, label) for (part, _, label), r in zip(every, results, strict=True)
+                 if part == split and isinstance(r, Tensor)]  # fmt: skip
+        labels = torch.tensor([label for _, label in whole], dtype=torch.long)
+        missing = {label for _, label in files} - set(labels.tolist())
+        if missing:
+            raise TITNError(f"{listed.path}: no image of {listed.classes[min(missing)]} can be read: add some")
+        parts[split] = ImageDataset(torch.stack([image for image, _ in whole]), labels)
+    return parts
+
+
+def try_to_read(file: Path, size: tuple[int, int], in_channels: int) -> Tensor | ImageError:
+    """The image, or what is wrong with it."""
+    try:
+        return read_image(file, in_channels, size)
+    except ImageError as problem:
+        return problem
+
+
+def damaged_error(results: list[Tensor | ImageError], damaged: list[str]) -> TITNError:
+    """One message for all images that can't be read."""
+    choice = "or leave such files out with skip_damaged=True (--skip-damaged)"
+    if len(damaged) == 1:
+        return TITNError(f"{next(r for r in results if isinstance(r, ImageError))}, {choice}")
+    return TITNError(f"{len(damaged)} images can't be read ({some(damaged)}): remove them or save them again, {choice}")
+
+
+def some(reasons: list[str]) -> str:
+    """The first `SHOWN` of them, and how many more there are."""
+    more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+    return "; ".join(reasons[:SHOWN]) + more
+
+
+def report_passed_over(listed: ImageList) -> None:
+    """Log once what lies in the folder and was not read."""
+    if listed.passed_over and int(os.environ.get("RANK", 0)) == 0:
+        first = listed.passed_over[0]
+        log.warning("%s: not read as images: %s (%s first)", listed.path, kinds(listed.passed_over), first.name)
