@@ -9,6 +9,7 @@ from titn_lib.kernels.fused_layer import (
     can_use_fused_layer,
     flatten_params,
     layer,
+    triton_available,
 )
 from titn_lib.kernels.image_ops import apply_lut, can_use_image_ops, crop, histogram, remap
 
@@ -29,5 +30,6 @@ __all__ = [
     "load",
     "register_standard_layer",
     "remap",
+    "triton_available",
     "tune_malloc",
 ]

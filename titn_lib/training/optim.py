@@ -47,6 +47,8 @@ def compile_blocks(network: nn.Module, num_images: int, device: torch.device) ->
     if device.type == "cpu" and not kernels.find_compiler():
         log.warning("training runs without torch.compile, a little slower: there is no C++ compiler (g++ or clang++)")
         return False
+    if device.type == "cuda":
+        kernels.triton_available()  # now, because its trial can't run while torch.compile traces
     set_recompile_limit(COMPILED_NETWORKS)
     for block in blocks:
         block.compile(dynamic=False, backend=compile_or_run_eagerly)
