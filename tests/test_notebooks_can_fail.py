@@ -14,7 +14,7 @@ FAULTS = {
         "models/layers.py", "return query * self.scale, key", "return query, key", "02_inner_attention",
     ),
     "a softmax over the wrong axis": (
-        "models/layers.py", "(query @ key.mT).softmax(dim=-1)", "(query @ key.mT).softmax(dim=-2)",
+        "models/layers.py", "transpose(-2, -1)).softmax(dim=-1)", "transpose(-2, -1)).softmax(dim=-2)",
         "02_inner_attention",
     ),
     "a teacher in training mode": (

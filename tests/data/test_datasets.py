@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -178,6 +179,9 @@ def test_a_truncated_mnist_file_is_named(tmp_path, monkeypatch, no_internet):
     for short in sizes:
         for name, size in sizes.items():
             with open(raw / name, "wb") as file:
+                images = size % 784 == 16
+                count = (size - 16) // 784 if images else size - 8
+                file.write(struct.pack(">4I", 2051, count, 28, 28) if images else struct.pack(">2I", 2049, count))
                 file.truncate(size - (name == short))
         with pytest.raises(TITNError, match=f"{short} is damaged"):
             load_dataset("mnist")

@@ -650,14 +650,11 @@ def test_teachers_that_do_not_fit(tmp_path, finished):
         train(replace(student, teacher=str(tmp_path / "t.safetensors")), tmp_path, device="cpu", progress=False)
 
 
-def test_a_teacher_of_other_classes_or_another_normalization_is_refused(tmp_path):
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
     teacher, path = load_model("vgg7_bn.digits"), tmp_path / "t.safetensors"
-    for change in ({"std": (0.9,)}, {"classes": tuple("abcdefghij")}):
-        save_model(teacher, path, replace(teacher.preprocessing, **change))
-        with pytest.raises(
-            TITNError, match="the teacher was trained on digits, with other classes or another normalization"
-        ):
-            train(replace(STUDENT, loss="hard", teacher=str(path)), tmp_path, device="cpu", progress=False)
+    save_model(teacher, path, replace(teacher.preprocessing, classes=tuple("abcdefghij")))
+    with pytest.raises(TITNError, match="the teacher was trained on digits, with other classes than digits"):
+        train(replace(STUDENT, loss="hard", teacher=str(path)), tmp_path, device="cpu", progress=False)
 
 
 def test_a_damaged_checkpoint(tmp_path):
