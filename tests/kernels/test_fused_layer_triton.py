@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from titn_lib import create_model
+from titn_lib.errors import TITNError
 from titn_lib.kernels import flatten_params
 from titn_lib.models.layers import TransformerLayer
 
@@ -35,7 +36,7 @@ def test_in_interpreter():
         [*command, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout
-    assert "17 passed" in result.stdout
+    assert "18 passed" in result.stdout
 
 
 def make_layer(
@@ -129,6 +130,12 @@ ATTENTIONS = [(18, 8, 24), (5, 2, 12), (66, 4, 32)]  # titn_paper, small, titn_n
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 def test_attention_layer_equals_softmax(kernels, length, heads, width, dtype, bound):
     assert compare_attention(kernels, length, heads, width, dtype, "cpu") < bound
+
+
+@INTERPRETED
+def test_a_layer_refuses_parameters_of_another_size(kernels):
+    with pytest.raises(TITNError, match="a layer of this size has 1908 parameters, not 1907"):
+        kernels.layer(torch.randn(4, 16, 12), torch.zeros(1907), 4, 48, 12, torch.float32)
 
 
 @INTERPRETED

@@ -62,6 +62,20 @@ class Repeated(GraphedStep):
         self.graph = SimpleNamespace(replay=lambda: step(*self.inputs))
 
 
+def stop_after_six_steps(monkeypatch) -> list[int]:
+    """The first session stops after six steps. Returns the list that grows by one with every step of all sessions."""
+    step, count = Trainer.train_step, []
+
+    def step_and_count(self, order):
+        step(self, order)
+        count.append(1)
+        if len(count) == 6:
+            self.sync_stop = lambda _: "the test"
+
+    monkeypatch.setattr(Trainer, "train_step", step_and_count)
+    return count
+
+
 @pytest.mark.parametrize(("loss", "changes"), CASES)
 def test_inputs_at_fixed_addresses_give_the_same_weights(tmp_path, monkeypatch, loss, changes):
     """Bit for bit, also after a break; λ and the learning rate are tensors."""
@@ -69,15 +83,7 @@ def test_inputs_at_fixed_addresses_give_the_same_weights(tmp_path, monkeypatch, 
     plain = train(run, tmp_path / "plain", device="cpu", progress=False)
     made = []
     monkeypatch.setattr(trainer, "graphed_step", lambda _, optimizer, __: made.append(Repeated(optimizer)) or made[-1])
-    step, count = Trainer.train_step, []
-
-    def stop_in_the_middle(self, order):
-        step(self, order)
-        count.append(1)
-        if len(count) == 6:
-            self.sync_stop = lambda _: "the test"
-
-    monkeypatch.setattr(Trainer, "train_step", stop_in_the_middle)
+    count = stop_after_six_steps(monkeypatch)
     with pytest.raises(Interrupted):
         train(run, tmp_path / "graphed", device="cpu", progress=False)
     graphed = train(run, tmp_path / "graphed", device="cpu", progress=False)
@@ -299,15 +305,7 @@ def test_a_graph_trains_as_the_plain_steps_do(tmp_path, monkeypatch, loss, chang
     """From the second session of a run that was stopped in the middle, too."""
     run = run_with(loss, changes)
     graphed = train(run, tmp_path / "graphed", device="cuda", progress=False)
-    step, count = Trainer.train_step, []
-
-    def stop_in_the_middle(self, order):
-        step(self, order)
-        count.append(1)
-        if len(count) == 6:
-            self.sync_stop = lambda _: "the test"
-
-    monkeypatch.setattr(Trainer, "train_step", stop_in_the_middle)
+    stop_after_six_steps(monkeypatch)
     with pytest.raises(Interrupted):
         train(run, tmp_path / "resumed", device="cuda", progress=False)
     resumed = train(run, tmp_path / "resumed", device="cuda", progress=False)

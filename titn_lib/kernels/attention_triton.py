@@ -7,15 +7,36 @@ the result. ROWS and COLUMNS are LENGTH and WIDTH, padded with zeros to powers o
 import triton
 import triton.language as tl
 
-from titn_lib.kernels.primitives_triton import LOG2_E, dot, exp2, reciprocal
+from titn_lib.kernels.primitives_triton import LOG2_E, dot, softmax2
+
+
+@triton.jit
+def locate(heads, LENGTH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where this program's queries lie in qkv, and its results in mixed; and which rows and columns are no padding."""
+    sequence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    token = tl.cast(sequence, tl.int64) * LENGTH + row
+    feature = head * WIDTH + column
+    return (
+        token * (3 * heads * WIDTH) + feature,
+        token * (heads * WIDTH) + feature,
+        (row < LENGTH) & (column < WIDTH),
+    )
+
+
+@triton.jit
+def load(qkv_ptr, at, inside, heads, WIDTH: tl.constexpr):
+    """Query, key and value."""
+    query = tl.load(qkv_ptr + at, mask=inside, other=0.0)
+    key = tl.load(qkv_ptr + heads * WIDTH + at, mask=inside, other=0.0)
+    value = tl.load(qkv_ptr + 2 * heads * WIDTH + at, mask=inside, other=0.0)
+    return query, key, value
 
 
 @triton.jit
 def attend(query, key, scale, LENGTH: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr):
     score = dot(query, tl.trans(key), DTYPE) * (scale * LOG2_E)
-    score = tl.where((tl.arange(0, ROWS) < LENGTH)[None, :], score, float("-inf"))
-    power = exp2(score - tl.max(score, 1)[:, None])
-    return power * reciprocal(tl.sum(power, 1))[:, None]
+    return softmax2(tl.where((tl.arange(0, ROWS) < LENGTH)[None, :], score, float("-inf")))
 
 
 @triton.jit
@@ -24,17 +45,11 @@ def attention_kernel(
     LENGTH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """mixed "sequence token (head width)" of qkv "sequence token (three head width)"."""
-    sequence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
-    inside = (row < LENGTH) & (column < WIDTH)
-    token = tl.cast(sequence, tl.int64) * LENGTH + row
-    at = token * (3 * heads * WIDTH) + head * WIDTH + column
-    query = tl.load(qkv_ptr + at, mask=inside, other=0.0)
-    key = tl.load(qkv_ptr + heads * WIDTH + at, mask=inside, other=0.0)
-    value = tl.load(qkv_ptr + 2 * heads * WIDTH + at, mask=inside, other=0.0)
+    at, at_mixed, inside = locate(heads, LENGTH, WIDTH, ROWS, COLUMNS)
+    query, key, value = load(qkv_ptr, at, inside, heads, WIDTH)
     attention = attend(query, key, scale, LENGTH, ROWS, query.dtype)
     mixed = dot(attention, value, query.dtype).to(query.dtype)
-    tl.store(mixed_ptr + token * (heads * WIDTH) + head * WIDTH + column, mixed, mask=inside)
+    tl.store(mixed_ptr + at_mixed, mixed, mask=inside)
 
 
 @triton.jit
@@ -43,15 +58,9 @@ def attention_backward_kernel(
     LENGTH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of qkv from that of mixed."""
-    sequence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
-    inside = (row < LENGTH) & (column < WIDTH)
-    token = tl.cast(sequence, tl.int64) * LENGTH + row
-    at = token * (3 * heads * WIDTH) + head * WIDTH + column
-    query = tl.load(qkv_ptr + at, mask=inside, other=0.0)
-    key = tl.load(qkv_ptr + heads * WIDTH + at, mask=inside, other=0.0)
-    value = tl.load(qkv_ptr + 2 * heads * WIDTH + at, mask=inside, other=0.0)
-    d_mixed = tl.load(gradient_ptr + token * (heads * WIDTH) + head * WIDTH + column, mask=inside, other=0.0)
+    at, at_mixed, inside = locate(heads, LENGTH, WIDTH, ROWS, COLUMNS)
+    query, key, value = load(qkv_ptr, at, inside, heads, WIDTH)
+    d_mixed = tl.load(gradient_ptr + at_mixed, mask=inside, other=0.0)
     dtype = query.dtype
     attention = attend(query, key, scale, LENGTH, ROWS, dtype)
     d_attention = dot(d_mixed, tl.trans(value), dtype)

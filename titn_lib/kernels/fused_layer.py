@@ -171,10 +171,7 @@ def layer(
 def layer_op(
     tokens: Tensor, parameters: Tensor, heads: int, hidden: int, norm_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    width = tokens.shape[-1]
-    wanted = 4 * width**2 + 2 * width * hidden + 9 * width + hidden + 2 * norm_size
-    if parameters.numel() != wanted:  # C++ would read past their end
-        raise TITNError(f"a layer of this size has {wanted} parameters, not {parameters.numel()}: use flatten_params")
+    check_parameters(tokens, parameters, hidden, norm_size)
     tokens, result, normed = tokens.contiguous(), contiguous_like(tokens), contiguous_like(tokens, dtype)
     library = build.load(*tokens.shape[-2:], heads, hidden, norm_size)
     call(library, f"layer_{C_TYPES[dtype]}", [tokens, parameters, result, normed], tokens)
@@ -234,6 +231,14 @@ def flatten_params(modules: list[nn.Module]) -> Float[Tensor, " parameter"]:
             bias = module._parameters["bias"]
             tensors += [weight.flatten(), weight.new_zeros(len(weight)) if bias is None else bias.flatten()]
     return torch.cat(tensors)
+
+
+def check_parameters(tokens: Tensor, parameters: Tensor, hidden: int, norm_size: int) -> None:
+    """Raises TITNError for another number of parameters than a layer has: a kernel would read past their end."""
+    width = tokens.shape[-1]
+    wanted = 4 * width**2 + 2 * width * hidden + 9 * width + hidden + 2 * norm_size
+    if parameters.numel() != wanted:
+        raise TITNError(f"a layer of this size has {wanted} parameters, not {parameters.numel()}: use flatten_params")
 
 
 def matmul_dtype(tokens: Tensor) -> torch.dtype:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from titn_lib.kernels.attention_triton import attention_backward_kernel, attention_kernel
+from titn_lib.kernels.fused_layer import check_parameters, contiguous_like
 from titn_lib.kernels.fused_layer_triton import layer_backward_kernel, layer_kernel
 
 WARPS_PER_PROCESSOR = 8  # as many as its registers hold; more programs would only have fewer tiles each
@@ -25,7 +26,7 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
 
 
 def attention_backward(qkv: Tensor, gradient: Tensor, heads: int) -> Tensor:
-    qkv, result = qkv.contiguous(), torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    qkv, result = qkv.contiguous(), contiguous_like(qkv)
     programs, scale, options = plan_attention(qkv, heads)
     attention_backward_kernel[(programs,)](qkv, gradient.contiguous(), result, heads, scale, **options)
     return result
@@ -35,23 +36,22 @@ def plan_attention(qkv: Tensor, heads: int) -> tuple[int, float, dict[str, Any]]
     """Number of programs, scale of the scores, and the sizes that the kernels are compiled for."""
     length, width = qkv.shape[-2], qkv.shape[-1] // 3 // heads
     rows, columns = (max(16, triton.next_power_of_2(size)) for size in (length, width))
-    options = {"LENGTH": length, "WIDTH": width, "ROWS": rows, "COLUMNS": columns}
-    return (
-        qkv.shape[:-2].numel() * heads,
-        width**-0.5,
-        {
-            **options,
-            "num_warps": 1 if rows <= 32 else 4,
-            "enable_fp_fusion": True,
-        },
-    )
+    options = {
+        "LENGTH": length,
+        "WIDTH": width,
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "num_warps": 1 if rows <= 32 else 4,
+        "enable_fp_fusion": True,
+    }
+    return qkv.shape[:-2].numel() * heads, width**-0.5, options
 
 
 def layer(
     tokens: Tensor, parameters: Tensor, heads: int, hidden: int, norm_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    tokens, result = tokens.contiguous(), torch.empty_like(tokens, memory_format=torch.contiguous_format)
-    normed = torch.empty_like(result, dtype=dtype)
+    check_parameters(tokens, parameters, hidden, norm_size)
+    tokens, result, normed = tokens.contiguous(), contiguous_like(tokens), contiguous_like(tokens, dtype)
     programs, arguments, options = plan(tokens, heads, hidden, norm_size, dtype)
     layer_kernel[(programs,)](tokens, parameters, result, normed, *arguments, **options)
     return result, normed
@@ -67,7 +67,7 @@ def layer_backward(
     norm_size: int,
 ) -> tuple[Tensor, Tensor]:
     """The sums' order doesn't depend on the order of execution."""
-    tokens, result = tokens.contiguous(), torch.empty_like(tokens, memory_format=torch.contiguous_format)
+    tokens, result = tokens.contiguous(), contiguous_like(tokens)
     programs, arguments, options = plan(tokens, heads, hidden, norm_size, normed_gradient.dtype)
     rows, (length, width) = options["ROWS"], tokens.shape[-2:]
     before = len(parameters) - 2 * norm_size  # parameters before those of the last norm
@@ -98,7 +98,7 @@ def plan(
         "COLUMNS": columns,
         "CHUNK": 16 if hidden <= 64 else 32,
         "DTYPE": tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
-        "num_warps": 1 if rows * columns <= 512 else 4,
+        "num_warps": 1,
         "enable_fp_fusion": True,
     }
     return max(programs, 1), (sequences, (width // heads) ** -0.5), options

@@ -19,13 +19,12 @@ import triton.language as tl
 from titn_lib.kernels.primitives_triton import (
     LOG2_E,
     dot,
-    exp2,
     gelu,
     norm,
     norm_gradient,
-    reciprocal,
     sequence_norm,
     sequence_norm_gradient,
+    softmax2,
 )
 
 
@@ -40,8 +39,7 @@ def attend(query, key, same, MASK: tl.constexpr, DTYPE: tl.constexpr):
     score = dot(query, tl.trans(key), DTYPE)
     if MASK:
         score = tl.where(same, score, float("-inf"))
-    power = exp2(score - tl.max(score, 1)[:, None])
-    return power * reciprocal(tl.sum(power, 1))[:, None]
+    return softmax2(score)
 
 
 @triton.jit

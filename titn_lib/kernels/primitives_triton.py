@@ -78,6 +78,13 @@ def reciprocal(x):
 
 
 @triton.jit
+def softmax2(score):
+    """The softmax of every row, with powers of 2: the score holds log₂ e."""
+    power = exp2(score - tl.max(score, 1)[:, None])
+    return power * reciprocal(tl.sum(power, 1))[:, None]
+
+
+@triton.jit
 def gelu(x):
     """x Φ(x) and its slope; erf as in Abramowitz and Stegun 7.1.26, with an error of 1.5e-7."""
     size = tl.abs(x)
