@@ -267,6 +267,16 @@ def test_a_graph_is_captured_after_a_few_steps(simulated):
     assert (inputs.images.unique().item(), inputs.targets.lam.item(), inputs.lr.item()) == (4.0, 0.4, 1.0)
 
 
+def test_after_a_replay_each_group_shows_its_own_learning_rate(simulated):
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr_scale": scale} for scale in (1.0, 0.5)]
+    optimizer, labels = torch.optim.SGD(groups), torch.zeros(2, dtype=torch.long)
+    graphed = GraphedStep(optimizer, torch.device("cpu"))
+    for _ in range(WARM_UP_STEPS + 1):
+        graphed.run(lambda *_: None, torch.zeros(2, 1, 1, 1), MixedTargets(labels, labels), 0.2)
+    assert graphed.graph is not None
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.1]
+
+
 def test_a_step_that_waits_is_not_captured(simulated, caplog):
     calls, _ = simulated
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.transforms import Images
 from titn_lib.losses.objective import Objective
+from titn_lib.training.optim import set_learning_rate
 
 WARM_UP_STEPS = 3  # they compile, choose algorithms and create the optimizer's state, none of which a graph can record
 NOT_CAPTURED = "the training step runs without a CUDA graph: %s"
@@ -109,8 +110,7 @@ class GraphedStep:
             return
         self.inputs.fill(images, targets, lr)
         self.graph.replay()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
 
     def run_directly(self, step: Step, images: Images, targets: MixedTargets, lr: float) -> None:
         """Run a step on the stream of the capture, as PyTorch's notes on CUDA graphs ask for.
