@@ -108,6 +108,15 @@ def test_lines_are_short(page):
     assert not [line for line in lines if len(line) > 120 and not line.startswith(("|", "![", "<!-- table"))]
 
 
+def test_no_line_begins_with_a_percent_sign():
+    """The site takes such a line for a comment and leaves it out."""
+    texts = {relative(page): page.read_text(encoding="utf-8") for page in PAGES}
+    for path in (TOP / "notebooks").rglob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        texts[relative(path)] = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert [name for name, text in texts.items() if re.search(r"^\s*%", text, re.M)] == []
+
+
 def test_images_have_a_description():
     for page in PAGES:
         for alt in re.findall(r"!\[([^]]*)\]\(", page.read_text(encoding="utf-8")):

@@ -17,6 +17,7 @@ from titn_lib.experiments.report import (
     comparison,
     difference_from_base,
     marked_pages,
+    page_cell,
     render_tables,
     significance_from_base,
     spread_without_outlier,
@@ -177,6 +178,12 @@ def test_a_row_of_outlying_variance_has_a_spread_of_its_own(rows):
     assert difference_from_base(table["a"], table) == "+0.00 ± 1.63"
 
 
+def test_on_a_page_a_value_stays_on_one_line():
+    assert page_cell("difference", "-1.07 ± 0.60") == "−1.07\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.60"
+    assert page_cell("", "cifar10-titn_mini-laptop") == "cifar10-titn_mini-laptop"
+    assert page_cell("what", "A few - perhaps many - words.") == "A few - perhaps many - words."
+
+
 def test_a_comparison_puts_the_base_first(rows):
     assert [row.experiment.name for row in select_rows(rows, ["change"])] == ["base", "change-wide", "change-deep"]
     table = render_tables("<!-- table change -->\n<!-- /table -->", rows).splitlines()
@@ -185,6 +192,7 @@ def test_a_comparison_puts_the_base_first(rows):
         "", "what", "validation top-1", "test top-1", "difference", "significant?", "test top-5", "parameters", "MACs",
         "epochs", "minutes", "seeds",
     ]  # fmt: skip
+    cells = [[cell.replace("\N{NO-BREAK SPACE}", " ") for cell in line] for line in cells]
     assert cells[2] == [
         "base", "As it is.", "53.00 ± 2.00", "52.00 ± 2.00", "", "", "90.00 ± 0.00", "1,234", "0.0 M", "14", "2.0",
         "3 of 3",
@@ -262,7 +270,7 @@ def test_pages_and_figures_are_written(folders, capsys):
     assert "old" in page.read_text()
     assert main([*arguments, "change", "--write"]) == 0
     text = page.read_text()
-    assert "56.00 ± 1.41" in text
+    assert "56.00\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}1.41" in text
     assert "old" not in text
     assert (text[:8], text[-7:]) == ("Before.\n", "After.\n")
     assert other.read_text() == text

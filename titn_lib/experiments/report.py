@@ -72,8 +72,16 @@ def comparison(rows: dict[str, ExperimentSummary], names: Iterable[str], page: b
         hidden |= set() if page else {"significant?"}
         hidden |= {"test top-5"} if timed else {"images/s training", "images/s inference"}
         columns = sorted(line, key=lambda name: name in COST) if page else line
-        lines.append({name: line[name] for name in columns if name not in hidden})
+        shown = {name: line[name] for name in columns if name not in hidden}
+        lines.append({name: page_cell(name, cell) for name, cell in shown.items()} if page else shown)
     return markdown_table(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def page_cell(column: str, cell: str) -> str:
+    """The cell for a page: a value stays on one line, and a difference has a real minus sign."""
+    if column == "what":
+        return cell
+    return cell.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "−" if column == "difference" else "-")
 
 
 def macs_cell(records: list[RunResult]) -> str:
