@@ -11,6 +11,7 @@ from titn_lib import create_model, list_models, list_pretrained, load_model
 from titn_lib.models.base import Classifier as _Classifier  # torch.hub.list shows every other name
 
 __all__ = [
+    "airbench",
     "create_model",
     "list_models",
     "list_pretrained",
@@ -62,6 +63,11 @@ def titn_mini_local(weights: str | None = None, **settings: object) -> _Classifi
 def titn_pico(weights: str | None = None, **settings: object) -> _Classifier:
     """The student for small grayscale images. Weights: "mnist"."""
     return _make("titn_pico", weights, settings)
+
+
+def airbench(weights: str | None = None, **settings: object) -> _Classifier:
+    """The teacher for photographs."""
+    return _make("airbench", weights, settings)
 
 
 def vgg7_bn(weights: str | None = None, **settings: object) -> _Classifier:

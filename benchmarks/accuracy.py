@@ -61,7 +61,7 @@ def main() -> None:
             )
     if options.out:
         record = {"runs": results, **run_metadata("", 1, torch.device("cpu"))}
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

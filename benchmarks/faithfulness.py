@@ -113,7 +113,7 @@ def main() -> None:
         record["areas"][title] = {"maps": rows, "differences (mean, 95 % interval)": differences}
     record["minutes"] = round((time.monotonic() - began) / 60, 1)
     if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def main() -> None:
         note(f"training step {'with teacher' if teacher else 'alone'}", whole(images, labels, gpu, teacher, 10))
     record = record_of(measures, "auto", torch.device("cuda" if gpu else "cpu"))
     if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def parts_of(trainer: Trainer) -> dict[str, Callable[[], object]]:
         parts["teacher"] = teacher
     parts["step without augmentation, launched one by one"] = lambda: trainer.step(images, targets, 1e-3)
     parts[f"evaluation of {EPOCH_VAL_IMAGES:,} images"] = lambda: evaluate(
-        trainer.network, trainer.val_subset, trainer.preprocessing, trainer.fabric
+        trainer.network, trainer.val_subset, trainer.preprocessing, trainer.fabric, predicted=trainer.predict
     )
     return parts
 
@@ -124,7 +124,8 @@ def main() -> None:
     if options.out:
         metadata = run_metadata(trainer.fabric.strategy.precision.precision, 1, trainer.fabric.device)
         options.out.write_text(
-            json.dumps({"model": options.model, "batch": batch, "parts": found, **metadata}, indent=1) + "\n"
+            json.dumps({"model": options.model, "batch": batch, "parts": found, **metadata}, indent=1) + "\n",
+            encoding="utf-8",
         )
 
 

@@ -83,7 +83,7 @@ def main() -> None:
                 rates.setdefault(f"{name} inference", []).append(rate(one.infer, BATCH, options.seconds, device))
     record = record_of(rates, "auto", device)
     if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

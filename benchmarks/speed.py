@@ -260,7 +260,7 @@ def main() -> None:
         measures = {}
         record = record_of(rates, "as named", device, first_seconds=first)
         if options.out:  # after every job, in case the next one is interrupted
-            options.out.write_text(json.dumps(record, indent=1) + "\n")
+            options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"\n{table(record)}")
     if options.out:
         try:

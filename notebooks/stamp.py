@@ -14,8 +14,12 @@ BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 OLD_BADGE = re.compile(rf"\[!\[[^]]*\]\({re.escape(BADGE)}\)\]\([^)]*\)\n\n")
 SETUP = """try:
     from titn_lib.course.setup import setup
-except ModuleNotFoundError:  # in Colab, or wherever it isn't installed yet
-    %pip install --quiet "titn-lib @ git+{address}"
+except ModuleNotFoundError:  # in Colab, or with a kernel from elsewhere
+    from pathlib import Path
+    here = Path.cwd()
+    above = [str(folder) for folder in (here, *here.parents) if (folder / "titn_lib").is_dir()]
+    source = above[0] if above else "titn-lib @ git+{address}"
+    %pip install --quiet "{{source}}"
     from titn_lib.course.setup import setup
 runs = setup()"""
 

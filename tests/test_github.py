@@ -70,7 +70,7 @@ scikit-learn==1.6.1
 safetensors_rust==9.0
 google-colab @ file:///colabtools/dist/google_colab-1.0.0.tar.gz
 """
-    requirements = ["einops>=0.8", "ipywidgets>=8.1", "torch>=2.8", "torchvision>=0.23", "scikit-learn>=1.4", "tqdm>=4"]
+    requirements = ["einops>=0.8", "ipywidgets>=8.1", "torch>=2.9", "torchvision>=0.24", "scikit-learn>=1.4", "tqdm>=4"]
     lines, left_out = load_colab().constraints(listing, requirements)
     assert lines == ["einops==0.8.2", "torch==2.11.0", "torchvision==0.26.0", "scikit-learn==1.6.1"]
     assert left_out == [

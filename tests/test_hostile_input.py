@@ -205,6 +205,14 @@ def test_a_device_a_pipe_and_a_link_stay_what_they_are(tmp_path):
         write_atomically(tmp_path, b"abc")
 
 
+def test_too_little_memory_is_one_sentence(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("titn_lib.data.images.load_image", full)
+    assert "not enough memory" in fails(capsys, "predict", picture_in(tmp_path), "--weights", "titn_nano.digits")
+
+
 def test_weights_that_are_not_finite(tmp_path, capsys):
     model = load_model("titn_nano.digits")
     for weight in model.parameters():

@@ -42,8 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(str(problem))
     except ModuleNotFoundError as problem:
         return complain(f"the package {problem.name} is missing: install it (pip install {problem.name})")
+    except MemoryError:
+        return complain("there is not enough memory for this: choose a smaller image size, model or batch")
     except BrokenPipeError:  # the reader of the output has closed it
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for Python's last flush
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for Python's last flush
     except OSError as problem:
         reason = REASONS.get(problem.errno or 0, problem.strerror or str(problem))
         return complain(f"{problem.filename}: {reason}" if problem.filename else reason)
@@ -85,7 +87,7 @@ def distill(
 
 
 def train_teacher(
-    data: str, model: str, preset: str, seed: int, out: Path | None, device: str, max_minutes: float | None,
+    data: str, model: str | None, preset: str, seed: int, out: Path | None, device: str, max_minutes: float | None,
     quiet: bool, skip_damaged: bool, image_size: tuple[int, int] | None, init_from: str | None, **changes: object,
 ) -> None:  # fmt: skip
     """Train a teacher."""
@@ -96,7 +98,7 @@ def train_teacher(
 
     given = {name: value for name, value in changes.items() if value is not None}
     run = teacher_run(data, model, preset, seed, image_size, init_from, **given)
-    out = out or Path("runs") / f"{Path(run.data).name}-{re.sub('[:/]', '_', model)}-{preset}-seed{seed}"
+    out = out or Path("runs") / f"{Path(run.data).name}-{re.sub('[:/]', '_', run.model)}-{preset}-seed{seed}"
     where: dict[str, Any] = {"device": device, "max_minutes": max_minutes, "progress": not quiet}
     record = train(run, out, **where, skip_damaged=skip_damaged)
     if is_main_process():
@@ -245,8 +247,7 @@ def write_report(rows: dict[str, "ExperimentSummary"], results: Path) -> None:
         write_atomically(page, render_tables(page.read_text(encoding="utf-8"), rows).encode())
     for file, values in seed_values(rows).items():
         save_figure(plot_seeds(values), results / f"{file}.png")
-    in_checkout = (results.parent / "titn_lib" / "models" / "pretrained").resolve() == PRETRAINED_DIR
-    if in_checkout:  # not in an installed package
+    if (results.parent / "titn_lib/models/pretrained").resolve() == PRETRAINED_DIR:  # not in an installed package
         ship_weights(rows, results, PRETRAINED_DIR)
 
 
@@ -280,7 +281,7 @@ def add_training_commands(commands: Any) -> None:
     from titn_lib.losses.registry import list_losses
 
     parser = add_command(commands, "distill", distill)
-    add_run_options(parser, model=None)
+    add_run_options(parser)
     parser.add_argument(
         "--teacher", type=text_of, help="name or weights file of a teacher, or timm:NAME (default: the preset's)"
     )
@@ -289,7 +290,7 @@ def add_training_commands(commands: Any) -> None:
     add_recipe_options(parser)
 
     parser = add_command(commands, "train-teacher", train_teacher)
-    add_run_options(parser, model="vgg7_bn")
+    add_run_options(parser)
     add_recipe_options(parser)
 
 
@@ -357,13 +358,12 @@ def add_experiment_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=path_of, default=Path("results"), help="records (default: %(default)s)")
 
 
-def add_run_options(parser: argparse.ArgumentParser, model: str | None) -> None:
+def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options of a training run, but for its recipe."""
-    default = model or "the data set's and preset's"
     parser.add_argument(
         "--data", type=text_of, default="digits", help="a data set, a folder of images, or a .csv of file,label"
     )
-    parser.add_argument("--model", default=model, help=f"the network to train (default: {default})")
+    parser.add_argument("--model", help="the network to train (default: the data set's and preset's)")
     parser.add_argument(
         "--image-size", type=image_size_of, metavar="SIZE", help="such as 64, or 48x64 (height x width)"
     )

@@ -76,6 +76,8 @@ def make_folder(path: str | Path) -> Path:
 def lock_dir(folder: Path) -> Iterator[None]:
     """Context in which no other process can lock the folder. File systems without locks give no protection.
 
+    Unfinished files that killed processes left in the folder are deleted.
+
     Raises:
         Busy: another process holds the lock.
     """
@@ -85,6 +87,9 @@ def lock_dir(folder: Path) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout as problem:
             raise Busy(f"another process is at work in {folder}: wait for it, or choose another folder") from problem
+        for left in folder.glob("*.[0-9]*.part"):
+            if not left.name.endswith(f".{os.getpid()}.part"):
+                left.unlink(missing_ok=True)
     try:
         yield
     finally:

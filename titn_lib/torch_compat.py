@@ -1,7 +1,7 @@
 """The private names of PyTorch that this library uses, in one place. All were checked with PyTorch 2.15."""
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -61,10 +61,25 @@ def inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callabl
     """The default backend of `torch.compile`. It compiles the backward pass at once, too, so that it fails here or not
     at all.
 
-    2.15: by default the backward pass is compiled when it first runs.
+    2.15: by default the backward pass is compiled when it first runs. 2.9: always at once, without a setting.
     """
     from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
 
-    with config.patch(force_non_lazy_backward_lowering=True):
-        return cast(Callable, compile_fx(graph, inputs))
+    settings = combine_kernels() if any(isinstance(given, torch.Tensor) and given.is_cuda for given in inputs) else {}
+    at_once = "force_non_lazy_backward_lowering"
+    with config.patch({at_once: True} if hasattr(config, at_once) else {}):
+        return cast(Callable, compile_fx(graph, inputs, config_patches=settings))
+
+
+def combine_kernels() -> dict[str, Any]:
+    """Settings of the compiler for a GPU: kernels that don't need each other's results become one.
+
+    A transformer has dozens of small ones in each block: casts of weights, and sums for the gradients of biases.
+
+    2.15: off by default, and at most 8 become one.
+    """
+    from torch._inductor import config
+
+    wanted = {"combo_kernels": True, "combo_kernel_max_num_nodes": 64}
+    return {name: value for name, value in wanted.items() if hasattr(config, name)}

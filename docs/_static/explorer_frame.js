@@ -19,6 +19,7 @@ frame.addEventListener("load", () => {
     }
     explorer.classList.toggle("light", !dark);
     page.body.style.background = dark ? DARK["--jp-layout-color1"] : "#fff";
+    explorer.explorer.schedule(); // the small maps' numbers are drawn in the text's color
   };
   follow();
   new MutationObserver(follow).observe(document.documentElement, { attributeFilter: ["data-theme"] });

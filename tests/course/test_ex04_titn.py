@@ -14,6 +14,12 @@ def update(inner, norm, linear, last_norm):
     return last_norm(linear(norm(inner.flatten(2))))
 
 
+def last_norm_by_hand(inner, norm, linear, last_norm):
+    got = linear(norm(inner.flatten(2)))
+    normed = (got - got.mean(-1, keepdim=True)) / (got.var(-1, keepdim=True, correction=0) + last_norm.eps).sqrt()
+    return normed * last_norm.weight + last_norm.bias
+
+
 def in_place(inner, outer, *modules):
     outer[:, 1:] += update(inner, *modules)
     return outer
@@ -35,6 +41,7 @@ def late(inner, outer, norm, linear, last_norm):
     [
         (in_place, "✓"),
         (loops, "✓"),
+        (lambda i, o, *m: o + F.pad(last_norm_by_hand(i, *m), (0, 0, 1, 0)), "✓"),
         (lambda i, o, *m: torch.cat([o[:, :1], o[:, 1:] + update(i, *m)], 1), "✓"),
         (lambda i, o, n, p, last: o + F.pad(p(n(i.flatten(2))), (0, 0, 1, 0)), "the last LayerNorm is left out"),
         (lambda i, o, n, p, last: o + F.pad(last(p(i.flatten(2))), (0, 0, 1, 0)), "the first LayerNorm is left out"),
@@ -48,8 +55,8 @@ def late(inner, outer, norm, linear, last_norm):
         (lambda i, o, n, p, last: n(i), "it stopped with RuntimeError"),
     ],
 )
-def test_projection(answer, message):
-    assert message in repr(exercise.check_projection(answer))
+def test_projection(answer, message, expect):
+    expect(message, exercise.check_projection, answer)
 
 
 def test_the_counts_are_the_library_s():
@@ -146,8 +153,8 @@ def token_by_token(outer, layer):
         (lambda z, layer: ..., "not written yet"),
     ],
 )  # fmt: skip
-def test_isolated(answer, message):
-    assert message in repr(exercise.check_isolated(answer))
+def test_isolated(answer, message, expect):
+    expect(message, exercise.check_isolated, answer)
 
 
 def test_masked_is_the_layer():

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from titn_lib import TITNError, load_dataset, load_image
-from titn_lib.data import folders
+from titn_lib.data import folders, images
 from titn_lib.data.folders import SPLITS, list_images, load_class_folders, read_images
 from titn_lib.training.config import resolve_dataset
 
@@ -348,6 +348,26 @@ def test_images_are_read_in_parallel_and_in_order(two_classes, monkeypatch):
     assert len(seen) > 1
 
 
+def test_what_does_not_fit_in_memory_is_refused_before_it_is_read(two_classes, monkeypatch):
+    says = r"has 30 images, which take 0.1 GB at 1024×1024, and this machine has 0.1 GB: choose a smaller image_size"
+    monkeypatch.setattr("titn_lib.data.images.memory_bytes", lambda: 10**8)
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "read_image", None)
+        with pytest.raises(TITNError, match=says):
+            load_dataset(str(two_classes), image_size=1024)
+    with pytest.raises(TITNError, match=r"digits has 1,797 images, which take 0.1 GB at 256×256"):
+        load_dataset("digits", image_size=256)
+    monkeypatch.setattr("titn_lib.data.images.memory_bytes", lambda: 2 * 30 * 3 * 32 * 32)
+    assert len(load_dataset(str(two_classes)).train) == 21
+    monkeypatch.setattr("titn_lib.data.images.memory_bytes", lambda: None)
+    assert len(load_dataset(str(two_classes)).train) == 21
+
+
+def test_the_memory_is_known_where_there_is_a_system_call():
+    if hasattr(os, "sysconf"):
+        assert 10**8 < images.memory_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def test_a_stop_does_not_wait_for_all_other_images(two_classes, monkeypatch):
     read = []
 
@@ -366,9 +386,9 @@ def test_all_of_a_folder_whatever_its_split(tmp_path):
     for name in ("train", "test"):
         for kind in "ab":
             fill(tmp_path / name / kind, 3)
-    images, classes = load_class_folders(tmp_path, (8, 8))
+    found, classes = load_class_folders(tmp_path, (8, 8))
     assert classes == ("a", "b")
-    assert images.labels.bincount().tolist() == [6, 6]
+    assert found.labels.bincount().tolist() == [6, 6]
 
 
 # --- fingerprints
@@ -451,6 +471,17 @@ def test_a_wrong_table_is_refused(tmp_path):
     table.write_text(good)
     with pytest.raises(TITNError, match="2 images of that name"):
         load_dataset(str(table))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_as_spreadsheets_save_it(tmp_path, encoding):
+    table = make_table(tmp_path)
+    text = table.read_text(encoding="utf-8").replace("round", "Élan")
+    table.write_bytes(text.encode(encoding))
+    assert list_images(table).classes == ("square", "Élan")
+    table.write_bytes(text.encode("cp1252"))
+    with pytest.raises(TITNError, match=r"labels.csv is not UTF-8: save it as CSV in UTF-8"):
+        list_images(table)
 
 
 # --- mutations

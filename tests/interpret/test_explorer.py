@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import io
 import json
 import re
 import subprocess
@@ -289,6 +290,21 @@ def test_the_widget_carries_the_same_data_and_takes_images(tmp_path, monkeypatch
     widget._receive(None, {"image": "own.png"}, [(tmp_path / "own.png").read_bytes()])
     assert "shows at most 3 images" in sent[1]["error"]
     assert len(widget.data["images"]) == 3
+
+
+def test_where_frames_are_dropped_a_figure_and_a_sentence_are_left():
+    """JupyterLab (a notebook that isn't trusted yet) and GitHub keep neither <iframe> nor <style>."""
+    model = make("titn_nano")
+    shown = explorer.iframe_html(explorer.explorer_data(model, random_images(model)))
+    left = re.sub(r"<(style|iframe)\b.*?</\1>", "", shown, flags=re.DOTALL)
+    assert left.startswith("<figure><img src=")
+    assert "trust the notebook" in left
+    png = base64.b64decode(re.search(r"base64,([^\"]+)", left)[1])
+    with Image.open(io.BytesIO(png)) as still:
+        assert still.width > 400
+        assert np.unique(still.convert("L")).size > 50
+    assert "</iframe><figure>" in shown  # and where frames are kept, the figure is hidden
+    assert "iframe[title='Attention explorer'] + figure {display: none}" in shown
 
 
 def test_a_saved_notebook_keeps_the_page_and_drops_the_live_part():

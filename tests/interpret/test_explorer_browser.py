@@ -22,7 +22,7 @@ from titn_lib.plots import palette
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: uv sync --group browser")
 
-PREPROCESSING = Preprocessing("x", ("cat", "dog", "ship", "frog"), (0.4,) * 3, (0.3,) * 3)
+PREPROCESSING = Preprocessing("photos/x", ("cat", "dog", "ship", "frog"), (0.4,) * 3, (0.3,) * 3)
 COLUMNS, PATCHES = 4, 16  # of titn_paper on 32×32 images
 
 
@@ -67,10 +67,9 @@ def show(browser, tmp_path):
     """Opens an explorer without network; afterwards there must have been no error in its console."""
     problems, contexts = [], []
 
-    def open_page(data, width=1280, dark=False, text=None):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
-        )
+    def open_page(data, width=1280, height=900, dark=False, text=None, **options):
+        size, scheme = {"width": width, "height": height}, "dark" if dark else "light"
+        context = browser.new_context(viewport=size, color_scheme=scheme, **options)
         contexts.append(context)
         context.set_offline(True)
         page = context.new_page()
@@ -152,7 +151,7 @@ def test_at_first_the_class_token(show, scene):
     page = show(data)
     cover(page)
     row = attention.outer[2][0].mean(dim=0)[0]
-    agree(page, row[1:17], row.max())
+    agree(page, row[1:17])
     best = int(row.argmax())
     named = {0: "itself", 17: "the distillation token"}.get(best, f"patch {best}")
     assert summary(page).startswith(f"Block 3, mean of heads: the class token attends most to {named} (")
@@ -171,7 +170,7 @@ def test_hovering_shows_a_patchs_row_or_column(show, scene, reverse):
     for patch in (0, 6, 13):
         hover(page, patch)
         values = matrix[:, 1 + patch] if reverse else matrix[1 + patch]
-        agree(page, values[1:17], values.max())
+        agree(page, values[1:17])
         best = int(values.argmax())
         named = {1 + patch: "itself", 0: "the class token", 17: "the distillation token"}.get(best, f"patch {best}")
         verb = "is attended to most by" if reverse else "attends most to"
@@ -191,7 +190,7 @@ def test_blocks_and_heads_by_slider(show, scene):
             slide(page, "head", head, "outer")
             maps = attention.outer[block - 1][0, :, 0]
             row = maps.mean(dim=0) if head == 0 else maps.amax(dim=0) if head == 1 else maps[head - 2]
-            agree(page, row[1:17], row.max())
+            agree(page, row[1:17])
             assert page.locator(".stream.outer output").inner_text() == name
             assert summary(page).startswith(f"Block {block}, ")
 
@@ -204,7 +203,7 @@ def test_rollout_and_relevance(show, scene):
     for block in (1, 2):
         slide(page, "block", block)
         row = interpret.rollout(attention.outer[: block + 1])[0, 0]
-        agree(page, row[1:17], row.max())
+        agree(page, row[1:17])
     page.get_by_role("button", name="relevance").click()
     for head, button in (("class", "class head"), ("distillation", "distillation head")):
         page.get_by_role("button", name=button).click()
@@ -222,12 +221,12 @@ def test_small_maps_choose_block_and_head(show, scene):
     page = show(data)
     cover(page)
     small = page.locator(".stream.outer figure canvas")
-    place = page.evaluate("() => document.querySelector('#explorer').explorer.stages[0].planned.outer.layout")
+    place = page.evaluate("() => document.querySelector('#explorer').explorer.stages[0].layout.outer")
     step = {"x": place["tile"] + 4, "y": place["high"] + 4}
     small.click(position={"x": place["left"] + 1.5 * step["x"], "y": place["top"] + 4.5 * step["y"]})
     settle(page)
     row = attention.outer[1][0, 4, 0]
-    agree(page, row[1:17], row.max())
+    agree(page, row[1:17])
     assert summary(page).startswith("Block 2, head 5: ")
     # and what the small map itself shows: head 7 of block 3
     maps = torch.stack([one[0, :, 0, 1:17] for one in attention.outer])
@@ -255,7 +254,7 @@ def test_a_click_opens_a_patch_and_hovering_shows_its_pixels(show, scene):
         settle(page)
         inner = attention.inner[2][0, patch].mean(dim=0)
         mean = inner.mean(dim=0)
-        assert f"patch {patch + 1}, all pixel tokens" in page.locator(".stream.inner").inner_text()
+        assert f"patch {patch + 1}, all tokens" in page.locator(".stream.inner").inner_text()
         agree(page, mean, stream="inner")
         for pixel in (0, 11):
             hover(page, pixel, "inner")
@@ -285,7 +284,247 @@ def test_a_vit_has_no_inner_stream(show):
     assert "The class head predicts" in summary(page)
 
 
+def test_the_first_click_keeps_the_open_patch(show, scene):
+    page = show(scene[4])
+    state = (
+        "() => { const { state } = document.querySelector('#explorer').explorer; return [state.token, state.open]; }"
+    )
+    opened = page.evaluate(state)[1]  # at first, the patch that the class token attends to most
+    hover(page, opened)
+    for token, now in ((1 + opened, opened), (1 + opened, None), (1 + opened, opened)):
+        page.mouse.down()
+        page.mouse.up()
+        assert page.evaluate(state) == [token, now]
+
+
+# --- what the eye sees
+
+LUMINANCE = """(canvas, [rows, columns, from, to]) => {
+  const context = canvas.getContext("2d"), { width, height } = canvas, cells = [];
+  const linear = (part) => part <= 10 ? part / 3295 : ((part / 255 + 0.055) / 1.055) ** 2.4;
+  for (let row = 0; row < rows; row++) for (let column = 0; column < columns; column++) {
+    const place = (start, share, size) => Math.round((start + share) * size);
+    const [x, y] = [place(column, from, width / columns), place(row, from, height / rows)];
+    const across = Math.round(((to - from) * width) / columns), down = Math.round(((to - from) * height) / rows);
+    const { data } = context.getImageData(x, y, across, down), all = [];
+    for (let i = 0; i < data.length; i += 4)
+      all.push(0.2126 * linear(data[i]) + 0.7152 * linear(data[i + 1]) + 0.0722 * linear(data[i + 2]));
+    cells.push([all.reduce((sum, one) => sum + one, 0) / all.length, Math.min(...all), Math.max(...all)]);
+  }
+  return cells;
+}"""
+
+
+def rank_correlation(first, second):
+    return np.corrcoef(np.argsort(np.argsort(first)), np.argsort(np.argsort(second)))[0, 1]
+
+
+def test_brightness_follows_the_map_and_numbers_are_legible(show, scene):
+    """At the opacity that is set at first, on an image whose bright patches aren't those with much attention."""
+    attention, data = scene[3], scene[4]
+    rows = attention.outer[2][0, :, 0, 1:17].detach().numpy()
+    head = int((rows.std(axis=1) / rows.mean(axis=1)).argmax())  # the one that differs most between the patches
+    gray = np.random.default_rng(2).permutation(np.linspace(60, 200, PATCHES)).astype(np.uint8)
+    pixels = gray.reshape(4, 4).repeat(8, axis=0).repeat(8, axis=1)[..., None].repeat(3, axis=2)
+    image = {**data["images"][0], "rgb": pixels.tobytes()}
+    page = show({**data, "images": [image]})
+    slide(page, "head", 2 + head, "outer")
+    shown = [cell[0] for cell in canvas(page).evaluate(LUMINANCE, [4, 4, 0.1, 0.2])]
+    assert rank_correlation(shown, rows[head]) > 0.8
+    assert rank_correlation(shown, gray) < 0.4
+    cover(page)
+    for _, dark, light in canvas(page, "inner").evaluate(LUMINANCE, [4, 4, 0.3, 0.7]):
+        assert (light + 0.05) / (dark + 0.05) > 4.5
+
+
+def test_high_contrast(show, scene):
+    page = show(scene[4], forced_colors="active")
+    style = "(one, [pseudo, name]) => getComputedStyle(one, pseudo)[name]"
+
+    def styles(place, name, pseudo=None):
+        return [one.evaluate(style, [pseudo, name]) for one in page.locator(place).all()]
+
+    chosen, other = styles(".thumbs button", "outlineStyle")
+    assert (chosen, other) == ("solid", "none")
+    chosen, other = styles(".token", "outlineStyle")
+    assert (chosen, other) == ("solid", "none")
+    for place, pseudo in ((".legend i", None), (".token", "::before"), (".predictions li", None)):
+        assert set(styles(place, "forcedColorAdjust", pseudo)) == {"none"}, place
+
+
+def test_large_text_and_print(show, scene):
+    page = show(scene[4], dark=True)
+    size = "(place) => parseFloat(getComputedStyle(document.querySelector(place)).fontSize)"
+    sizes = f"() => ['.summary', 'h3', 'li'].map({size})"
+    before = np.array(page.evaluate(sizes))
+    page.evaluate("() => { document.documentElement.style.fontSize = '200%'; }")
+    settle(page)
+    assert (np.array(page.evaluate(sizes)) > 1.9 * before).all()
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 1280
+    wide = "() => [...document.querySelectorAll('h3, .title')].map((one) => one.scrollWidth - one.clientWidth)"
+    assert max(page.evaluate(wide)) < 30  # no heading reaches into the next column
+    page.evaluate("() => { document.documentElement.style.fontSize = ''; }")
+
+    page.evaluate("""() => {
+      const { explorer } = document.querySelector("#explorer"), draw = explorer.draw.bind(explorer);
+      explorer.draw = () => {
+        draw();
+        const { x2, y2 } = document.querySelector("line"), { inner } = explorer.stages[0].canvas;
+        const ends = [x2.baseVal.value, y2.baseVal.value, inner.offsetLeft, inner.offsetTop];
+        if (matchMedia("print").matches) window.printed = ends;
+      };
+    }""")
+    page.pdf()
+    x, y, left, top = page.evaluate("() => printed")  # the lines were drawn for the paper's layout
+    assert (x, y) == (left, top)
+    page.emulate_media(media="print", color_scheme="dark")
+    settle(page)
+    ink, adjust, shown = page.evaluate("""() => {
+      const element = document.querySelector("#explorer"), style = getComputedStyle(element);
+      return [style.color, style.printColorAdjust, element.explorer.ink];
+    }""")
+    assert (ink, adjust, shown) == ("rgb(27, 31, 36)", "exact", ink)
+
+
+def test_a_phone(show, scene):
+    page = show(scene[4], width=375, height=667, has_touch=True)
+    assert canvas(page).bounding_box()["y"] < 480
+    box = canvas(page).bounding_box()
+    page.touchscreen.tap(box["x"] + 50, box["y"] + 50)
+    settle(page)
+    opened = canvas(page, "inner").bounding_box()  # what the tap opened is on the screen
+    assert 0 <= opened["y"] <= 668 - opened["height"]
+    assert opened["y"] > canvas(page).bounding_box()["y"]
+    assert page.locator(".predictions").bounding_box()["y"] > opened["y"]
+    page.evaluate("() => scrollTo(0, 0)")
+    box = canvas(page).bounding_box()
+    finger = page.context.new_cdp_session(page)
+    for step in range(8):  # a finger moves to the right
+        point = {"x": box["x"] + 20 + 40 * step, "y": box["y"] + 20}
+        finger.send("Input.dispatchTouchEvent", {"type": "touchMove" if step else "touchStart", "touchPoints": [point]})
+    settle(page)
+    assert summary(page).startswith("Block 3, mean of heads: patch 4 attends most to")
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    for width, size in ((320, "100%"), (375, "200%")):
+        page.set_viewport_size({"width": width, "height": 667})
+        page.evaluate("(size) => { document.documentElement.style.fontSize = size; }", size)
+        settle(page)
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width, size
+
+
 # --- keys, images, two models
+
+
+def test_keys_stay_inside(show, scene):
+    """JupyterLab listens at the document: x would cut the explorer's cell."""
+    page = show(scene[4])
+    state = "() => { const { state } = document.querySelector('#explorer').explorer; return state; }"
+    page.evaluate("() => { window.seen = []; document.addEventListener('keydown', ({ key }) => seen.push(key)); }")
+    page.keyboard.press("[")  # before the first click
+    assert page.evaluate(state)["block"] == 1
+    places = [canvas(page), canvas(page, "inner"), page.locator(".thumbs button").first, page.locator("input").first]
+    for place in places:
+        place.focus()
+        for key in ("x", "a", "Shift+Enter", "Delete", "j"):
+            page.keyboard.press(key)
+    page.keyboard.press("Control+s")
+    assert page.evaluate("() => seen") == ["Control", "s"]
+    press = "(one, init) => one.dispatchEvent(new KeyboardEvent('keydown', { bubbles: true, ...init }))"
+    for modifiers, block in (({"ctrlKey": True, "altKey": True}, 0), ({"altKey": True}, 1), ({"ctrlKey": True}, 1)):
+        canvas(page).evaluate(press, {"key": "]" if block else "[", **modifiers})  # AltGr on Windows, Option on a Mac
+        assert page.evaluate(state)["block"] == block
+    canvas(page).evaluate(press, {"key": "m", "altKey": True})
+    assert page.evaluate(state)["mode"] == "attention"
+
+
+def test_relevance_by_keyboard(show, scene):
+    _, _, floats, _, data = scene
+    page = show(data)
+    state = "() => { const { state } = document.querySelector('#explorer').explorer; return state; }"
+    focused = "(one) => one === document.activeElement"
+    canvas(page).focus()
+    page.keyboard.press("m")
+    page.keyboard.press("m")
+    before = canvas(page).evaluate("(one) => one.toDataURL()")
+    for key, token in (("ArrowDown", 1), ("End", 4), ("PageDown", 16), ("Home", 13), ("PageUp", 1), ("ArrowRight", 2)):
+        page.keyboard.press(key)
+        assert page.evaluate(state)["token"] == token, key
+    settle(page)
+    cells = interpret.cells(interpret.relevance(scene[0], floats[:1], "class").image, 2)[0].reshape(4, 4, 4, 4)
+    share = 100 * float(cells[0, :, 1].sum())
+    assert summary(page).endswith(f"comes from the image, {share:.1f} % from patch 2.")
+    assert canvas(page).evaluate("(one) => one.toDataURL()") != before  # framed
+    page.keyboard.press("Enter")
+    page.keyboard.press("End")
+    page.keyboard.press("End")
+    settle(page)
+    share = 100 * float(cells[0, 0, 1, 3])
+    assert summary(page).endswith(f"comes from the image, {share:.1f} % from pixel token 4 of patch 2.")
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowDown")  # the distillation head's map is kept
+    settle(page)
+    assert summary(page).startswith("The distillation head predicts")
+    assert page.evaluate(state)["token"] == 4
+    page.keyboard.press("m")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Home")
+    settle(page)
+    page.keyboard.press("Enter")  # of the class token: the patch that it attends to most
+    settle(page)
+    best = int(scene[3].outer[2][0].mean(dim=0)[0, 1:17].argmax())
+    assert page.evaluate(state)["open"] == best
+    page.get_by_role("button", name="Close the patch").focus()
+    page.keyboard.press("Enter")
+    assert canvas(page).evaluate(focused)
+
+
+def test_names_and_values_for_screen_readers(show, scene):
+    attention, data = scene[3], scene[4]
+    page = show(data)
+    tags = page.evaluate("() => [...document.querySelectorAll('h1, h2, h3')].map((one) => one.tagName)")
+    assert tags == ["H1", "H2", "H3", "H3", "H3", "H3", "H3"]
+    assert page.locator(":is(h1, h2, h3) input").count() == 0
+    assert "needs JavaScript" in page.locator("noscript").text_content()
+    names = [one.get_attribute("aria-label") for one in page.locator("input[type=range]").all()]
+    assert names == ["block", "opacity", "head, outer stream", "head, inner stream"]
+    assert {one.get_attribute("aria-live") for one in page.locator("output").all()} == {"off"}
+    for small in page.locator("figure canvas").all():
+        assert small.get_attribute("role") == "img"
+        assert " stream, every block (across) and head (down), 0 to " in small.get_attribute("aria-label")
+    page.locator(".outer summary").click()
+    page.locator(".inner summary").click()
+    settle(page)
+    opened = page.evaluate("() => document.querySelector('#explorer').explorer.state.open")
+    wanted = [attention.outer[2][0].mean(dim=0)[0, 1:17], attention.inner[2][0, opened].mean(dim=(0, 1))]
+    for stream, values in zip(("outer", "inner"), wanted, strict=True):
+        cells = page.locator(f".{stream} td").all_inner_texts()
+        shown = [float(cell.replace("<", "").replace("\u00a0%", "")) for cell in cells]
+        assert shown == pytest.approx((100 * values).tolist(), abs=0.6)
+    assert page.locator("kbd").all_inner_texts() == ["arrows", "Enter", "Escape", "[", "]", ",", ".", "t", "m"]
+    for mode, start in (("rollout", "Rollout: where"), ("relevance", "Relevance: the share")):
+        page.get_by_role("button", name=mode).click()
+        settle(page)
+        assert page.locator(".how").inner_text().startswith(start)
+
+
+def test_an_image_that_python_does_not_take(show, scene):
+    page = show(scene[4])
+    page.evaluate("""() => {
+      const { explorer } = document.querySelector("#explorer"), element = document.createElement("div");
+      document.body.prepend(element);
+      window.sent = [];
+      const send = (name) => { if (sent.push(name) > 1) throw new Error("Cannot send"); };
+      window.live = new explorer.constructor(element, explorer.data, send);
+    }""")
+    notice = page.locator(".notice").first
+    for name, text in (("cat.jpg", "Reading cat.jpg …"), ("dog.jpg", "Python doesn't answer: run this cell again")):
+        page.locator("input[type=file]").set_input_files({"name": name, "mimeType": "image/jpeg", "buffer": b"x"})
+        page.wait_for_function("(text) => document.querySelector('.notice').textContent.startsWith(text)", arg=text)
+        assert ("error" in notice.get_attribute("class")) == (name == "dog.jpg")
+    page.evaluate("() => live.load(live.data)")
+    assert notice.inner_text() == ""
 
 
 def test_keys(show, scene):
@@ -301,7 +540,7 @@ def test_keys(show, scene):
         assert page.evaluate(state)["token"] == token, key
     settle(page)
     row = attention.outer[2][0].mean(dim=0)[4]
-    agree(page, row[1:17], row.max())
+    agree(page, row[1:17])
     page.keyboard.press("[")
     page.keyboard.press(".")
     page.keyboard.press(".")
@@ -336,11 +575,21 @@ def test_another_image_and_its_predictions(show, scene):
     page.get_by_role("button", name="image 2").click()
     settle(page)
     row = attention.outer[2][1].mean(dim=0)[0]
-    agree(page, row[1:17], row.max())
-    shares = interpret.head_logits_fn(model, "distillation")(floats)[1].softmax(dim=-1)
-    lines = page.locator(".predictions > div").nth(1).locator("li").all_inner_texts()
-    assert lines[0].startswith(PREPROCESSING.classes[int(shares.argmax())])
-    assert next(line for line in lines if "✓" in line).startswith("cat")
+    agree(page, row[1:17])
+    titles = page.locator(".predictions h3").all_inner_texts()
+    assert titles == ["prediction, mean of both heads", "class head", "distillation head"]
+    with torch.no_grad():
+        output, distilled = model(floats), interpret.head_logits_fn(model, "distillation")(floats)
+    for place, logits in ((0, output), (2, distilled)):
+        lines = page.locator(".predictions > div").nth(place).locator("li").all_inner_texts()
+        best = PREPROCESSING.classes[int(logits[1].argmax())]
+        assert lines[0].startswith(best)
+        assert next(line for line in lines if "✓" in line).startswith("cat")
+    share = round(100 * float(output[1].softmax(dim=-1).max()))
+    best = PREPROCESSING.classes[int(output[1].argmax())]
+    about = page.locator(".about")  # read out when the image changes
+    assert about.get_attribute("aria-live") == "polite"
+    assert about.inner_text().replace("\u00a0", " ") == f"image 2, label cat: titn_paper predicts {best} ({share} %)."
     assert page.locator(".upload").count() == 0  # no kernel, no drop zone
 
 
@@ -349,16 +598,25 @@ def test_two_models_side_by_side(show, scene):
     other = make("tnt_paper", depth=2)
     page = show(explorer.explorer_data(model, images, compare=other, names=["distilled", "alone"]), width=700)
     cover(page)
-    assert page.locator(".stage h3").all_inner_texts() == ["distilled", "alone"]
+    assert page.locator("h1").inner_text() == "Attention of distilled and alone"
+    assert page.locator(".stage h2").all_inner_texts() == ["distilled trained on x", "alone trained on x"]
     hover(page, 6)
-    for stage, maps, depth in ((0, attention, 3), (1, interpret.attention(other, floats), 2)):
-        row = maps.outer[-1][0].mean(dim=0)[7]
-        agree(page, row[1:17], row.max(), stage=stage)
+    rows = [maps.outer[-1][0].mean(dim=0)[7] for maps in (attention, interpret.attention(other, floats))]
+    highest = max(row[1:17].max() for row in rows)  # one color scale for both
+    for stage, depth in ((0, 3), (1, 2)):
+        agree(page, rows[stage][1:17], highest, stage=stage)
         assert summary(page, stage).startswith(f"Block {depth}, mean of heads: patch 7 attends most to")
+    legends = page.locator(".outer .legend span").all_inner_texts()
+    assert legends[0] == legends[1]
+    captions = page.locator(".outer figcaption").all_inner_texts()
+    assert captions[0].split(", 0 to")[1] == captions[1].split(", 0 to")[1]
     page.locator(".stage").first.get_by_role("button", name="distillation").click()
     settle(page)
     assert summary(page, 1) == "This model has no distillation token."
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= 700
+    for width in (700, 320):  # beside each other, and below each other
+        page.set_viewport_size({"width": width, "height": 900})
+        settle(page)
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("width", [700, 1280])
@@ -382,7 +640,7 @@ def test_it_waits_until_it_is_on_the_page(show, scene):
     page.wait_for_selector("#explorer[data-ready]")
     cover(page)
     row = scene[3].outer[2][0].mean(dim=0)[0]
-    agree(page, row[1:17], row.max())
+    agree(page, row[1:17])
 
 
 # --- a saved notebook, and speed
@@ -399,6 +657,7 @@ def test_an_exported_notebook_works_without_a_kernel(show, scene):
     page = show(None, text=HTMLExporter(template_name="lab").from_notebook_node(book)[0])
     frame = page.frame_locator("iframe[title='Attention explorer']")
     frame.locator("#explorer[data-ready]").wait_for()
+    assert not page.locator("figure").is_visible()  # only for where frames are dropped
     inside = next(one for one in page.frames if one.parent_frame)
     frame.locator("input[aria-label=opacity]").fill("10")
     frame.locator("input[aria-label=block]").fill("0")

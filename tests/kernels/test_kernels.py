@@ -13,6 +13,7 @@ from titn_lib import TITNError, create_model, kernels
 from titn_lib.kernels import build, fused_layer
 from titn_lib.models.layers import Attention, TransformerLayer
 from titn_lib.models.titn import Block, TITNConfig
+from titn_lib.training import optim
 
 pytestmark = pytest.mark.skipif(not kernels.find_compiler(), reason="there is no C++ compiler")
 
@@ -106,6 +107,8 @@ def test_large_and_equal_scores_stay_finite():
 @pytest.mark.parametrize("factor", [float("nan"), 1e30], ids=str)
 def test_nan_and_overflow_propagate(part, factor):
     """A broken network must not output finite logits."""
+    if factor == 1e30 and torch.nn.functional.layer_norm(torch.tensor([factor, 0.0, 0.0]), (3,)).isnan().any():
+        pytest.skip("LayerNorm of older PyTorch makes nan of what overflows, newer PyTorch and the kernel 0")
     step, tokens = inner_step(16, 12, 4, 4), torch.randn(1, 3, 16, 12)
     step.inner.get_submodule(part).weight.data[3] *= factor
     fast, exact = step(tokens)[0], step(tokens, return_attention=True)[0]
@@ -134,37 +137,29 @@ def test_a_step_without_biases():
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_compiled_blocks_give_the_same():
-    code = """
-import torch, titn_lib
-model = titn_lib.create_model("titn_paper", depth=1)
-images = torch.randn(2, 3, 32, 32)
-def outputs():
+def outputs(model, images):
+    """The logits, and the gradients of the blocks' parameters."""
     logits = model(images).class_logits
     return logits, *torch.autograd.grad(logits.square().sum(), list(model.blocks.parameters()))
-eager = outputs()
-from titn_lib.training.optim import compile_blocks
-assert compile_blocks(model, 10**6, images.device)
-for compiled, expected in zip(outputs(), eager, strict=True):
-    torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
-assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-"""  # in a process of its own: torch.compile can't look through the shape checks that the tests switch on
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_every_network_of_a_process_is_compiled_and_once_for_all_its_blocks():
-    code = """
-import torch, titn_lib
-from titn_lib.training.optim import compile_blocks
-compiler = torch.nn.Module.compile
-torch.nn.Module.compile = lambda block, **options: compiler(block, **options | {"backend": "eager"})  # quick
-for heads in range(1, 10):  # PyTorch's own limit is eight
-    model = titn_lib.create_model("titn_paper", depth=2, outer_width=8 * heads, outer_heads=heads)
-    assert compile_blocks(model, 10**6, torch.device("cpu"))
-    model(torch.randn(2, 3, 32, 32))
-assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 9, torch._dynamo.utils.counters
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+def test_compiled_blocks_give_the_same(compiler):
+    model, images = create_model("titn_paper", depth=1), torch.randn(2, 3, 32, 32)
+    eager = outputs(model, images)
+    assert optim.compile_blocks(model, 10**6, images.device)
+    for compiled, expected in zip(outputs(model, images), eager, strict=True):
+        torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
+    assert compiler["stats"]["unique_graphs"] == 1
+
+
+def test_every_network_of_a_process_is_compiled_and_once_for_all_its_blocks(compiler, monkeypatch):
+    monkeypatch.setattr(optim, "inductor", lambda graph, inputs: graph.forward)  # quick
+    torch._dynamo.config.recompile_limit = 2  # PyTorch's own limit is eight
+    for heads in (1, 2, 3):
+        model = create_model("titn_paper", depth=2, outer_width=8 * heads, outer_heads=heads)
+        assert optim.compile_blocks(model, 10**6, torch.device("cpu"))
+        model(torch.randn(2, 3, 32, 32))
+    assert compiler["stats"]["unique_graphs"] == 3, compiler
 
 
 @pytest.mark.parametrize("size", [(33, 12, 4, 48), (16, 40, 4, 48), (32, 32, 32, 128)], ids=str)
@@ -268,34 +263,25 @@ def test_kernels_are_not_loaded_from_another_users_folder(monkeypatch, tmp_path)
             build.cache_dir()
 
 
-CANNOT_BUILD = """
-import logging, sys, torch, titn_lib
-from torch._inductor import cpp_builder
-from titn_lib.training import optim
-model = titn_lib.create_model("titn_nano", depth=2)
-images = torch.randn(2, 3, 32, 32)
-def outputs():
-    logits = model(images).class_logits
-    return logits, *torch.autograd.grad(logits.square().sum(), list(model.blocks.parameters()))
-eager = outputs()
-def no_compiler(*arguments, **options):
-    raise RuntimeError("Compiler: cl is not found.")
-cpp_builder.get_cpp_compiler = no_compiler
-assert optim.compile_blocks(model, 10**6, images.device) and not optim.compiling_failed()
-for _ in range(2):
-    for compiled, expected in zip(outputs(), eager, strict=True):
-        torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
-assert optim.compiling_failed()
-"""
-
-
-def test_a_machine_where_torch_compile_cannot_build(tmp_path):
+def test_a_machine_where_torch_compile_cannot_build(compiler, tmp_path, monkeypatch, caplog):
     """A long run begins with g++ but without cl, or without Python's headers; it goes on with one line of log."""
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}  # nothing is there from before
-    command = [sys.executable, "-W", "ignore", "-c", CANNOT_BUILD]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    (line,) = run.stderr.splitlines()
+
+    def no_compiler(*_, **__):
+        raise RuntimeError("Compiler: cl is not found.")
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing is there from before
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", no_compiler)
+    monkeypatch.setattr(optim, "FAILURES", [])
+    model, images = create_model("titn_nano", depth=2), torch.randn(2, 3, 32, 32)
+    eager = outputs(model, images)
+    assert optim.compile_blocks(model, 10**6, images.device)
+    assert not optim.compiling_failed()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            for compiled, expected in zip(outputs(model, images), eager, strict=True):
+                torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
+    assert optim.compiling_failed()
+    (line,) = [record.message for record in caplog.records if record.name.startswith("titn_lib")]
     assert line.startswith("training goes on without torch.compile")
     assert line.endswith("Compiler: cl is not found.")
 
@@ -321,8 +307,10 @@ def test_a_triton_that_cannot_build(monkeypatch, caplog):
     ]
 
 
-def test_importing_the_library_does_not_import_the_compiler():
-    code = "import sys, titn_lib; assert not {'torch._dynamo', 'torch._inductor', 'torchvision'} & set(sys.modules)"
+def test_importing_the_library_imports_no_compiler_and_draws_no_random_numbers():
+    code = "import sys, torch; torch.manual_seed(1); import titn_lib.models; drawn = torch.rand(1)"
+    code += "; torch.manual_seed(1); assert torch.equal(torch.rand(1), drawn)"
+    code += "; assert not {'torch._dynamo', 'torch._inductor', 'torchvision'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

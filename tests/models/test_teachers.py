@@ -7,9 +7,9 @@ from torchvision import models
 from titn_lib import TITNError, create_model, load_model
 from titn_lib.data import load_dataset, normalize
 from titn_lib.models.registry import TEACHERS
-from titn_lib.models.teachers import fold_batch_norm
+from titn_lib.models.teachers import Whitening, fold_batch_norm
 
-SIDES = {"vgg16_bn": [32, 16, 8, 4, 2], "vgg19_bn": [32, 16, 8, 4, 2]}
+SIDES = {"vgg16_bn": [32, 16, 8, 4, 2], "vgg19_bn": [32, 16, 8, 4, 2], "airbench": [31, 15, 7, 3]}
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -30,6 +30,9 @@ def test_images_that_are_too_small():
         create_model("vgg16_bn", image_size=(8, 8))
     with pytest.raises(TITNError, match="can't take 32×8"):
         create_model("vgg16_bn", image_size=(32, 8))
+    with pytest.raises(TITNError, match="choose an image_size of 9 or more"):
+        create_model("airbench", image_size=8)
+    assert create_model("airbench", image_size=9).eval()(torch.zeros(1, 3, 9, 9)).shape == (1, 10)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,29 @@ def test_layers_are_torchvisions(name, original):
     ours = shapes(create_model(name))
     assert ours == theirs[: len(ours)]
     assert len(theirs) - len(ours) == (1 if name == "squeezenet" else 0)  # SqueezeNet's last one is its classifier
+
+
+def test_whitened_patches_are_uncorrelated():
+    """Over all patches, each filter's output has a variance of 1. The second half has the opposite signs."""
+    images = torch.nn.functional.avg_pool2d(torch.randn(200, 3, 24, 24), 3, stride=1) + torch.randn(200, 1, 1, 1)
+    layer = Whitening(3)
+    layer.fit(images)
+    outputs = torch.nn.functional.conv2d(images, layer.weight).transpose(0, 1).flatten(1)
+    half, opposite = outputs.split(12)
+    assert torch.equal(half, -opposite)
+    covariance = half @ half.T / half.shape[1]
+    torch.testing.assert_close(covariance, torch.eye(12), atol=0.05, rtol=0)
+    assert not layer.weight.requires_grad
+    assert layer.bias.requires_grad
+
+
+def test_airbench_begins_with_identities():
+    """Its convolutions pass on their inputs, whatever their other outputs are."""
+    convs = [m for m in create_model("airbench").modules() if isinstance(m, torch.nn.Conv2d)][1:]
+    assert [conv.out_channels for conv in convs] == [64, 64, 256, 256, 256, 256]
+    for conv in convs:
+        images = torch.randn(1, conv.in_channels, 5, 5)
+        torch.testing.assert_close(conv(images)[:, : conv.in_channels], images)
 
 
 @torch.no_grad()

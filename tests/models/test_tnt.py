@@ -23,19 +23,19 @@ def randomize(model):
     [
         ("tnt_s", "tnt_s_patch16_224", {}),
         ("tnt_s", "tnt_s_legacy_patch16_224", {"pixel_embedding": "conv_across", "projection_norm": "pixel"}),
-        ("tnt_b", "tnt_b_patch16_224", {}),
+        ("tnt_b", "tnt_b_patch16_224", {"image_size": 112}),
     ],
 )
 def test_tnt_equals_timm(preset, timm_name, settings):
     """The same logits to 1e-5 with the same weights, and as many parameters."""
-    theirs = timm.create_model(timm_name, pretrained=False).eval()
+    theirs = timm.create_model(timm_name, pretrained=False, img_size=settings.get("image_size", 224)).eval()
     randomize(theirs)
     ours = create_model(preset, **settings).eval()
     weights, config = from_timm_tnt(theirs.state_dict())
     assert config == ours.config
     ours.load_state_dict(weights)
     assert count_parameters(ours) == sum(parameter.numel() for parameter in theirs.parameters())
-    images = torch.randn(2, 3, 224, 224)
+    images = torch.randn(2, 3, *ours.config.image_size)
     with torch.no_grad():
         logits, attention = ours(images, return_attention=True)
         assert (logits - theirs(images)).abs().max() <= 1e-5

@@ -4,6 +4,7 @@ import importlib
 import logging
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,18 +13,21 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from titn_lib import load_model
+from titn_lib import create_model, load_model
 from titn_lib.data.datasets import load_dataset
 from titn_lib.data.mixing import MixedTargets
+from titn_lib.data.transforms import Preprocessing
 from titn_lib.errors import Interrupted
 from titn_lib.kernels import dispatch
 from titn_lib.losses.distillation import mixed_cross_entropy
 from titn_lib.losses.objective import Objective
-from titn_lib.losses.registry import OBJECTIVES
+from titn_lib.losses.registry import OBJECTIVES, make_objective
+from titn_lib.models.inference import predict
 from titn_lib.training import cuda_graph, trainer
 from titn_lib.training.config import Recipe, Run
-from titn_lib.training.cuda_graph import WARM_UP_STEPS, GraphedStep, StepInputs, graphed_step, why_not
+from titn_lib.training.cuda_graph import WARM_UP_STEPS, GraphedPredict, GraphedStep, StepInputs, graphed_step, why_not
 from titn_lib.training.distributed import start_fabric
+from titn_lib.training.optim import compile_blocks, compiling_failed
 from titn_lib.training.run import train
 from titn_lib.training.trainer import WEIGHTS, Trainer
 
@@ -52,14 +56,13 @@ class Repeated(GraphedStep):
     """In place of recorded kernels, the replay computes the step anew, from the graph's inputs."""
 
     def __init__(self, optimizer):
-        self.optimizer, self.graph, self.direct_steps = optimizer, None, WARM_UP_STEPS
+        self.optimizer, self.graph, self.direct_steps, self.inputs = optimizer, None, WARM_UP_STEPS, None
 
     def run_directly(self, step, *arguments):
         step(*arguments)
 
-    def capture(self, step, images, targets):
-        self.inputs = StepInputs.like(images, targets)
-        self.graph = SimpleNamespace(replay=lambda: step(*self.inputs))
+    def capture(self, step, inputs):
+        self.graph = SimpleNamespace(replay=lambda: step(*inputs))
 
 
 def stop_after_six_steps(monkeypatch) -> list[int]:
@@ -158,7 +161,7 @@ def operations_of_a_step(tmp_path, monkeypatch, loss, changes):
 def test_no_step_waits_for_the_gpu(tmp_path, monkeypatch, loss, changes):
     operations = operations_of_a_step(tmp_path, monkeypatch, loss, changes)
     print(f"{loss}, {changes}: {len(operations)} operations")
-    assert 200 < len(operations) < 2000
+    assert 150 < len(operations) < 2000
     assert sum(name.startswith("_fused") for name in operations) == (1 if changes.get("optimizer") == "sgd" else 2)
 
 
@@ -258,6 +261,7 @@ def test_a_graph_is_captured_after_a_few_steps(simulated):
 
     def step(optimizer, images, targets, lr):
         calls.append(("capturable", optimizer.param_groups[0]["capturable"]))
+        assert isinstance(targets.lam, torch.Tensor)  # in direct steps, too: torch.compile would compile every number
 
     graphed = make_steps(step, WARM_UP_STEPS + 2)
     direct = ["stream", ("capturable", False)]
@@ -306,6 +310,71 @@ def test_a_capture_that_fails_leaves_plain_steps(simulated, caplog):
     assert caplog.messages == ["the training step runs without a CUDA graph: operation not permitted"]
 
 
+# --- evaluation
+
+
+def make_predict(network, device="cuda"):
+    about = Preprocessing("digits", tuple("0123456789"), (0.5,), (0.25,))
+    return GraphedPredict(network, about, torch.device(device)), partial(predict, network, preprocessing=about)
+
+
+class CountCasts(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.casts = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.casts += func.overloadpacket.__name__ == "_to_copy"
+        return func(*args, **(kwargs or {}))
+
+
+def test_evaluation_is_captured_once_and_follows_the_weights(simulated, monkeypatch):
+    """Seven images in batches of four; the replay computes anew what was captured, into the same tensor."""
+    calls, _ = simulated
+    network, counted = create_model("vgg7_bn", in_channels=1, image_size=8), CountCasts()
+    graphed, plain = make_predict(network)
+    images = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8)
+    monkeypatch.setattr(cuda_graph, "EVALUATION_BATCH", 4)
+    replay = lambda: graphed.logits.copy_(plain(graphed.images))  # noqa: E731
+    monkeypatch.setattr(cuda_graph.torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=replay))
+
+    @contextmanager
+    def capture(graph, stream):
+        calls.append("capture")
+        with counted:
+            yield
+
+    monkeypatch.setattr(cuda_graph.torch.cuda, "graph", capture)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            got = graphed(images)
+            expected = torch.cat([plain(images[:4]), plain(torch.cat([images[4:], images[3:4]]))[:3]])
+        assert torch.equal(got, expected)
+        next(network.requires_grad_(False).parameters()).mul_(2)
+    assert calls == ["stream", "capture"]
+    assert counted.casts > sum(p.ndim > 1 for p in network.parameters())  # the weights', too: they are cast anew
+
+
+def test_evaluation_that_cannot_be_captured_runs_directly(simulated, monkeypatch, caplog):
+    calls, _ = simulated
+    network = create_model("vgg7_bn", in_channels=1, image_size=8)
+    images = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8)
+
+    @contextmanager
+    def capture(graph, stream):
+        raise RuntimeError("operation not permitted\nmany lines of help")
+        yield
+
+    monkeypatch.setattr(cuda_graph.torch.cuda, "graph", capture)
+    graphed, plain = make_predict(network)
+    assert all(torch.equal(graphed(images), plain(images)) for _ in range(2))
+    assert caplog.messages == ["evaluation runs without a CUDA graph: operation not permitted"]
+    assert calls == ["stream", "stream restored"]
+    on_cpu, _ = make_predict(network, "cpu")
+    assert torch.equal(on_cpu(images), plain(images))
+    assert on_cpu.graph is None
+
+
 # --- with a GPU
 
 
@@ -332,3 +401,36 @@ def test_a_graph_trains_as_the_plain_steps_do(tmp_path, monkeypatch, loss, chang
         for name in ("graphed", "resumed"):
             for key, value in load_file(tmp_path / name / WEIGHTS).items():
                 torch.testing.assert_close(value, weights[key], atol=1e-3, rtol=1e-2, msg=f"{name}: {key}")
+
+
+@pytest.mark.gpu
+def test_a_compiled_objective_has_the_same_gradients():
+    """In one piece, with small kernels combined, as in a long run."""
+    torch.manual_seed(0)
+    objective = make_objective(create_model("titn_paper", depth=2), "cross_entropy").cuda()
+    images, labels = torch.randn(256, 3, 32, 32, device="cuda"), torch.randint(10, (256,), device="cuda")
+    targets = MixedTargets(labels, labels.flip(0), torch.tensor(0.3, dtype=torch.float64, device="cuda"))
+    gradients = []
+    for compiled in (False, True):
+        if compiled:
+            assert compile_blocks(objective.network, 10**8, torch.device("cuda"), whole=objective)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss, _ = objective(images, targets)
+        gradients.append(torch.autograd.grad(loss, list(objective.parameters())))
+    assert not compiling_failed()
+    for plain, other in zip(*gradients, strict=True):
+        assert (other - plain).norm() <= 5e-2 * plain.norm() + 1e-6
+
+
+@pytest.mark.gpu
+def test_a_graphed_evaluation_follows_the_weights():
+    network = create_model("titn_nano", in_channels=1, image_size=8, num_classes=10).cuda()
+    graphed, plain = make_predict(network)
+    images = torch.randint(0, 256, (3_100, 1, 8, 8), dtype=torch.uint8, device="cuda")
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16):
+            torch.testing.assert_close(graphed(images), plain(images), atol=2e-2, rtol=2e-2)
+        assert graphed.graph is not None
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.1)

@@ -1,18 +1,17 @@
 """Teachers, made ready for a run."""
 
 import copy
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from titn_lib import TITNError, create_model, load_model
-from titn_lib.data import load_dataset
+from titn_lib.data import load_dataset, normalize
 from titn_lib.losses.distillation import freeze, teacher_forward
 from titn_lib.losses.objective import Objective
 from titn_lib.training import Recipe, make_optimizer, make_run, train
+from titn_lib.training.config import Run
 from titn_lib.training.distributed import start_fabric
 from titn_lib.training.networks import (
     compile_teacher,
@@ -20,6 +19,7 @@ from titn_lib.training.networks import (
     freeze_start,
     layers_below_head,
     load_initial_weights,
+    make_network,
     prepare_teacher,
 )
 from titn_lib.training.optim import set_learning_rate
@@ -54,30 +54,21 @@ def test_weights_cast_once_are_those_that_autocast_casts():
         assert torch.equal(teacher_forward(rounded, images).logits, teacher_forward(whole, images).logits)
 
 
-COMPILED = """
-import torch
-from titn_lib import create_model
-from titn_lib.losses import freeze
-from titn_lib.losses.distillation import teacher_forward
-from titn_lib.training import networks
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(("device", "convolutions"), [("cpu", []), ("cuda", [6])])
+def test_the_teacher_is_compiled_on_a_gpu_only(device, convolutions, monkeypatch):
+    """As one graph of six convolutions."""
+    graphs = []
 
-def backend(graph, inputs):
-    print("graph", sum("conv2d" in str(node.target) for node in graph.graph.nodes))
-    return graph.forward
+    def backend(graph, inputs):
+        graphs.append(sum("conv2d" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
 
-networks.compile_or_run_eagerly = backend
-teacher, images = freeze(create_model("vgg7_bn")), torch.randn(2, 3, 32, 32)
-for device in ("cpu", "cuda"):
-    print(device)
-    networks.compile_teacher(teacher, torch.device(device))
-    teacher_forward(teacher, images)
-"""
-
-
-def test_the_teacher_is_compiled_on_a_gpu_only():
-    """As one graph of six convolutions. In another process: torch.compile can't see through the checks of shapes."""
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILED], capture_output=True, text=True)
-    assert result.stdout.split() == ["cpu", "cuda", "graph", "6"], result.stderr
+    monkeypatch.setattr("titn_lib.training.networks.compile_or_run_eagerly", backend)
+    teacher = freeze(create_model("vgg7_bn"))
+    compile_teacher(teacher, torch.device(device))
+    teacher_forward(teacher, torch.randn(2, 3, 32, 32))
+    assert graphs == convolutions
 
 
 @pytest.mark.gpu
@@ -125,6 +116,17 @@ def test_the_start_brings_its_settings_and_a_tenth_of_the_learning_rate():
         load_initial_weights(create_model("titn_mini", in_channels=1), load_model("titn_mini.cifar10"))
 
 
+def test_whitening_is_fitted_to_training_images():
+    data, recipe = load_dataset("digits"), Recipe()
+    torch.manual_seed(0)
+    network = make_network(Run("digits", "airbench", recipe), data, None)
+    images = normalize(data.train.images, data.mean, data.std)
+    outputs = torch.nn.functional.conv2d(images, network.stages[0][0].weight).transpose(0, 1).flatten(1)[:4]
+    torch.testing.assert_close(outputs @ outputs.T / outputs.shape[1], torch.eye(4), atol=0.05, rtol=0)
+    again = make_network(Run("digits", "airbench", recipe), data, network)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
 def test_a_frozen_start_trains_the_heads_only(tmp_path):
     run = make_run("digits", init_from="titn_nano.digits", layer_decay=0.0, **SMALL)
     record = train(run, tmp_path, device="cpu", progress=False)
@@ -143,6 +145,15 @@ def test_frozen_batch_normalization_keeps_its_statistics():
     objective.forward_heads(torch.randn(4, 3, 32, 32) + 9)
     assert network.heads.training
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+
+
+def test_batch_normalization_with_a_fixed_scale_is_not_frozen():
+    """Airbench's has no scale to learn, but shifts, and so its statistics follow the images."""
+    network = create_model("airbench")
+    Objective(network, "cross_entropy").train().forward_heads(torch.randn(4, 3, 32, 32) + 9)
+    assert all(value.abs().sum() > 0 for name, value in network.named_buffers() if name.endswith("mean"))
+    freeze_start(network)
+    assert not Objective(network, "cross_entropy").train().network.stages[1][2].training
 
 
 def test_layer_decay_multiplies_learning_rates():

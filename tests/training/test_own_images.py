@@ -86,6 +86,15 @@ def test_images_that_changed_are_noticed_when_resuming(tmp_path, pets, run):
     assert train(run, tmp_path / "run", **OPTIONS).test["num_images"] == 10
 
 
+def test_all_runs_of_a_comparison_are_named_at_once_when_images_changed(tmp_path, pets, run):
+    comparison = replace(run, loss="hard", teacher=Run(run.data, "vgg7_bn", QUICK, image_size=(16, 16)))
+    train_comparison(comparison, tmp_path / "out", **OPTIONS)
+    fill(pets / "round", 25, 20)
+    with pytest.raises(TITNError, match="round has 25 images and had 24") as problem:
+        train_comparison(comparison, tmp_path / "out", **OPTIONS)
+    assert str(problem.value).endswith(f"or delete {tmp_path / 'out'} to start anew there")
+
+
 def test_records_and_checkpoints_from_before_have_no_fingerprint(tmp_path, pets, run):
     with pytest.raises(Interrupted):
         train(run, tmp_path / "run", **OPTIONS, max_minutes=0)

@@ -10,7 +10,14 @@ from titn_lib import TITNError
 from titn_lib.data.datasets import DATASETS, DatasetInfo, dataset_info, load_dataset
 from titn_lib.data.images import ImageDataset
 from titn_lib.training.config import Recipe
-from titn_lib.training.recipes import default_student, make_run, student_recipe, teacher_recipe
+from titn_lib.training.recipes import (
+    default_student,
+    default_teacher,
+    make_run,
+    student_recipe,
+    teacher_recipe,
+    teacher_run,
+)
 
 GRAY, COLOR = ("digits", "mnist", "fashion_mnist"), ("cifar10", "cifar100", "a/folder", "unknown")
 ADAMW = {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 1, "clip_norm": 1.0}
@@ -63,6 +70,32 @@ def test_defaults_are_those_of_the_table():
         "temperature": 4.0, "feature_weight": 2.5, "precision": "auto", "class_weights": "none", "label_noise": 0.0,
         "train_images": 0, "test_images": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("data", [*DATASETS, "a/folder"])
+def test_the_default_teacher(data):
+    assert default_teacher(data, "gpu") == "vgg16_bn"
+    small = "vgg7_bn"
+    for preset in ("smoke", "laptop"):
+        assert default_teacher(data, preset) == small
+        assert make_run(data, preset=preset, loss="hard").teacher == teacher_run(data, None, preset, 0)
+        assert teacher_run(data, None, preset, 0).model == small
+
+
+def test_airbench_has_a_recipe_of_its_own():
+    """Only in the preset "laptop". A data set's entry comes last."""
+    muon = {"optimizer": "muon", "lr": 0.16, "weight_decay": 0.1, "label_smoothing": 0.2}
+    color = Recipe(**muon, epochs=13, batch_size=512, augmentation="small_crop_flip")
+    assert teacher_run("cifar10", "airbench", "laptop", 0).recipe == color
+    assert teacher_run("digits", "airbench", "laptop", 0).recipe == Recipe(
+        **muon, epochs=15, batch_size=64, augmentation="shift"
+    )
+    for preset in ("smoke", "gpu"):
+        assert teacher_recipe("cifar10", preset, "airbench") == teacher_recipe("cifar10", preset)
+
+
+def test_a_teacher_that_starts_from_weights_is_their_network():
+    assert teacher_run("cifar10", None, "laptop", 0, init_from="vgg7_bn.cifar100").model == "vgg7_bn"
 
 
 @pytest.mark.parametrize("recipe", [student_recipe, teacher_recipe])

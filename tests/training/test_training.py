@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import titn_lib
 from titn_lib import TITNError, create_model, load_model, save_model
+from titn_lib.data import batches
 from titn_lib.data.datasets import add_label_noise, load_dataset, subset
 from titn_lib.data.images import ImageDataset
 from titn_lib.data.mixing import mix_batch
@@ -196,7 +197,7 @@ def test_batches_are_normalized_images_in_an_order_of_seed_and_epoch(tmp_path, s
 
 def test_every_step_of_every_epoch_and_seed_has_its_own_augmentation(tmp_path, monkeypatch):
     draws = []
-    monkeypatch.setattr(trainer, "augment", lambda images, name, rng: draws.append(rng.random()) or images)
+    monkeypatch.setattr(batches, "augment", lambda images, name, rng: draws.append(rng.random()) or images)
     for seed in (0, 1):
         train(replace(STUDENT, seed=seed), tmp_path / str(seed), device="cpu", progress=False)
     assert len(set(draws)) == 2 * 2 * STEPS
@@ -205,7 +206,7 @@ def test_every_step_of_every_epoch_and_seed_has_its_own_augmentation(tmp_path, m
 @pytest.mark.parametrize(("alphas", "expected"), [({"cutmix": 0.8}, (0.8, 0.0)), ({"mixup": 0.3}, (0.0, 0.3))])
 def test_mixing_is_the_one_of_the_recipe(tmp_path, monkeypatch, alphas, expected):
     seen = []
-    monkeypatch.setattr(trainer, "mix_batch", lambda *given: seen.append(given[3:]) or mix_batch(*given))
+    monkeypatch.setattr(batches, "mix_batch", lambda *given: seen.append(given[3:]) or mix_batch(*given))
     train(replace(STUDENT, recipe=replace(QUICK, epochs=1, **alphas)), tmp_path, device="cpu", progress=False)
     assert set(seen) == {expected}
 
@@ -545,13 +546,14 @@ def test_seconds_add_up_over_sessions(tmp_path, ticking):
 
 def test_two_processes_follow_one(tmp_path):
     """Twenty steps with the same global batch; gloo, on the CPU."""
+    recipe = replace(
+        QUICK, optimizer="sgd", lr=0.05, augmentation="shift", cutmix=1.0, train_images=320, test_images=50
+    )
+    run = replace(STUDENT, recipe=recipe)
     script = tmp_path / "go.py"
     script.write_text(
-        "import sys; from titn_lib.training import Recipe, Run, train\n"
-        "recipe = Recipe(epochs=2, batch_size=32, optimizer='sgd', lr=0.05, precision='32-true',\n"
-        "                augmentation='shift', cutmix=1.0, train_images=320, test_images=50)\n"
-        "run = Run('digits', 'titn_nano', recipe, model_settings={'depth': 1})\n"
-        "train(run, sys.argv[1], device='cpu', progress=False)\n"
+        "from titn_lib.training import Recipe, Run, train\n"
+        f"train({run!r}, {str(tmp_path / 'two')!r}, device='cpu', progress=False)\n"
     )
     # Over the loopback, whatever the machine's name resolves to; a lost connection starts them anew.
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
@@ -559,8 +561,8 @@ def test_two_processes_follow_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    subprocess.run([sys.executable, script, tmp_path / "one"], check=True, env=environment)
-    subprocess.run([*two, script, tmp_path / "two"], check=True, env=environment)
+    train(run, tmp_path / "one", device="cpu", progress=False)
+    subprocess.run([*two, script], check=True, env=environment)
     one, both = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
     assert max((one[name] - both[name]).abs().max().item() for name in one) <= 1e-5
     records = [load_record(tmp_path / name) for name in ("one", "two")]

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from titn_lib.course.checks import NOT_YET, Verdict, all_of, compare, describe, number, unwritten
+from titn_lib.course.checks import NOT_YET, Verdict, all_of, as_tensor, compare, describe, number, unwritten
 
 
 def cut(image: Tensor, size: int, pattern: str = "c (row y) (column x) -> (row column) c y x") -> Tensor:
@@ -106,9 +106,10 @@ def check_symmetric(image: Any) -> Verdict:
     color."""
     if unwritten(image):
         return NOT_YET
-    if not isinstance(image, Tensor) or image.shape != (3, 32, 32):
+    values = as_tensor(image)
+    if values is None or values.shape != (3, 32, 32):
         return Verdict(False, f"it is {describe(image)}; a tensor of 3×32×32 was asked for.")
-    pixels = rearrange(image.float(), "c (y p) (x q) -> (y x) c p q", p=2, q=2)
+    pixels = rearrange(values.double(), "c (y p) (x q) -> (y x) c p q", p=2, q=2)
     if (pixels != pixels.transpose(-1, -2)).any():
         wrong = int((pixels != pixels.transpose(-1, -2)).flatten(1).any(dim=1).sum())
         return Verdict(False, f"in {wrong} of the 256 pixel tokens, upper right and lower left image pixel differ.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from titn_lib.course.checks import (
     NOTHING_CHANGED,
+    OTHER_MODULES,
     ROUNDS,
     Verdict,
     all_of,
@@ -113,7 +114,18 @@ def wrong_projections() -> dict[str, Callable[..., Tensor]]:
 
         return keep
 
+    def split_tokens(tokens: Tensor, weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, heads: int) -> Tensor:
+        owner = torch.arange(len(out)) * heads // len(out)  # the head of each feature
+        return all_heads(tokens, weight * (owner.repeat(3)[:, None] == owner), bias, out, out_bias, heads)
+
+    def values_first(tokens: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+        flipped = [rows.unflatten(0, (3, -1)).flip(0).flatten(0, 1) for rows in (weight, bias)]
+        return all_heads(tokens, *flipped, *rest)
+
     return {
+        "the tokens are split into heads before the projection; project the whole tokens, then split": split_tokens,
+        "the rows of `qkv_weight` are taken to be values, keys, queries; they are queries, keys, values": values_first,
+        "the tokens are added; the update alone was asked for": lambda *arguments: all_heads(*arguments) + arguments[0],
         "the output projection is left out": no_proj,
         "the matrix of the output projection is not transposed": transposed,
         "the biases are left out": biases(0, 0),
@@ -151,6 +163,9 @@ def wrong_heads() -> dict[str, Callable[..., Tensor]]:
         OVER_QUERIES: partial(all_heads, axis=-2),
         "the softmax is over the heads; it should be over the keys (dim=-1)": partial(all_heads, axis=-3),
         "queries and keys are swapped": partial(all_heads, swap=True),
+        "the scores are divided by the square root of the number of heads; it should be a head's width": (
+            lambda *arguments: all_heads(*arguments, scale=arguments[-1] ** -0.5)
+        ),
         "there is one head, whatever `heads` says": one,
         "the heads of a token attend to each other: move the head axis to the front, so that tokens do": among_heads,
         "a head takes features far apart; they should be adjacent": partial(all_heads, cut=scattered, join=interleaved),
@@ -185,15 +200,31 @@ def check_predictions(row_sum: Any, factor: Any, change: Any, scale: Any) -> Ver
     right = 8**-0.5
     wrong = {
         48**-0.5: "that is for the whole width; a head is narrower.",
-        0.14: "that is for the whole width; a head is narrower.",
         8**0.5: "the scores are divided by this: give its inverse.",
         1 / 8: "the square root is missing.",
+        1 / 48: "the square root is missing, and a head is narrower than the whole width.",
+        8: "that is the width of a head: divide by its square root.",
         6**-0.5: "that is the number of heads.",
     }
     return all_of(
-        row_sum=number(row_sum, 1, {2: "the softmax comes after the scores and divides by the row's sum."}),
+        row_sum=number(
+            row_sum,
+            1,
+            {
+                2: "the softmax comes after the scores and divides by the row's sum.",
+                0.5: "the softmax comes after the scores and divides by the row's sum.",
+                16: "all sixteen rows together sum to that.",
+            },
+        ),
         factor=number(
-            factor, 4, {2: "that is the effect of one of the two alone.", 1: "longer vectors, larger dot products."}
+            factor,
+            4,
+            {
+                2: "that is the effect of one of the two alone.",
+                1: "longer vectors, larger dot products.",
+                8: "a dot product has two factors, and each of them doubles.",
+                16: "a dot product has two factors, and each of them doubles: 2 · 2.",
+            },
         ),
         change=number(
             change, 0, {1: "each score of a row grows by the same number: what does the softmax do with it?"}
@@ -203,7 +234,6 @@ def check_predictions(row_sum: Any, factor: Any, change: Any, scale: Any) -> Ver
             right,
             wrong,
             "all four are right. (So the bias of the keys has no effect: it adds the same vector to all keys.)",
-            within=0.02,  # two digits will do
         ),
     )
 
@@ -214,6 +244,7 @@ def check_query_independent(answer: Callable[[Attention], Any]) -> Verdict:
     for _ in range(ROUNDS):
         attention = Attention(12, 4)
         before = {name: weight.clone() for name, weight in attention.state_dict().items()}
+        scale = attention.scale
         try:
             with torch.no_grad():
                 returned = answer(attention)
@@ -222,7 +253,9 @@ def check_query_independent(answer: Callable[[Attention], Any]) -> Verdict:
         except Exception as problem:  # whatever the reader's code may do
             return from_exception(problem)
         after = attention.state_dict()
-        if attention.scale == 3**-0.5 and all(torch.equal(after[name], before[name]) for name in before):
+        if after.keys() != before.keys():
+            return OTHER_MODULES
+        if attention.scale is scale and all(torch.equal(after[name], before[name]) for name in before):
             return NOTHING_CHANGED
         if not (first.shape == second.shape == (16, 12) and first.isfinite().all() and second.isfinite().all()):
             return Verdict(False, "the updates should be 16×12 finite values, and are not.")

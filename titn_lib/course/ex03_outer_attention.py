@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titn_lib.course.checks import NOTHING_CHANGED, Verdict, all_of, compare, from_exception, max_abs_diff, number
+from titn_lib.course.checks import (
+    NOTHING_CHANGED,
+    OTHER_MODULES,
+    Verdict,
+    all_of,
+    compare,
+    from_exception,
+    max_abs_diff,
+    number,
+)
 from titn_lib.models.titn import TITN, TITNConfig
 
 
@@ -21,6 +30,8 @@ def project(
     *,
     axes: int = 1,
     correction: int = 0,
+    centered: bool = True,
+    power: float = 0.5,
     norm: bool = True,
     affine: bool = True,
     swap: bool = False,
@@ -29,8 +40,9 @@ def project(
 ) -> Tensor:
     """Pixel tokens → the updates of their patch tokens; the keyword arguments are typical mistakes."""
     over = list(range(-axes, 0))
-    normed = inner - inner.mean(over, keepdim=True)
-    normed = normed / (inner.var(over, keepdim=True, correction=correction) + 1e-5).sqrt() if norm else inner
+    spread = inner.var(over, keepdim=True, correction=correction) if centered else (inner**2).mean(over, keepdim=True)
+    normed = inner - inner.mean(over, keepdim=True) if centered else inner
+    normed = normed / (spread + 1e-5) ** power if norm else inner
     normed = normed * scale + shift if affine else normed
     flat = (normed.transpose(1, 2) if swap else normed).flatten(1)
     # Only a square matrix can be transposed by mistake without an error.
@@ -49,9 +61,8 @@ def add_update(
     return outer
 
 
-def check_projection(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]) -> Verdict:
-    """`answer(inner, outer, norm_weight, norm_bias, weight, bias)`: "patch pixel width" and "token width" → the outer
-    tokens (class, patches, distillation) after the update from the pixel tokens."""
+def projection_mistakes() -> dict[str, Callable[..., Tensor]]:
+    """Typical mistakes, each with the end of its sentence, as in `checks.compare`."""
 
     def nothing(inner: Tensor, outer: Tensor, *_: Tensor) -> Tensor:
         return outer
@@ -62,7 +73,7 @@ def check_projection(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, T
     def bias_for_all(inner: Tensor, outer: Tensor, *weights: Tensor) -> Tensor:
         return add_update(inner, outer, *weights, biased=False) + weights[-1]
 
-    mistakes: dict[str, Callable[..., Tensor]] = {
+    return {
         "nothing is added": nothing,
         "the update is added from row 0 on; that is the class token, the patches begin at row 1": partial(
             add_update, first=0
@@ -78,9 +89,16 @@ def check_projection(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, T
             add_update, axes=2
         ),
         "the variance is divided by n − 1; LayerNorm divides by n (correction=0)": partial(add_update, correction=1),
+        "it is divided by the variance; LayerNorm divides by its square root": partial(add_update, power=1.0),
+        "the mean is not subtracted (that would be RMSNorm)": partial(add_update, centered=False),
         "the matrix is not transposed": partial(add_update, transpose=True),
         "the bias is left out": partial(add_update, biased=False),
     }
+
+
+def check_projection(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]) -> Verdict:
+    """`answer(inner, outer, norm_weight, norm_bias, weight, bias)`: "patch pixel width" and "token width" → the outer
+    tokens (class, patches, distillation) after the update from the pixel tokens."""
     sizes = iter([(6, 4, 5, 20), (9, 6, 4, 10), (4, 9, 3, 16)])
 
     def inputs() -> tuple[Tensor, ...]:
@@ -95,7 +113,19 @@ def check_projection(answer: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, T
             torch.randn(outer_width),
         )
 
-    return compare(answer, add_update, inputs, mistakes, tolerance=1e-3)
+    changed = False
+
+    def watched(inner: Tensor, outer: Tensor, *weights: Tensor) -> Any:
+        nonlocal changed
+        before = outer.clone()
+        got = answer(inner, outer, *weights)
+        changed = changed or not torch.equal(outer, before)
+        return got
+
+    verdict = compare(watched, add_update, inputs, projection_mistakes(), tolerance=1e-3)
+    if verdict.right and changed:
+        return Verdict(False, "the values are right, but the caller's own tokens change: add to a copy (`clone`).")
+    return verdict
 
 
 def heads(outer: Tensor, class_head: nn.Module, distillation_head: nn.Module) -> Tensor:
@@ -196,12 +226,12 @@ def check_image_independent(answer: Callable[[TITN], Any]) -> Verdict:
         with torch.no_grad():
             returned = answer(model)
             model = returned if isinstance(returned, TITN) else model
-            logits = model.eval()(images)
+            after = model.state_dict()
+            logits = model.eval()(images) if after.keys() == before.keys() else None
     except Exception as problem:  # whatever the reader's code may do
         return from_exception(problem)
-    after = model.state_dict()
     if after.keys() != before.keys():
-        return Verdict(False, "the model has other modules than before: change weights and leave the modules alone.")
+        return OTHER_MODULES
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     if not changed:
         return NOTHING_CHANGED

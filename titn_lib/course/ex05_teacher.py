@@ -1,14 +1,14 @@
 """Exercises of 05_teacher."""
 
 import copy
-import math
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from titn_lib.course.checks import NOT_YET, Verdict, all_of, call_answer, compare, describe, number, unwritten
+from titn_lib.course.checks import NOT_YET, Verdict, all_of, as_bool, call_answer, compare, describe, number, unwritten
 from titn_lib.data.datasets import DataSplits, load_dataset
 from titn_lib.data.transforms import normalize
 from titn_lib.losses.distillation import freeze
@@ -49,14 +49,17 @@ def bin_gaps(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, 
 
 def check_calibration(answer: Callable[[Tensor, Tensor, int], Any]) -> Verdict:
     """`answer(probabilities, labels, bins)`: "image class", "image" → the expected calibration error."""
-    bins = iter([12, 5, 20])
-    return compare(
-        as_scalar(answer),
-        calibration_error,
-        lambda: (*random_predictions(), next(bins)),
-        gap_mistakes() | confidence_mistakes(),
-        tolerance=1e-5,
-    )
+    sizes = iter([12, 5, 20])
+
+    def inputs() -> tuple[Tensor, Tensor, int]:
+        bins = next(sizes)
+        while True:  # until the number of bins makes a difference: it doesn't where all gaps have the same sign
+            probabilities, labels = random_predictions()
+            error, with_ten = (calibration_error(probabilities, labels, count) for count in (bins, 10))
+            if abs(error - with_ten) > 1e-3:
+                return probabilities, labels, bins
+
+    return compare(answer, calibration_error, inputs, gap_mistakes() | confidence_mistakes(), tolerance=1e-5)
 
 
 def gap_mistakes() -> dict[str, CalibrationFunction]:
@@ -123,6 +126,11 @@ def confidence_mistakes() -> dict[str, CalibrationFunction]:
         _, confidence_sums, correct_sums = bins_of(confidence[kept], (predicted == labels).double()[kept], bins)
         return (confidence_sums - correct_sums).abs().sum() / len(labels)
 
+    def with_empty_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+        confidence, predicted = probabilities.max(dim=-1)
+        counts, _, _ = bins_of(confidence, (predicted == labels).double(), bins)
+        return calibration_error(probabilities, labels, bins) + (0 / counts).sum()  # 0 / 0 in an empty bin
+
     def ten_bins(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
         return calibration_error(probabilities, labels, 10)
 
@@ -131,6 +139,7 @@ def confidence_mistakes() -> dict[str, CalibrationFunction]:
         "softmax is applied to what are probabilities already": softmax_twice,
         "the confidence is the true class's probability; use the predicted class's, right or wrong": true_class,
         "images with a confidence of exactly 1 are missing from the last bin": without_certain,
+        "the means of empty bins are taken; they have none, so leave them out": with_empty_bins,
         "there are ten bins, whatever `bins` says": ten_bins,
     }
 
@@ -145,19 +154,6 @@ def random_predictions() -> tuple[Tensor, Tensor]:
     return logits.softmax(dim=-1), labels
 
 
-def as_scalar(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, returning a float where it returned a tensor of one value. Raises where that is nan."""
-
-    def wrapped(*arguments: Any) -> Any:
-        got = answer(*arguments)
-        got = got.item() if isinstance(got, Tensor) and got.numel() == 1 else got
-        if isinstance(got, float) and math.isnan(got):
-            raise ValueError("the result is not a number; an empty bin has no mean, so leave it out")
-        return got
-
-    return wrapped
-
-
 def check_temperature(changed: Any, two_classes: Any, limit: Any) -> Verdict:
     """How many of 360 predictions change when all logits are divided by 4; what a probability of 0.9 of two classes
     becomes at T = 2; the limit of the confidence over ten classes when T tends to infinity."""
@@ -168,6 +164,8 @@ def check_temperature(changed: Any, two_classes: Any, limit: Any) -> Verdict:
             0.75,
             {
                 0.45: "T divides the logits and not the probabilities.",
+                0.9**0.5: "the root is that of the ratio of the two probabilities, not of one.",
+                0.81: "halving the logits takes a root; this is a square. And it is that of the ratio of the two.",
                 0.9: "the prediction stays the same, its probability doesn't.",
                 0.5: "that is the limit when T tends to infinity.",
                 81 / 82: "that is T = 1/2: below 1 it sharpens, above it softens.",
@@ -192,19 +190,20 @@ def check_company(company: Any) -> Verdict:
     """`company`: indices of fifteen test digits; among them a teacher in training mode misclassifies digit 0."""
     if unwritten(company):
         return NOT_YET
-    data = load_dataset("digits")
     try:
-        indices = [int(one) for one in company]
-    except (TypeError, ValueError):
+        members = [one.item() if hasattr(one, "item") else one for one in company]
+        if any(isinstance(one, bool) for one in members):
+            return Verdict(False, "it is a boolean mask; the digits' indices were asked for (`nonzero`).")
+        indices = [operator.index(one) for one in members]
+    except Exception:  # whatever the answer may be
         return Verdict(False, f"it is {describe(company)}; a list of {COMPANY_SIZE} indices (integers) was asked for.")
-    if getattr(company, "dtype", None) in (bool, torch.bool) or any(isinstance(one, bool) for one in company):
-        return Verdict(False, "it is a boolean mask; the digits' indices were asked for (`nonzero`).")
     if len(indices) != COMPANY_SIZE or len(set(indices)) != COMPANY_SIZE:
         return Verdict(
             False,
             f"{COMPANY_SIZE} different digits were asked for; these are {len(indices)}, {len(set(indices))} of them "
             "different.",
         )
+    data = load_dataset("digits")
     if min(indices) < 0 or max(indices) >= len(data.test):
         return Verdict(False, f"the test images have the indices 0 to {len(data.test) - 1}.")
     if TARGET_INDEX in indices:
@@ -237,52 +236,56 @@ def probabilities_in_both_modes(data: DataSplits, company: list[int]) -> tuple[T
         return teacher.eval()(batch)[0].softmax(dim=-1), teacher.train()(batch)[0].softmax(dim=-1)
 
 
-def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
-    """`answer(teacher)`: whether every layer is in evaluation mode and no weight requires a gradient."""
+def teachers_to_judge() -> Iterator[tuple[Teacher, bool, str]]:
+    """Teachers, whether each is frozen, and what to say where an answer is wrong about it."""
 
     def fresh() -> Teacher:
         teacher = create_model("vgg7_bn", in_channels=1, image_size=(16, 16))
         assert isinstance(teacher, Teacher)
         return freeze(teacher)
 
+    yield fresh(), True, "it returns False for a frozen teacher."
+    yield fresh().train(), False, "it returns True for a teacher in training mode."
     one_layer = fresh()
     next(layer for layer in reversed(list(one_layer.modules())) if isinstance(layer, nn.BatchNorm2d)).train()
+    yield (
+        one_layer,
+        False,
+        "it returns True though one batch normalization is in training mode: `teacher.training` is the flag of the "
+        "outermost module only.",
+    )
     dropping = fresh()
     dropping.head.append(nn.Dropout())
+    yield (
+        dropping,
+        False,
+        "it returns True though a dropout is in training mode: check every layer, not only batch normalization.",
+    )
+    yield fresh().requires_grad_(True), False, "it returns True though the weights require gradients."
     thawed = fresh()
     list(thawed.parameters())[-1].requires_grad_(True)
-    cases = (
-        (fresh(), True, "it returns False for a frozen teacher."),
-        (fresh().train(), False, "it returns True for a teacher in training mode."),
-        (
-            one_layer,
-            False,
-            "it returns True though one batch normalization is in training mode: `teacher.training` is the flag of the "
-            "outermost module only.",
-        ),
-        (
-            dropping,
-            False,
-            "it returns True though a dropout is in training mode: check every layer, not only batch normalization.",
-        ),
-        (fresh().requires_grad_(True), False, "it returns True though the weights require gradients."),
-        (thawed, False, "it returns True though one of the weights, the last, requires a gradient."),
-    )
-    for teacher, expected, message in cases:
-        before = state_of(teacher.modules()), [weight.requires_grad for weight in teacher.parameters()]
-        weights = copy.deepcopy(teacher.state_dict())
+    yield thawed, False, "it returns True though one of the weights, the last, requires a gradient."
+
+
+def check_detector(answer: Callable[[Classifier], Any]) -> Verdict:
+    """`answer(teacher)`: whether every layer is in evaluation mode and no weight requires a gradient."""
+    for teacher, expected, message in teachers_to_judge():
+        before, weights = state_of(teacher), copy.deepcopy(teacher.state_dict())
         got = call_answer(answer, teacher)
         if isinstance(got, Verdict):
             return got
-        if not isinstance(got, bool) and not (isinstance(got, Tensor) and got.dtype == torch.bool and got.numel() == 1):
+        frozen = as_bool(got)
+        if frozen is None:
             return Verdict(False, f"it returns {describe(got)}; True or False was asked for.")
-        after = state_of(teacher.modules()), [weight.requires_grad for weight in teacher.parameters()]
-        if before != after or any(not torch.equal(weights[name], now) for name, now in teacher.state_dict().items()):
+        after = teacher.state_dict()
+        if state_of(teacher) != before or any(not torch.equal(value, after[name]) for name, value in weights.items()):
             return Verdict(False, "it changes the teacher; it should only inspect it.")
-        if bool(got) is not expected:
+        if frozen is not expected:
             return Verdict(False, message)
     return Verdict(True, "right, on six teachers, frozen, half frozen and not.")
 
 
-def state_of(modules: Iterable[nn.Module]) -> list[bool]:
-    return [module.training for module in modules]
+def state_of(teacher: nn.Module) -> tuple[list[bool], dict[str, bool]]:
+    """Which layers are in training mode, and which weights require a gradient."""
+    weights = dict(teacher.named_parameters())
+    return [module.training for module in teacher.modules()], {name: w.requires_grad for name, w in weights.items()}

@@ -1,5 +1,6 @@
 """Exercises of 06_distillation."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -8,13 +9,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from titn_lib.course.checks import Verdict, all_of, call_answer, compare, describe, max_abs_diff, number
+from titn_lib.course.checks import (
+    ROUNDS,
+    Verdict,
+    all_of,
+    as_number,
+    as_tensor,
+    call_answer,
+    compare,
+    describe,
+    max_abs_diff,
+    number,
+)
 from titn_lib.data.datasets import load_dataset
 from titn_lib.data.mixing import MixedTargets, cutmix
 from titn_lib.data.transforms import normalize
 from titn_lib.losses.distillation import freeze, soft_loss, teacher_forward
 from titn_lib.models.teachers import Teacher
 from titn_lib.models.weights import load_model
+
+NO_NUMPY = Verdict(False, "the value is right, but no gradient can flow through NumPy: use PyTorch's functions.")
 
 LossFunction = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -38,10 +52,13 @@ def check_soft_loss(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdic
 
     mistakes = scale_mistakes() | temperature_mistakes() | divergence_mistakes()
     verdict = compare(answer, soft_loss, inputs, mistakes)
-    if verdict.right:
-        student = torch.randn(6, 10, requires_grad=True)
-        if gradient(answer(student, torch.randn(6, 10), 4.0), student) == 0:
-            return Verdict(False, "the value is right, but no gradient reaches the student: it would not train.")
+    if not verdict.right:
+        return verdict
+    reached = gradients(answer, frozen_teacher=True)
+    if isinstance(reached, Verdict):
+        return reached
+    if not reached[0] > 0:
+        return Verdict(False, "the value is right, but no gradient reaches the student: it would not train.")
     return verdict
 
 
@@ -66,7 +83,15 @@ def scale_mistakes() -> dict[str, LossFunction]:
     def negative(student: Tensor, teacher: Tensor, T: float) -> Tensor:
         return -soft_loss(student, teacher, T)
 
+    def halved(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(student, teacher, T) / 2
+
+    def in_bits(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return soft_loss(student, teacher, T) / math.log(2)
+
     return {
+        "the loss is halved: its weight in the sum of both losses is no part of it": halved,
+        "the logarithm has base 2; it should be the natural one": in_bits,
         "T² is left out: the gradient then shrinks when T grows": without_square,
         "the loss is multiplied by T and not by T²": only_once,
         "the mean is taken over all entries, so that the loss is too small by a factor of the number of "
@@ -125,7 +150,11 @@ def divergence_mistakes() -> dict[str, LossFunction]:
         log_q, log_p = (student / T).log_softmax(dim=0), (teacher / T).log_softmax(dim=0)
         return T**2 * divergence(log_p, log_q).mean()
 
+    def logits_apart(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        return F.mse_loss(student, teacher)
+
     return {
+        "it is the mean squared difference of the logits, and no KL": logits_apart,
         "the KL goes the wrong way round: the teacher's probabilities are the weights": wrong_way,
         "this is the cross-entropy with the teacher's probabilities: its gradient is right, but the teacher's own "
         "entropy is left in, so that a perfect student does not reach 0": cross_entropy,
@@ -136,15 +165,26 @@ def divergence_mistakes() -> dict[str, LossFunction]:
     }
 
 
-def gradient(loss: Tensor | float, logits: Tensor) -> float:
-    """The largest absolute entry of the loss's gradient; 0 for a plain number."""
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
-        return 0.0
-    found = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0]
-    return 0.0 if found is None else found.abs().max().item()
+def gradients(answer: LossFunction, frozen_teacher: bool) -> list[float] | Verdict:
+    """The largest absolute entry of the gradient that reaches the student, and the teacher unless it is frozen."""
+    student, teacher = torch.randn(6, 10, requires_grad=True), torch.randn(6, 10, requires_grad=not frozen_teacher)
+
+    def largest(student: Tensor, teacher: Tensor) -> list[float]:
+        loss = as_tensor(answer(student, teacher, 4.0))
+        logits = [one for one in (student, teacher) if one.requires_grad]
+        if loss is None or not loss.requires_grad:
+            return [0.0 for _ in logits]
+        found = torch.autograd.grad(loss.sum(), logits, allow_unused=True)
+        return [0.0 if one is None else one.abs().max().item() for one in found]
+
+    got = call_answer(largest, student, teacher)
+    if isinstance(got, Verdict):
+        through_numpy = "numpy() on Tensor" in got.message
+        return NO_NUMPY if through_numpy else Verdict(False, f"the value is right, but with gradients {got.message}")
+    return got
 
 
-COPY = -float(np.log(0.8))
+COPY = -math.log(0.8)
 
 
 def check_losses(scaled: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
@@ -167,7 +207,6 @@ def check_losses(scaled: Any, soft_copy: Any, hard_copy: Any) -> Verdict:
                 0.0969: "that is the logarithm to the base 10; the loss takes the natural one.",
             },
             "all three are right: hard labels penalize a faithful copy for not being more confident than its teacher.",
-            within=0.02,
         ),
     )
 
@@ -186,9 +225,10 @@ def check_wrong_student(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Ve
     verdict = compare(answer, soft_loss, lambda: (2 * torch.randn(6, 10), 2 * torch.randn(6, 10), 4.0), mistakes)
     if not verdict.right:
         return verdict
-    student, teacher = (torch.randn(6, 10, requires_grad=True) for _ in range(2))
-    loss = answer(student, teacher, 4.0)
-    to_student, to_teacher = gradient(loss, student), gradient(loss, teacher)
+    reached = gradients(answer, frozen_teacher=False)
+    if isinstance(reached, Verdict):
+        return reached
+    to_student, to_teacher = reached
     if to_student:
         return Verdict(False, f"the value is right, but a gradient of {to_student:.2g} still reaches the student.")
     if not to_teacher:
@@ -204,34 +244,26 @@ def check_prepare(answer: Callable[..., Any]) -> Verdict:
     labels = data.train.labels[first : first + 32]
     images = normalize(data.train.images[first : first + 32], data.mean, data.std)
     seed = next(seed for seed in range(first, first + 1000) if 0.3 < cutmix(images, labels, rng_of(seed))[1].lam < 0.7)
-    got = call_answer(answer, teacher, images.clone(), labels.clone(), rng_of(seed))
-    if isinstance(got, Verdict):
-        return got
-    if not isinstance(got, tuple | list) or len(got) != 3 or isinstance(got, MixedTargets):
-        return Verdict(False, f"it returns {describe(got)}; three things were asked for: images, labels, logits.")
-    mixed, mixed_labels, logits = got
-    if not isinstance(mixed, Tensor) or mixed.shape != images.shape:
-        return Verdict(False, f"the images are {describe(getattr(mixed, 'shape', mixed))}; 32×1×16×16 was asked for.")
-    if not isinstance(mixed_labels, MixedTargets):
-        return Verdict(
-            False, f"the labels are {describe(mixed_labels)}; MixedTargets, as cutmix returns them, are needed."
-        )
-    if not isinstance(logits, Tensor) or logits.shape != (32, 10):
-        wanted = " (teacher_forward returns logits and maps: take .logits)" if isinstance(logits, tuple) else ""
-        return Verdict(
-            False, f"the logits are {describe(getattr(logits, 'shape', logits))}; 32×10 was asked for{wanted}."
-        )
+    step = parse_step(call_answer(answer, teacher, images, labels, rng_of(seed)))
+    if isinstance(step, Verdict):
+        return step
+    mixed, targets, logits = step
     if max_abs_diff(mixed, images) == 0:
         return Verdict(False, "nothing is mixed: these are the images that were passed in.")
     if not torch.isin(mixed, images).all():
         return Verdict(
             False, "the images have values that weren't in them: cutmix pastes, and they are normalized already."
         )
-    once_more = call_answer(answer, teacher, images.clone(), labels.clone(), rng_of(seed + 1))
-    if isinstance(once_more, tuple | list) and max_abs_diff(once_more[0], mixed) == 0:
+    once_more = parse_step(call_answer(answer, teacher, images, labels, rng_of(seed + 1)))
+    if isinstance(once_more, Verdict):
+        return once_more
+    if torch.equal(once_more[0], mixed):
         return Verdict(False, "another rng mixes in the same way: draw from the rng that is passed in.")
     if logits.requires_grad:
         return Verdict(False, "the teacher's logits carry a gradient: use teacher_forward, or no_grad.")
+    rng = rng_of(seed)
+    if wrong := find_wrong_targets(targets, mixed, [cutmix(images, labels, rng) for _ in range(ROUNDS)]):
+        return Verdict(False, wrong)
     of_mixed, of_whole = (teacher_forward(teacher, batch).logits for batch in (mixed, images))
     if max_abs_diff(logits, of_mixed) <= 1e-3:
         return Verdict(True, "right: teacher and student get the very same images.")
@@ -242,6 +274,56 @@ def check_prepare(answer: Callable[..., Any]) -> Verdict:
     if max_abs_diff(logits, of_whole) <= 1e-3:
         return Verdict(False, f"the teacher gets the images before they were mixed: {effect}")
     return Verdict(False, f"the teacher gets other images than those you return (mixed twice?): {effect}")
+
+
+def parse_step(got: Any) -> tuple[Tensor, MixedTargets, Tensor] | Verdict:
+    """The images, targets and logits of a prepared step, or the verdict on what is wrong with their form."""
+    if isinstance(got, Verdict):
+        return got
+    if not isinstance(got, tuple | list) or len(got) != 3 or isinstance(got, MixedTargets):
+        return Verdict(False, f"it returns {describe(got)}; three things were asked for: images, targets, logits.")
+    mixed, given, logits = got
+    images = as_tensor(mixed)
+    if images is None or images.shape != (32, 1, 16, 16):
+        return Verdict(False, f"the images are {describe(mixed)}; 32×1×16×16 was asked for.")
+    targets = parse_targets(given)
+    if targets is None:
+        return Verdict(False, f"the targets are {describe(given)}; MixedTargets, as cutmix returns them, are needed.")
+    predicted = as_tensor(logits)
+    if predicted is None or predicted.shape != (32, 10):
+        wanted = " (teacher_forward returns logits and maps: take .logits)" if isinstance(logits, tuple) else ""
+        return Verdict(False, f"the logits are {describe(logits)}; 32×10 was asked for{wanted}.")
+    return images.float(), targets, predicted
+
+
+def parse_targets(given: Any) -> MixedTargets | None:
+    """The targets of 32 images, from MixedTargets or a plain triple; None if they are something else."""
+    if not isinstance(given, tuple | list) or len(given) != 3:
+        return None
+    own, pasted, lam = as_tensor(given[0]), as_tensor(given[1]), as_number(given[2])
+    if own is None or pasted is None or lam is None or not own.shape == pasted.shape == (32,):
+        return None
+    inside = all(bool(((labels >= 0) & (labels < 10)).all()) for labels in (own, pasted))
+    return MixedTargets(own.long(), pasted.long(), lam) if inside else None
+
+
+def find_wrong_targets(targets: MixedTargets, mixed: Tensor, draws: list[tuple[Tensor, MixedTargets]]) -> str:
+    """What is wrong with the targets of the mixed images, which should be one of these draws of cutmix."""
+
+    def shares(targets: MixedTargets) -> Tensor:
+        return targets.lam * F.one_hot(targets.a, 10) + (1 - targets.lam) * F.one_hot(targets.b, 10)
+
+    drawn = [theirs for images, theirs in draws if torch.equal(images, mixed)]
+    if not drawn:
+        return "these images are not what one call of cutmix makes of the images, labels and rng that were passed in."
+    right, given = drawn[0], shares(targets)
+    if torch.allclose(given, shares(right), atol=1e-3):
+        return ""
+    if torch.allclose(given, shares(right._replace(a=right.b, b=right.a)), atol=1e-3):
+        return "the two labels are swapped: λ is the share of an image's own label, 1 − λ that of the pasted one's."
+    if torch.equal(targets.a, targets.b):
+        return "each image has one label: a mixed image has two, with the shares λ and 1 − λ."
+    return "these are the targets of another mixture than the images': take both from one call of cutmix."
 
 
 def rng_of(seed: int) -> np.random.Generator:

@@ -96,7 +96,15 @@ def order_mistakes() -> dict[str, RolloutFunction]:
     def transposed_result(attention: Tensor) -> Tensor:
         return rollout(attention).mT
 
+    def by_element(attention: Tensor) -> Tensor:
+        return add_residual(attention.mean(dim=1)).prod(dim=0)
+
+    def averaged(attention: Tensor) -> Tensor:
+        return add_residual(attention.mean(dim=1)).mean(dim=0)
+
     return {
+        "the matrices are multiplied element by element; use the matrix product": by_element,
+        "the blocks are averaged; they should be multiplied": averaged,
         "the blocks are multiplied in the wrong order: the last one stands on the left": backwards,
         "the residual is left out, and the blocks are multiplied in the wrong order": backwards_without_residual,
         "the residual is added once at the end; every block has one": residual_at_the_end,
@@ -111,19 +119,10 @@ def check_uniform(patch: Any, itself: Any) -> Verdict:
     kept, uniform = 1 / 32, 1 / 18
     others = (1 - kept) * uniform
     wrong = {
-        **{
-            round(value, d): "that is rounded: write the expression."
-            for value in (others, kept + others)
-            for d in (3, 4)
-        },
         uniform: "that is attention alone; half of every block's matrix is I.",
         uniform**5: "rows of a product of such matrices still sum to 1; yours would sum to much less.",
         uniform / 2: "that is a single block; there are five.",
-        **{
-            round(100 * value, d): "that is in percent: give a share."
-            for value in (others, kept + others)
-            for d in (1, 2)
-        },
+        **{100 * value: "that is in percent: give a share." for value in (others, kept + others)},
         1 / 32: "the class token keeps that in five halvings; it also attends to itself.",
         0.5 + uniform / 2: "that is a single block; there are five.",
         (1 - kept) / 17: "what is not kept is spread over all 18 tokens, itself among them.",
@@ -163,7 +162,7 @@ def map_c(model: nn.Module, images: Tensor) -> Tensor:
 def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspect: Any) -> Verdict:
     """`moved(map_function, model, images)`: the mean rank correlation of the maps before and after all weights are
     randomized; and which of the maps a, b, c does not depend on them."""
-    wrong = check_moved(moved)
+    wrong = find_wrong_correlation(moved)
     if wrong:
         return wrong
     if unwritten(suspect):
@@ -179,25 +178,32 @@ def check_suspect(moved: Callable[[MapFunction, nn.Module, Tensor], Any], suspec
     )
 
 
-def check_moved(moved: Callable[[MapFunction, nn.Module, Tensor], Any]) -> Verdict | None:
-    """What is wrong with `moved`, if anything: tried on maps that depend on the image, on parts of the weights, or on
-    the weights for some of the images only."""
+def find_wrong_correlation(moved: Callable[[MapFunction, nn.Module, Tensor], Any]) -> Verdict | None:
+    """What is wrong with `moved`, if anything: tried on maps that depend on the image, on parts of the weights, and on
+    whether the weights are those of the model."""
     model = create_model("titn_nano", in_channels=1, image_size=(8, 8), depth=5).eval()
     images, before = torch.randn(4, 1, 8, 8), {name: value.clone() for name, value in model.state_dict().items()}
-    unchanged = []  # for each call: whether it was with the weights of the model that was passed in
+    used = []  # for each call: whether it was with the weights of the model that was passed in
 
-    def image_only(one: nn.Module, images: Tensor) -> Tensor:
-        unchanged.append(all(torch.equal(value, before[name]) for name, value in one.state_dict().items()))
-        return images.sum(dim=1)
+    def image_only(one: nn.Module, batch: Tensor) -> Tensor:
+        used.append(has_weights(one, before))
+        return batch.sum(dim=1)
 
-    def first_map_fixed(model: nn.Module, batch: Tensor) -> Tensor:
-        """The first image's map depends on the image only and has large values; the others depend on the weights."""
-        first = (batch == images[0]).flatten(1).all(dim=1)[:, None, None]
-        return torch.where(first, 1000 * batch.sum(dim=1), seeded_by("")(model, batch))
+    def same_order(one: nn.Module, batch: Tensor) -> Tensor:
+        """The same for all images. With other weights the values are others, but in the same order."""
+        order = quadrants(images[:1]).expand(len(batch), 8, 8)
+        return order if has_weights(one, before) else (8 * order).exp()
+
+    def first_kept(one: nn.Module, batch: Tensor) -> Tensor:
+        """With other weights the order is reversed, but not in the first image, whose values are the largest. Other
+        images differ by more than the values within one."""
+        order, own = quadrants(batch), (batch[:, None] == images).flatten(2).all(dim=2).float().argmax(dim=1)
+        sign = torch.where(torch.tensor(has_weights(one, before)) | (own == 0), 1.0, -1.0)
+        return (sign * (own == 0).float().mul(1000).add(1))[:, None, None] * order + 10_000.0 * own[:, None, None]
 
     parts = (seeded_by(part) for part in ("heads.", "blocks.", "pixel_embedding."))
     values = []
-    for map_function in (image_only, *parts, first_map_fixed):
+    for map_function in (image_only, *parts, same_order, first_kept):
         got = call_answer(moved, map_function, model, images)
         if isinstance(got, Verdict):
             return got
@@ -205,12 +211,23 @@ def check_moved(moved: Callable[[MapFunction, nn.Module, Tensor], Any]) -> Verdi
         if value is None:
             return Verdict(False, f"moved returns {describe(got)}; one number was asked for: the mean over images.")
         values.append(value)
-    if any(not torch.equal(value, before[name]) for name, value in model.state_dict().items()):
+    if not has_weights(model, before):
         return Verdict(
             False,
             "the weights of the model that was passed in have changed: use the copy that randomize_weights makes.",
         )
-    return judge_correlations(values, any(unchanged))
+    return judge_correlations(values, any(used))
+
+
+def has_weights(model: nn.Module, weights: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def quadrants(images: Tensor) -> Tensor:
+    """Each image's four quadrants, 0 for the darkest to 3 for the brightest: "batch 8 8"."""
+    brightness = F.avg_pool2d(images, 4).flatten(1)
+    order = brightness.argsort(dim=1).argsort(dim=1).float().unflatten(1, (2, 2))
+    return order.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
 
 
 def seeded_by(part: str) -> MapFunction:
@@ -225,14 +242,14 @@ def seeded_by(part: str) -> MapFunction:
 
 
 def judge_correlations(values: list[float], used: bool) -> Verdict | None:
-    """What is wrong with the correlations of check_moved's five maps, if anything.
+    """What is wrong with the correlations of find_wrong_correlation's six maps, if anything.
 
     Args:
         used: whether the model that was passed in was used.
     """
-    image_only, *by_part, first_map_fixed = values
+    image_only, *by_part, same_order, first_kept = values
     heads, blocks, embedding = (abs(value) > 0.99 for value in by_part)
-    if not 0.9 < image_only < 1.01:
+    if not 0.99 < image_only < 1.01:
         return Verdict(
             False, f"for a map that depends on the image only, moved gives {image_only:.2f}; it should be 1."
         )
@@ -240,21 +257,24 @@ def judge_correlations(values: list[float], used: bool) -> Verdict | None:
         return Verdict(False, "the model that was passed in is never used: one of the two maps should be its own.")
     if heads and blocks and embedding:
         return Verdict(False, "both maps come from the same weights.")
+    if heads:
+        return Verdict(False, "the heads kept their weights: call randomize_weights with depth + 1.")
     if blocks:
         return Verdict(False, "the blocks kept their weights: call randomize_weights with depth + 1.")
     if embedding:
         return Verdict(
             False, "the blocks are random, the pixel embedding isn't: call randomize_weights with depth + 1."
         )
-    if max(map(abs, by_part)) > 0.5:
+    if not 0.99 < same_order < 1.01:
         return Verdict(
             False,
-            f"for unrelated maps moved gives {max(by_part):.2f}; it should be near 0. Is it the *rank* correlation?",
+            f"for a map whose values change, but not their order, moved gives {same_order:.2f}; it should be 1. Is it "
+            "the *rank* correlation?",
         )
-    if first_map_fixed > 0.6:
+    if not -0.51 < first_kept < -0.49:
         return Verdict(
             False,
-            f"if one of four images keeps its map and the other maps are random, moved gives {first_map_fixed:.2f}; it "
-            "should be about 0.25: the mean over images of each one's own correlation.",
+            "if one of four images keeps its map, and the other three maps are reversed, moved gives "
+            f"{first_kept:.2f}; it should be -0.50: the mean over images of each one's own correlation.",
         )
     return None

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titn_lib.course.checks import Verdict, all_of, call_answer, compare, describe, from_exception, number
+from titn_lib.course.checks import Verdict, all_of, as_tensor, call_answer, compare, describe, from_exception, number
 
 DRAWS = 100  # of queries, keys and values, for check_feature_map
 
@@ -135,15 +135,19 @@ def check_feature_map(phi: Callable[[Tensor], Tensor]) -> Verdict:
         query, key, value = torch.randn(3, 64, 4, generator=generator)
         value[:2] = torch.tensor([[1.0], [-1.0]]) * value[:2].abs()  # 0, an output without any update, lies in between
         try:
-            query_features, key_features = call_answer(phi, query.clone()), call_answer(phi, key.clone())
-            if isinstance(query_features, Verdict):
-                return query_features
-            if not isinstance(query_features, Tensor):
-                return Verdict(False, f"φ returns {describe(query_features)}; a tensor was asked for.")
-            if query_features.shape[:-1] != query.shape[:-1]:
-                sizes = f"{tuple(query.shape)} became {tuple(query_features.shape)}"
-                return Verdict(False, f"φ must keep the tokens apart: {sizes}.")
-            weights = query_features @ key_features.mT
+            features = []
+            for tokens in (query, key):
+                got = call_answer(phi, tokens)
+                if isinstance(got, Verdict):
+                    return got
+                made = as_tensor(got)
+                if made is None or made.ndim == 0:
+                    return Verdict(False, f"φ returns {describe(got)}; a row for each token was asked for.")
+                if made.shape[:-1] != tokens.shape[:-1]:
+                    sizes = f"{tuple(tokens.shape)} became {tuple(made.shape)}"
+                    return Verdict(False, f"φ must keep the tokens apart: {sizes}.")
+                features.append(made.to(value))
+            weights = features[0] @ features[1].mT
             output = weights @ value / (weights.sum(dim=-1, keepdim=True) + 1e-6)
         except Exception as problem:  # whatever the reader's code may do
             return from_exception(problem, query)

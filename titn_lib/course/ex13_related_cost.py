@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titn_lib.course.checks import ROUNDS, Verdict, all_of, call_answer, compare, describe, number
+from titn_lib.course.checks import ROUNDS, Verdict, all_of, as_tensor, call_answer, compare, describe, number
 
 EXPECTED_BEST_OF_TEN = 1.53875  # standard deviations: the expected largest of ten standard normal values
 
@@ -30,6 +30,8 @@ def check_straight_through(answer: Callable[[Tensor], Tensor]) -> Verdict:
         "it is rounded to 0 and 1; quarters were asked for": lambda soft: soft.round(),
         "it is rounded down; to the nearest quarter was asked for": lambda soft: (4 * soft).floor() / 4,
         "it is not divided by 4 again": lambda soft: (4 * soft).round(),
+        "it is rounded up; to the nearest quarter was asked for": lambda soft: (4 * soft).ceil() / 4,
+        "it is rounded to eighths; quarters were asked for": lambda soft: (8 * soft).round() / 8,
         "the rounded value is multiplied by soft": lambda soft: rounded(soft) * soft,
     }
     backwards_wrong: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,17 +46,19 @@ def check_straight_through(answer: Callable[[Tensor], Tensor]) -> Verdict:
 
         def run(soft: Tensor, weight: Tensor) -> Any:
             soft = soft.requires_grad_()
-            gates = function(soft)
-            if not gates.requires_grad:
+            gates = as_tensor(function(soft.clone()))  # a copy: a leaf can't change in place
+            if gates is None or not gates.requires_grad:
                 return torch.zeros_like(soft)
             found = torch.autograd.grad((gates * weight).sum(), soft, allow_unused=True)[0]
             return torch.zeros_like(soft) if found is None else found
 
         return run
 
-    verdict = compare(lambda soft: answer(soft.requires_grad_()), straight, lambda: (torch.rand(40),), forwards_wrong)
-    if not verdict.right:
-        return verdict
+    forward = compare(
+        lambda soft: answer(soft.requires_grad_().clone()), straight, lambda: (torch.rand(40),), forwards_wrong
+    )
+    if not forward.right:
+        return forward
     return compare(
         backwards(answer),
         backwards(straight),
@@ -144,7 +148,6 @@ def check_claim(error: Any, of_difference: Any, spread: Any) -> Verdict:
                 0.1: "p(1 − p), not (1 − p)² alone.",
                 0.588: "that is 1.96 standard errors; one was asked for.",
             },
-            within=0.02,
         ),
         of_the_difference=number(
             of_difference,
@@ -155,7 +158,6 @@ def check_claim(error: Any, of_difference: Any, spread: Any) -> Verdict:
                 0.18: "that is the sum of the variances; take its root.",
                 0.212: "that is for the mean of both: halved. Their difference isn't.",
             },
-            within=0.02,
         ),
         spread_of_seeds=number(
             spread,
@@ -169,7 +171,6 @@ def check_claim(error: Any, of_difference: Any, spread: Any) -> Verdict:
                 3.01: "use ten seeds, not a thousand.",
             },
             "all three are right. A network that varies by six points from seed to seed would be of no use.",
-            within=0.02,
         ),
     )
 
@@ -182,14 +183,13 @@ def check_idle(answer: Callable[[int, int], Tensor]) -> Verdict:
     """
     for _ in range(ROUNDS):
         images, patches = 2 * int(torch.randint(2, 9, ())), 4 * int(torch.randint(2, 17, ()))
-        gates = call_answer(answer, images, patches)
-        if isinstance(gates, Verdict):
-            return gates
-        if not isinstance(gates, Tensor):
-            return Verdict(False, f"it returns {describe(gates)}; a tensor was asked for.")
-        if gates.shape != (images, patches):
-            shape = tuple(gates.shape)
-            return Verdict(False, f'"image patch" was asked for, here {(images, patches)}, and not {shape}.')
+        got = call_answer(answer, images, patches)
+        if isinstance(got, Verdict):
+            return got
+        gates = as_tensor(got)
+        if gates is None or gates.shape != (images, patches):
+            wanted = f'"image patch", here {(images, patches)}, was asked for'
+            return Verdict(False, f"it returns {describe(got)}; {wanted}.")
         gates = gates.double()
         if not ((gates == 0) | (gates == 1)).all():
             return Verdict(False, "a gate is 0 or 1, nothing else.")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from titn_lib.data.datasets import DATASETS, DataSplits, complete_splits
 from titn_lib.data.folders import ALL
-from titn_lib.data.images import ImageDataset, load_image
+from titn_lib.data.images import ImageDataset, load_image, require_memory
 from titn_lib.errors import TITNError
 from titn_lib.validation import to_2tuple
 
@@ -140,6 +140,7 @@ def from_dataset(
 ) -> tuple[UInt8[Tensor, "image channel height width"], list[int]]:
     """The images and labels of a `torch.utils.data.Dataset`."""
     images, labels = [], []
+    require_memory(len(data), 3, size or (1, 1), what)
     for i in range(len(data)):
         try:
             image, label = data[i]

@@ -1,6 +1,6 @@
 """AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019, arXiv 1805.09501), on a batch of images at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, lru_cache, partial
 
 import numpy as np
@@ -143,29 +143,40 @@ def lookup_tables(images: UInt8Images, operation: np.ndarray, magnitude: RandomV
     return tables
 
 
-@cache
-def cifar10_policy(size: tuple[int, int]) -> Sequence[tuple[np.ndarray, ...]]:
-    """The 25 policies as arrays, once for their first operations and once for their second.
+PROBABILITIES = np.array([[float(line[1]), float(line[4])] for line in CIFAR10_POLICY])  # "policy half"
+SIGNED = np.isin([[line[0], line[3]] for line in CIFAR10_POLICY], [*GEOMETRIC_OPS, *BLEND_OPS])
 
-    Returns:
-        Twice: operations (indices of `OPERATIONS`), probabilities, magnitudes, and whether the magnitude is signed.
+
+@cache
+def cifar10_policy(size: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The policies' first operations and their signed magnitudes, and the second ones.
+
+    Each operation is there twice, with positive and negative magnitude. Index 0 changes nothing.
     """
     halves = []
     for start in (0, 3):
-        names, probabilities, levels = zip(*(line[start : start + 3] for line in CIFAR10_POLICY), strict=True)
-        operations = np.array([OPERATIONS.index(name) for name in names])
-        values = np.array([magnitudes(n, size)[int(level)] for n, level in zip(names, levels, strict=True)])
-        signed = np.isin(names, [*GEOMETRIC_OPS, *BLEND_OPS])
-        halves.append((operations, np.array(probabilities, dtype=float), values, signed))
+        names, _, levels = zip(*(line[start : start + 3] for line in CIFAR10_POLICY), strict=True)
+        values = [magnitudes(name, size)[int(level)] for name, level in zip(names, levels, strict=True)]
+        operations = np.array([OPERATIONS.index(name) for name in names]).repeat(2)
+        signed = np.array(values).repeat(2) * np.tile([1.0, -1.0], len(names))
+        halves.append((np.append(0, operations), np.append(0.0, signed)))
     return halves
+
+
+def draw_policies(batch: int, rng: np.random.Generator) -> list[Int64[np.ndarray, " batch"]]:
+    """For each image an index into the first half of `cifar10_policy`, and one into the second."""
+    policy = rng.integers(len(CIFAR10_POLICY), size=batch)
+    choices = []
+    for half in range(2):
+        negative = SIGNED[policy, half] & (rng.random(batch) <= 0.5)
+        applied = rng.random(batch) <= PROBABILITIES[policy, half]
+        choices.append(np.where(applied, 1 + 2 * policy + negative, 0))
+    return choices
 
 
 def auto_augment(images: UInt8Images, rng: np.random.Generator) -> UInt8Images:
     """Apply one of the 25 policies, drawn uniformly, to each image."""
-    batch = len(images)
-    policy = rng.integers(len(CIFAR10_POLICY), size=batch)
-    for operations, probabilities, values, signed in cifar10_policy((images.shape[-2], images.shape[-1])):
-        sign = np.where(signed[policy] & (rng.random(batch) <= 0.5), -1.0, 1.0)
-        applied = rng.random(batch) <= probabilities[policy]
-        images = apply(images, np.where(applied, operations[policy], 0), values[policy] * sign)
+    halves = cifar10_policy((images.shape[-2], images.shape[-1]))
+    for (operations, values), choice in zip(halves, draw_policies(len(images), rng), strict=True):
+        images = apply(images, operations[choice], values[choice])
     return images

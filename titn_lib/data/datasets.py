@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from titn_lib.data.folders import ALL, list_images, list_own_images, read_images
-from titn_lib.data.images import ImageDataset
+from titn_lib.data.images import ImageDataset, require_memory
 from titn_lib.errors import TITNError
 from titn_lib.io import REASONS, cannot_write, make_folder, repo_root
 from titn_lib.validation import to_2tuple
@@ -85,9 +85,9 @@ class DatasetInfo:
         grayscale: whether images are augmented like the paper's MNIST, without flips, AutoAugment and CutMix.
         published: the paper's result (arXiv 2502.16762, abstract), if it reports one.
         published_epochs: epochs of the published recipe.
-        small_student: the default student where there is no GPU.
+        small_student, small_teacher: the default student and teacher where there is no GPU.
         student_recipe, teacher_recipe: settings of the laptop recipes that differ for this data set, such as
-            {"epochs": 9}. Without them, a student is trained for 14 epochs and a teacher for 24.
+            {"epochs": 9}. Without them, a student is trained for 14 epochs and `vgg7_bn` for 24.
     """
 
     reader: Reader
@@ -99,6 +99,7 @@ class DatasetInfo:
     published: PublishedResult | None = None
     published_epochs: int = 350
     small_student: str = "titn_mini"
+    small_teacher: str = "vgg7_bn"
     student_recipe: Mapping[str, Any] = field(default_factory=dict)
     teacher_recipe: Mapping[str, Any] = field(default_factory=dict)
 
@@ -169,6 +170,7 @@ def complete_splits(
         TITNError: there are too few images to split.
     """
     info, given = dataset_info(name), dict(given)
+    require_memory(sum(map(len, given.values())), next(iter(given.values())).images.shape[1], size, name)
     train = given[ALL] if ALL in given else given["train"]
     if "test" not in given:
         train, given["test"] = stratified_split(train, TEST_FRACTION, name)

@@ -5,6 +5,7 @@ Listing and reading are two steps. `list_images` finds the files, their classes 
 nothing is cached on disk.
 """
 
+import codecs
 import csv
 import hashlib
 import logging
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from titn_lib.data.images import ImageDataset, ImageError, read_image
+from titn_lib.data.images import ImageDataset, ImageError, read_image, require_memory
 from titn_lib.errors import TITNError, unknown
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def list_classes(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]],
         )
     if wrong := [name for name in classes if name.lower() in SPLITS]:
         raise TITNError(f"{folder} has a class folder {wrong[0]}, which is the name of a split: rename the class")
-    if wrong := [name for name in classes if not is_utf8(name)]:
+    if wrong := [name for name in classes if name.encode(errors="ignore").decode() != name]:
         raise TITNError(f"the name of the class folder {wrong[0]!r} is not UTF-8: rename it")
     files: list[tuple[Path, int]] = []
     for label, sub in enumerate(folders):
@@ -191,15 +192,6 @@ def hint(folder: Path, folders: list[Path], files: list[Path]) -> str:
     if len(folders) == 1 and len(visible(folders[0])[0]) > 1:
         return f": did you mean {folders[0]}?"
     return ""
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a name can be written to a file."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def list_class(folder: Path) -> list[Path]:
@@ -243,7 +235,7 @@ def list_table(path: Path) -> ImageList:
     """
     if path.suffix.lower() not in (".csv", ".tsv"):
         raise TITNError(f"{path} is a file: give a folder of images (an archive unpacked), or a .csv of file,label")
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = table_text(path).splitlines()
     delimiter = max(",;\t", key=lines[0].count) if lines else ","
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter) if any(row)]
     head = [cell.lower() for cell in rows[0]] if rows else []
@@ -271,6 +263,20 @@ def list_table(path: Path) -> ImageList:
     if ALL not in files and "train" not in files:
         raise TITNError(f"{path} has no image in the split train: add some, or leave the column out")
     return ImageList(path, classes, {split: files[split] for split in (ALL, *ORDER) if split in files})
+
+
+def table_text(path: Path) -> str:
+    """The text of a table in UTF-8, or in UTF-16 with its byte-order mark, as Excel writes it.
+
+    Raises:
+        TITNError: it is in another encoding.
+    """
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as problem:
+        raise TITNError(f"{path} is not UTF-8: save it as CSV in UTF-8") from problem
 
 
 def finder(table: Path) -> Callable[[str], Path]:
@@ -326,6 +332,7 @@ def read_images(
     """
     report_passed_over(listed)
     every = [(split, file, label) for split, files in listed.files.items() for file, label in files]
+    require_memory(len(every), in_channels, size, str(listed.path))
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     executor = ThreadPoolExecutor(min(threads, 16))
     read = partial(try_to_read, size=size, in_channels=in_channels)

@@ -20,8 +20,12 @@ RandomValues = Float[np.ndarray, " batch"]  # one value per image
 
 
 def to_device_of(values: np.ndarray, like: Tensor) -> Tensor:
-    """Copy `values` to `like`'s device without synchronizing."""
-    return torch.from_numpy(values).to(like.device, non_blocking=True)
+    """Copy `values` to `like`'s device without synchronizing.
+
+    A GPU copies pinned memory while the host goes on. PyTorch doesn't reuse that memory before the copy is done.
+    """
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else tensor.to(like.device)
 
 
 def per_image(values: np.ndarray, images: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Image files, one at a time, as uint8 tensors; and labeled images in memory."""
 
+import os
 import re
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,26 @@ class ImageDataset:
 
     def to(self, device: torch.device) -> "ImageDataset":
         return ImageDataset(self.images.to(device), self.labels.to(device))
+
+
+def memory_bytes() -> int | None:
+    """This machine's memory, or the container's share of it; None where the system doesn't tell."""
+    known = list[int]()
+    with suppress(OSError, ValueError, AttributeError):
+        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # "max": no limit
+        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min(known, default=None)
+
+
+def require_memory(count: int, channels: int, size: tuple[int, int], name: str) -> None:
+    """Raises TITNError if so many images take more than half of the memory: they are copied when they are split."""
+    needed, memory = count * channels * size[0] * size[1], memory_bytes()
+    if memory is not None and needed > memory / 2:
+        raise TITNError(
+            f"{name} has {count:,} images, which take {needed / 1e9:,.1f} GB at {size[0]}×{size[1]}, and this machine "
+            f"has {memory / 1e9:,.1f} GB: choose a smaller image_size (--image-size), or fewer images"
+        )
 
 
 class ImageError(TITNError):

@@ -64,12 +64,20 @@ def cutmix(
 
     Box and λ ~ Beta(α, α) are drawn once for the whole batch.
     """
-    height, width = images.shape[-2:]
-    rows, columns, lam = cutmix_box(height, width, rng.beta(alpha, alpha), rng.random(), rng.random())
-    partner = to_device_of(rng.permutation(len(labels)), labels)
+    rows, columns, lam, permutation = draw_cutmix(images, rng, alpha)
+    partner = to_device_of(permutation, labels)
     mixed = images.clone()
     mixed[:, :, rows, columns] = images[:, :, rows, columns][partner]
     return mixed, MixedTargets(labels, labels[partner], lam)
+
+
+def draw_cutmix(
+    images: Tensor, rng: np.random.Generator, alpha: float = 1.0
+) -> tuple[slice, slice, float, Int64[np.ndarray, " batch"]]:
+    """Rows and columns of the box, λ, and for each image the one that the box is taken from."""
+    height, width = images.shape[-2:]
+    box = cutmix_box(height, width, rng.beta(alpha, alpha), rng.random(), rng.random())
+    return *box, rng.permutation(len(images))
 
 
 def mixup(

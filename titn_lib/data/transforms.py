@@ -61,20 +61,32 @@ def normalization(mean: tuple[float, ...], std: tuple[float, ...], device: torch
     return (-center / scale).to(device), (1 / (255 * scale)).to(device)
 
 
-def random_crop(fill: int) -> Operation:
-    """Pad by an eighth of each side (4 pixels of 32, as usual) with `fill` (0–255), and crop at random."""
+def random_crop(fill: int, part: int = 8) -> Operation:
+    """Pad by a part of each side (an eighth, 4 pixels of 32, is usual) with `fill` (0–255), and crop at random."""
 
     def pad_and_crop(images: UInt8Images, rng: np.random.Generator) -> UInt8Images:
-        margin = images.shape[-2] // 8, images.shape[-1] // 8
-        top, left = (rng.integers(0, 2 * pixels + 1, size=len(images)) for pixels in margin)
+        top, left, margin = draw_crop(images, rng, part)
         return crop(images, top, left, margin, fill)
 
     return pad_and_crop
 
 
+def draw_crop(
+    images: UInt8Images, rng: np.random.Generator, part: int = 8
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """The crops' first rows and columns in the padded images, and the margin of the padding."""
+    margin = images.shape[-2] // part, images.shape[-1] // part
+    top, left = (rng.integers(0, 2 * pixels + 1, size=len(images)) for pixels in margin)
+    return top, left, margin
+
+
 def random_horizontal_flip(images: UInt8Images, rng: np.random.Generator) -> UInt8Images:
     """Mirror each image, left to right, with probability ½."""
-    return horizontal_flip(images, rng.random(len(images)) < 0.5)
+    return horizontal_flip(images, draw_flip(images, rng))
+
+
+def draw_flip(images: UInt8Images, rng: np.random.Generator) -> np.ndarray:
+    return rng.random(len(images)) < 0.5
 
 
 def random_rotation(images: UInt8Images, rng: np.random.Generator) -> UInt8Images:
@@ -102,6 +114,7 @@ PIPELINES: dict[str, list[Operation]] = {
     "none": [],
     "shift": [random_crop(fill=0)],
     "crop_flip": [random_crop(fill=128), random_horizontal_flip],
+    "small_crop_flip": [random_crop(fill=128, part=16), random_horizontal_flip],  # for short runs
     "affine": [random_affine],
     # Those of the published code, in its order.
     "paper_cifar": [random_crop(fill=128), random_horizontal_flip, auto_augment],

@@ -154,8 +154,9 @@ def parse_experiment(file: str, variant: str, settings: dict, earlier: dict[str,
         raise TITNError("there are no seeds: leave the line out, or name one or more")
     if settings["preset"] not in RECIPE_PRESETS:
         raise unknown("preset", settings["preset"], RECIPE_PRESETS)
-    default_recipe = teacher_recipe if settings["model"] in TEACHERS else student_recipe
-    recipe = override(default_recipe(settings["data"], settings["preset"]), settings.get("recipe", {}))
+    data, preset, model = settings["data"], settings["preset"], settings["model"]
+    recipe = teacher_recipe(data, preset, model) if model in TEACHERS else student_recipe(data, preset)
+    recipe = override(recipe, settings.get("recipe", {}))
     teacher = find_earlier("teacher among the experiments before it", settings.get("teacher"), earlier)
     initial = find_earlier("experiment before it to start from", settings.get("init_from"), earlier)
     if initial and not set(seeds) <= set(initial.runs):

@@ -11,16 +11,30 @@ from titn_lib.kernels.fused_layer import (
     layer,
     triton_available,
 )
-from titn_lib.kernels.image_ops import apply_lut, can_use_image_ops, crop, histogram, remap
+from titn_lib.kernels.image_ops import (
+    KINDS,
+    apply_lut,
+    can_augment,
+    can_use_image_ops,
+    crop,
+    crop_flip,
+    histogram,
+    mix_normalize,
+    operate,
+    remap,
+)
 
 __all__ = [
+    "KINDS",
     "apply_lut",
     "attention",
     "attention_backward",
+    "can_augment",
     "can_use_fused_attention",
     "can_use_fused_layer",
     "can_use_image_ops",
     "crop",
+    "crop_flip",
     "find_compiler",
     "first_error",
     "flatten_params",
@@ -28,6 +42,8 @@ __all__ = [
     "histogram",
     "layer",
     "load",
+    "mix_normalize",
+    "operate",
     "register_standard_layer",
     "remap",
     "triton_available",

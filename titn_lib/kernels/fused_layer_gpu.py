@@ -68,26 +68,30 @@ def layer_backward(
 ) -> tuple[Tensor, Tensor]:
     """The sums' order doesn't depend on the order of execution."""
     tokens, result = tokens.contiguous(), contiguous_like(tokens)
-    programs, arguments, options = plan(tokens, heads, hidden, norm_size, normed_gradient.dtype)
-    rows, (length, width) = options["ROWS"], tokens.shape[-2:]
+    programs, arguments, options = plan(tokens, heads, hidden, norm_size, normed_gradient.dtype, backward=True)
+    per_tile = options["ROWS"] // tokens.shape[-2] if options["WHOLE"] else 1  # sums of the last norm
     before = len(parameters) - 2 * norm_size  # parameters before those of the last norm
-    sums = tokens.new_empty(programs, before + 2 * rows * width)
+    sums = tokens.new_empty(programs, before + 2 * per_tile * norm_size)
     gradients = gradient.contiguous(), normed_gradient.contiguous()
     layer_backward_kernel[(programs,)](tokens, parameters, *gradients, result, sums, *arguments, **options)
     sums = sums.sum(dim=0)
-    used = rows // length * length  # the last rows of a tile may hold no sequence
-    last = sums[before:].view(2, rows, width)[:, :used].reshape(2, -1, norm_size).sum(dim=1)
-    return result, torch.cat([sums[:before], last.flatten()])
+    if per_tile > 1:
+        sums = torch.cat([sums[:before], sums[before:].view(2, per_tile, norm_size).sum(dim=1).flatten()])
+    return result, sums
 
 
 def plan(
-    tokens: Tensor, heads: int, hidden: int, norm_size: int, dtype: torch.dtype
+    tokens: Tensor, heads: int, hidden: int, norm_size: int, dtype: torch.dtype, backward: bool = False
 ) -> tuple[int, tuple[int, float], dict[str, Any]]:
-    """A kernel's number of programs, its last arguments, and the sizes it is compiled for."""
+    """A kernel's number of programs, its last arguments, and the sizes it is compiled for.
+
+    The gradient of wide tokens takes four warps. In the registers of one, it would keep 2.6 KB in the stack.
+    """
     length, width = tokens.shape[-2:]
     sequences = tokens.shape[:-2].numel()
     rows, columns = max(16, triton.next_power_of_2(length)), max(16, triton.next_power_of_2(width + 1))
-    programs = min(triton.cdiv(sequences, rows // length), max_programs(tokens.device))
+    warps = 4 if backward and columns > 16 else 1
+    programs = min(triton.cdiv(sequences, rows // length), max_programs(tokens.device) // warps)
     options: dict[str, Any] = {
         "LENGTH": length,
         "WIDTH": width,
@@ -98,7 +102,7 @@ def plan(
         "COLUMNS": columns,
         "CHUNK": 16 if hidden <= 64 else 32,
         "DTYPE": tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
-        "num_warps": 1,
+        "num_warps": warps,
         "enable_fp_fusion": True,
     }
     return max(programs, 1), (sequences, (width // heads) ** -0.5), options

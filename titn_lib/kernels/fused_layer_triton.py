@@ -262,8 +262,8 @@ def layer_backward_kernel(
     LENGTH: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, HIDDEN: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of x, and each program's sums of the parameters' gradients, in the order of the parameters. Those of
-    the last norm are summed for each row of a tile."""
+    """The gradient of x, and each program's sums of the parameters' gradients, in the order of the parameters. A
+    norm over whole sequences has sums for each sequence of a tile."""
     row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     columns = (column < WIDTH)[None, :]
     same = (row // LENGTH)[:, None] == (row // LENGTH)[None, :]
@@ -297,11 +297,17 @@ def layer_backward_kernel(
         d, sums = backward(d, weights, saved, sums, column, same, WIDTH, HEADS, ROWS != LENGTH, DTYPE)
         tl.store(result_ptr + offsets, d, mask=inside)
 
-    sums_ptr += tl.program_id(0) * (before_norm3 + 2 * ROWS * WIDTH)
+    rows_of_norm3: tl.constexpr = per_tile * LENGTH if WHOLE else 1
+    sums_ptr += tl.program_id(0) * (before_norm3 + 2 * rows_of_norm3 * WIDTH)
     store_gradients(sums_ptr, parameters, scale, sums, WIDTH, HIDDEN, COLUMNS, CHUNK)
-    sums_ptr += before_norm3 + row[:, None] * WIDTH + column[None, :]
-    tl.store(sums_ptr, d_scale3, mask=columns)
-    tl.store(sums_ptr + ROWS * WIDTH, d_shift3, mask=columns)
+    sums_ptr += before_norm3
+    if WHOLE:
+        at, used = sums_ptr + row[:, None] * WIDTH + column[None, :], (row < rows_of_norm3)[:, None] & columns
+        tl.store(at, d_scale3, mask=used)
+        tl.store(at + rows_of_norm3 * WIDTH, d_shift3, mask=used)
+    else:
+        tl.store(sums_ptr + column, tl.sum(d_scale3, 0), mask=column < WIDTH)
+        tl.store(sums_ptr + WIDTH + column, tl.sum(d_shift3, 0), mask=column < WIDTH)
 
 
 @triton.jit

@@ -110,7 +110,7 @@ class Objective(nn.Module):
         super().train(mode)
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and module.weight is not None:
-                module.train(mode and module.weight.requires_grad)
+                module.train(mode and any(p.requires_grad for p in module.parameters()))
         return self
 
     @classmethod

@@ -9,8 +9,11 @@ half-way through. As usual on CIFAR, they are adapted:
 - MobileNetV3 (large): the first two of five halvings are dropped: 32, 16, 8, 4.
 - SqueezeNet 1.1: the stem keeps the size, so that the three poolings lead to 4.
 
+Two more are for laptops, which can train them: `vgg7_bn` is ours, a small VGG, and `airbench` is the network of Jordan
+(2024, arXiv 2404.00498), which was made to learn CIFAR-10 fast.
+
 Every teacher is a chain of stages. A stage begins where the image is halved, and its output is the feature map that
-feature distillation uses. `vgg7_bn` is ours: a VGG small enough to train on a laptop.
+feature distillation uses.
 
 torchvision is imported where a network is built, because its import takes longer than torch's.
 """
@@ -20,8 +23,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from titn_lib.data.transforms import Images
@@ -55,7 +60,8 @@ class Teacher(Classifier):
             raise unknown("teacher", config.name, BUILDERS)
         self.config = config
         layers, width, starts = BUILDERS[config.name](config.in_channels)
-        if min(config.image_size) < (smallest := 2 ** len(starts)):
+        smallest = 2 ** len(starts) + isinstance(layers[0], Whitening)  # whose output is a pixel smaller
+        if min(config.image_size) < smallest:
             raise TITNError(
                 f"{config.name} halves its images {len(starts)} times and can't take {config.image_size[0]}×"
                 f"{config.image_size[1]}: choose an image_size of {smallest} or more, or another teacher"
@@ -92,7 +98,9 @@ def fold_batch_norm(teacher: Teacher) -> Teacher:
     """
     folded = copy.deepcopy(teacher).eval()
     for part in list(folded.modules()):
-        for (name, layer), (norm_name, norm) in pairwise(list(part.named_children())):
+        # A max-pooling between the two changes nothing: the scale of `airbench` is 1, so that maxima stay maxima.
+        layers = [(name, layer) for name, layer in part.named_children() if not isinstance(layer, nn.MaxPool2d)]
+        for (name, layer), (norm_name, norm) in pairwise(layers):
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(part, name, fuse_conv_bn_eval(layer, norm))
                 setattr(part, norm_name, nn.Identity().eval())
@@ -156,10 +164,54 @@ def build_squeezenet(in_channels: int) -> Layers:
     return layers, 512, [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
 
 
+class Whitening(nn.Conv2d):
+    """A frozen convolution whose outputs are uncorrelated and of variance 1, over all 2×2 patches of the images.
+
+    Its filters are the principal components of the patches, each with both signs, so that the activation function after
+    it loses nothing. `fit` computes them.
+    """
+
+    def __init__(self, in_channels: int):
+        super().__init__(in_channels, 2 * 4 * in_channels, kernel_size=2)
+        self.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def fit(self, images: Images) -> None:
+        """Compute the filters from the patches of some training images."""
+        patches = rearrange(F.unfold(images, 2), "image value position -> (image position) value")
+        variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (components / (variances + 5e-4).sqrt()).T.reshape(-1, *self.weight.shape[1:])
+        self.weight.copy_(torch.cat([filters, -filters]))
+
+
+def build_airbench(in_channels: int) -> Layers:
+    """Whitened 2×2 patches, and three groups of two convolutions.
+
+    A convolution starts as the identity for as many channels as it has inputs. Batch normalization has no scale, and
+    its learned shifts alone decide how much of each channel GELU lets through.
+    """
+
+    def conv_norm(inputs: int, outputs: int, *pooling: nn.Module) -> list[nn.Module]:
+        conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+        nn.init.dirac_(conv.weight[:inputs])
+        norm = nn.BatchNorm2d(outputs, momentum=0.4)  # quick: the run has few steps
+        norm.weight.requires_grad_(False)
+        return [conv, *pooling, norm, nn.GELU()]
+
+    layers: list[nn.Module] = [whitening := Whitening(in_channels), nn.GELU()]
+    inputs, starts = whitening.out_channels, []
+    for width in (64, 256, 256):
+        starts.append(len(layers))
+        layers += conv_norm(inputs, width, nn.MaxPool2d(2)) + conv_norm(width, width)
+        inputs = width
+    return layers, inputs, starts
+
+
 VGG7: list[int | str] = [32, "M", 64, "M", 128, 128, "M", 256, 256]
 VGG16: list[int | str] = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]
 VGG19: list[int | str] = [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4]
 BUILDERS = {
+    "airbench": build_airbench,
     "vgg7_bn": lambda channels: build_vgg(VGG7, channels),
     "vgg16_bn": lambda channels: build_vgg(VGG16, channels),
     "vgg19_bn": lambda channels: build_vgg(VGG19, channels),

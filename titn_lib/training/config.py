@@ -25,13 +25,13 @@ class Recipe:
     Attributes:
         epochs: passes over the training split.
         batch_size: images per step, over all processes together. An epoch's last, incomplete batch is dropped.
-        optimizer: "sgd" (momentum 0.9) or "adamw".
+        optimizer: "sgd" (momentum 0.9), "adamw", or "muon" for matrices with "adamw" for the rest.
         lr: the peak learning rate. The learning rate changes every step: linear warm-up, then cosine decay.
         min_lr: the final learning rate.
         warmup_epochs: length of the warm-up; fractions are allowed.
         layer_decay: for a run that starts from other weights: the learning rate of each block (or stage) is that of the
             next one times this; the heads have the whole one. 1 for the same everywhere, 0 to train the heads only.
-        weight_decay: "sgd" applies it to all parameters, "adamw" only to matrices (`training.make_optimizer`).
+        weight_decay: "sgd" applies it to all parameters, the others only to matrices (`training.make_optimizer`).
         clip_norm: maximum norm of the gradient; 0 for no clipping.
         ema_decay: evaluate and save an exponential moving average of the weights, with this decay per step; 0 for none.
         label_smoothing: share of each label that is spread over all classes.
@@ -50,7 +50,7 @@ class Recipe:
 
     epochs: int = 10
     batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adamw", "muon"] = "adamw"
     lr: float = 1e-3
     min_lr: float = 1e-6
     warmup_epochs: float = 0.0

@@ -1,4 +1,4 @@
-"""The training step as one CUDA graph.
+"""The training step as one CUDA graph, and evaluation as another.
 
 A step launches hundreds to thousands of kernels, and launching them from Python takes longer than running them. A CUDA
 graph records them once. Each later step launches the whole recording, a replay.
@@ -19,13 +19,17 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from titn_lib.data.image_ops import UInt8Images
 from titn_lib.data.mixing import MixedTargets
-from titn_lib.data.transforms import Images
+from titn_lib.data.transforms import Images, Preprocessing
 from titn_lib.losses.objective import Objective
+from titn_lib.models.base import Classifier
+from titn_lib.models.inference import predict
 from titn_lib.training.optim import set_learning_rate
 
 WARM_UP_STEPS = 3  # they compile, choose algorithms and create the optimizer's state, none of which a graph can record
-NOT_CAPTURED = "the training step runs without a CUDA graph: %s"
+NOT_CAPTURED = "%s runs without a CUDA graph: %s"
+EVALUATION_BATCH = 2_000  # images
 log = logging.getLogger(__name__)
 
 Step = Callable[[Images, MixedTargets, float | Tensor], None]  # one training step, with this learning rate
@@ -72,7 +76,7 @@ def why_not(objective: Objective, fabric: Fabric) -> str:
 def graphed_step(objective: Objective, optimizer: torch.optim.Optimizer, fabric: Fabric) -> "GraphedStep | None":
     """A `GraphedStep` for a run, or None where a CUDA graph isn't possible; then the log says why."""
     if reason := why_not(objective, fabric):
-        log.info(NOT_CAPTURED, reason)
+        log.info(NOT_CAPTURED, "the training step", reason)
         return None
     return GraphedStep(optimizer, fabric.device)
 
@@ -94,6 +98,7 @@ class GraphedStep:
         self.optimizer = optimizer
         self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: StepInputs | None = None  # also of direct steps: compiled code is for λ as a tensor
         self.direct_steps: float = WARM_UP_STEPS  # still to run before the capture
 
     def run(self, step: Step, images: Images, targets: MixedTargets, lr: float) -> None:
@@ -102,13 +107,15 @@ class GraphedStep:
         Args:
             step: always the same function. What it reads and writes beside its arguments must stay at one address.
         """
+        if self.inputs is None:
+            self.inputs = StepInputs.like(images, targets)
+        self.inputs.fill(images, targets, lr)
         if self.graph is None and not self.direct_steps:
-            self.capture(step, images, targets)
+            self.capture(step, self.inputs)
         if self.graph is None:
             self.direct_steps -= 1
-            self.run_directly(step, images, targets, lr)
+            self.run_directly(step, self.inputs.images, self.inputs.targets, lr)
             return
-        self.inputs.fill(images, targets, lr)
         self.graph.replay()
         set_learning_rate(self.optimizer, lr)
 
@@ -132,9 +139,8 @@ class GraphedStep:
         if any("synchronizing CUDA operation" in str(warning.message) for warning in caught or ()):
             self.give_up("it waits for the GPU")
 
-    def capture(self, step: Step, images: Images, targets: MixedTargets) -> None:
-        """Record the step. Nothing is computed: the batch is only an example of its shapes."""
-        self.inputs = StepInputs.like(images, targets)
+    def capture(self, step: Step, inputs: StepInputs) -> None:
+        """Record the step. Nothing is computed."""
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         gc.collect()  # now, because nothing on the GPU can be freed during the capture
         adam = [group for group in self.optimizer.param_groups if "capturable" in group]
@@ -142,7 +148,7 @@ class GraphedStep:
             for group in adam:
                 group["capturable"] = True
             with torch.cuda.graph(graph, stream=self.stream):
-                step(*self.inputs)
+                step(*inputs)
             self.graph = graph
         except RuntimeError as problem:
             torch.cuda.set_stream(stream)
@@ -156,4 +162,54 @@ class GraphedStep:
     def give_up(self, reason: str) -> None:
         """Run all further steps directly."""
         self.direct_steps = float("inf")
-        log.warning(NOT_CAPTURED, reason)
+        log.warning(NOT_CAPTURED, "the training step", reason)
+
+
+class GraphedPredict:
+    """`predict` for one network, as replays of a CUDA graph for batches of one shape; the last batch is filled up.
+
+    The graph reads the network's weights at their addresses, so it follows their training. Where there is no GPU, or
+    the graph can't be captured, it is `predict` itself, and the log says why.
+    """
+
+    def __init__(self, network: Classifier, preprocessing: Preprocessing, device: torch.device):
+        self.network, self.preprocessing = network, preprocessing
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.possible = device.type == "cuda" and not network.adaptive
+        self.device = device
+
+    def __call__(self, images: UInt8Images) -> Float[Tensor, "image classes"]:
+        if self.possible and self.graph is None:
+            self.capture(images)
+        if self.graph is None:
+            return predict(self.network, images, self.preprocessing)
+        parts = []
+        for part in images.split(len(self.images)):
+            self.images[: len(part)].copy_(part)
+            self.graph.replay()
+            parts.append(self.logits[: len(part)].clone())
+        return torch.cat(parts)
+
+    def capture(self, images: UInt8Images) -> None:
+        """Run once directly, and then record.
+
+        Autocast keeps the weights that it has cast until it ends. A recording that used them would never see new ones.
+        """
+        self.images = images[:EVALUATION_BATCH].clone()
+        graph, stream, current = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device), torch.cuda.current_stream()
+        gc.collect()
+        try:
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                predict(self.network, self.images, self.preprocessing, len(self.images))
+            current.wait_stream(stream)
+            torch.clear_autocast_cache()
+            with torch.cuda.graph(graph, stream=stream):
+                self.logits = predict(self.network, self.images, self.preprocessing, len(self.images))
+            self.graph = graph
+        except RuntimeError as problem:
+            torch.cuda.set_stream(current)
+            self.possible = False
+            log.warning(NOT_CAPTURED, "evaluation", str(problem.__context__ or problem).partition("\n")[0])
+        finally:
+            torch.clear_autocast_cache()

@@ -1,5 +1,6 @@
 """Loss and accuracy of a network on a split."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def evaluate(
     preprocessing: Preprocessing,
     fabric: Fabric | None = None,
     exact: bool = False,
+    predicted: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
     """Loss, top-1, top-5 and balanced accuracy in percent on a split, and its number of images. For an adaptive network
     (`Classifier.adaptive`), also the mean MACs per image.
@@ -38,8 +40,9 @@ def evaluate(
     Args:
         fabric: share the work with the other processes, in its precision.
         exact: in float32 whatever Fabric's precision, so that the figure can be measured again anywhere.
+        predicted: in place of `predict`, for this network and preprocessing.
     """
-    return evaluate_classes(network, part, preprocessing, fabric, exact)[0]
+    return evaluate_classes(network, part, preprocessing, fabric, exact, predicted)[0]
 
 
 def evaluate_classes(
@@ -48,6 +51,7 @@ def evaluate_classes(
     preprocessing: Preprocessing,
     fabric: Fabric | None = None,
     exact: bool = False,
+    predicted: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[dict[str, float], Int64[Tensor, "true predicted"]]:
     """What `evaluate` returns, and the confusion matrix: how many images of each class got which prediction."""
     rank, processes = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
@@ -58,7 +62,7 @@ def evaluate_classes(
     convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact)
     eager = torch.compiler.set_stance("force_eager")  # batches of another size: not worth compiling again
     with saved_macs, convolutions, eager, fabric.autocast() if fabric and not exact else nullcontext():
-        logits = predict(network, mine.images, preprocessing)
+        logits = predicted(mine.images) if predicted else predict(network, mine.images, preprocessing)
     labels = mine.labels.to(logits.device)
     ranked = logits.topk(min(5, logits.shape[1]), dim=-1).indices == labels[:, None]
     counts = [ranked[:, 0].sum(), ranked.sum(), sum(saved, labels.new_zeros(()))]
@@ -67,13 +71,15 @@ def evaluate_classes(
     confusion = torch.bincount(labels * count + logits.argmax(dim=-1), minlength=count**2).view(count, count)
     if fabric:
         sums, confusion = all_reduce_sum(fabric, sums), all_reduce_sum(fabric, confusion)
+    together = torch.cat([sums.double(), confusion.flatten()]).cpu()  # one copy from a GPU, which waits for it
+    sums, confusion = together[: len(sums)].float(), together[len(sums) :].long().view(count, count)
     loss, top1, top5, left_out = (sums / len(part)).tolist()
     measured = {"loss": loss, "top1": 100 * top1, "top5": 100 * top5, "num_images": len(part)}
     recalls = recall(confusion, tuple(map(str, range(count)))).values()
     measured["balanced_accuracy"] = sum(recalls) / len(recalls)
     if isinstance(network, Classifier) and network.adaptive:
         measured["macs"] = round(count_macs(network) - left_out)
-    return measured, confusion.cpu()
+    return measured, confusion
 
 
 def recall(confusion: Int64[Tensor, "true predicted"], classes: tuple[str, ...]) -> dict[str, float]:

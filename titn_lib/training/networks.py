@@ -9,20 +9,41 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from titn_lib.data.datasets import DataSplits
+from titn_lib.data.transforms import normalize
 from titn_lib.errors import TITNError
 from titn_lib.losses.distillation import freeze
 from titn_lib.models.base import Classifier
 from titn_lib.models.external import ExternalTeacher, Renormalize, TimmClassifier, frozen_copy
-from titn_lib.models.registry import head_weights
-from titn_lib.models.teachers import Teacher, fold_batch_norm
+from titn_lib.models.registry import create_model, head_weights
+from titn_lib.models.teachers import Teacher, Whitening, fold_batch_norm
 from titn_lib.models.weights import fit_positions
 from titn_lib.torch_compat import set_recompile_limit
+from titn_lib.training.config import Run
 from titn_lib.training.optim import COMPILED_NETWORKS, compile_or_run_eagerly
+
+WHITENING_IMAGES = 5_000
 
 
 def data_kwargs(data: DataSplits) -> dict[str, Any]:
     """The settings of a network that follow from the data set."""
     return {"num_classes": len(data.classes), "in_channels": data.in_channels, "image_size": data.image_size}
+
+
+def make_network(run: Run, data: DataSplits, initial: Classifier | None) -> Classifier:
+    """The network of a run before its first step. Random weights come from torch's global generator.
+
+    Raises:
+        TITNError: the initial weights don't fit.
+    """
+    network = create_model(run.model, **{**data_kwargs(data), **run.model_settings})
+    for layer in network.modules():
+        if isinstance(layer, Whitening):
+            layer.fit(normalize(data.train.images[:WHITENING_IMAGES], data.mean, data.std))
+    if initial is not None:
+        load_initial_weights(network, initial, data.classes)
+    if not run.recipe.layer_decay:
+        freeze_start(network)
+    return network
 
 
 def prepare_teacher(teacher: nn.Module, data: DataSplits, fabric: Fabric) -> nn.Module:

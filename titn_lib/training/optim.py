@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from titn_lib import kernels
 from titn_lib.torch_compat import inductor, set_recompile_limit
 from titn_lib.training.config import Recipe
+from titn_lib.training.muon import make_muon
 
 MIN_IMAGES_TO_COMPILE = 100_000  # over all epochs: two minutes for the smallest student
+MIN_IMAGES_TO_COMPILE_ALL = 5_000_000  # on a GPU, in one piece: that takes minutes
 COMPILED_NETWORKS = 64  # in one process; PyTorch's default limit is eight, after which it runs eagerly
 FAILURES: list[str] = []  # of torch.compile in this process: the first one
 log = logging.getLogger(__name__)
@@ -28,18 +30,20 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def compile_blocks(network: nn.Module, num_images: int, device: torch.device) -> bool:
+def compile_blocks(network: nn.Module, num_images: int, device: torch.device, whole: nn.Module | None = None) -> bool:
     """Compile the network's blocks with torch.compile, if the run is long enough to amortize it.
 
     One block is compiled, and its code serves all. This takes some fifteen seconds. Compiling the whole network takes
-    several times as long and trains no faster. Nothing is compiled without a C++ compiler (on a CPU), or for a network
-    without blocks, such as a teacher: its convolutions leave nothing to fuse.
+    several times as long and, on a CPU, trains no faster. Nothing is compiled without a C++ compiler (on a CPU), or for
+    a network without blocks, such as a teacher: its convolutions leave nothing to fuse.
 
     Args:
         num_images: of the whole run, over all epochs.
+        whole: in a long run, compile this instead of the blocks: the objective of a step that becomes a CUDA graph.
+            There, only the number of kernels counts, and more of them can be fused.
 
     Returns:
-        Whether the blocks are compiled.
+        Whether anything is compiled.
     """
     blocks = getattr(network, "blocks", None)
     if blocks is None or num_images < MIN_IMAGES_TO_COMPILE:
@@ -50,8 +54,8 @@ def compile_blocks(network: nn.Module, num_images: int, device: torch.device) ->
     if device.type == "cuda":
         kernels.triton_available()  # now, because its trial can't run while torch.compile traces
     set_recompile_limit(COMPILED_NETWORKS)
-    for block in blocks:
-        block.compile(dynamic=False, backend=compile_or_run_eagerly)
+    for part in blocks if whole is None or num_images < MIN_IMAGES_TO_COMPILE_ALL else [whole]:
+        part.compile(dynamic=False, backend=compile_or_run_eagerly)
     return True
 
 
@@ -90,6 +94,8 @@ def make_optimizer(
         fused: update all parameters in one kernel. PyTorch's doesn't support clipping with float16's gradient scaling.
     """
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if recipe.optimizer == "muon":
+        return make_muon(parameters, recipe, fused, layers or {})
     if layers and recipe.layer_decay != 1:
         return layerwise_optimizer(parameters, recipe, fused, layers)
     if recipe.optimizer == "sgd":

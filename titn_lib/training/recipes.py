@@ -20,6 +20,15 @@ from titn_lib.training.config import Recipe, Run, override, resolve_dataset
 from titn_lib.validation import to_2tuple
 
 RECIPE_PRESETS = ("smoke", "laptop", "gpu")
+AIRBENCH = {  # ours, after airbench94_muon (Jordan 2024), whose batches and learning rate are larger
+    "epochs": 13,
+    "batch_size": 512,
+    "optimizer": "muon",
+    "lr": 0.16,
+    "weight_decay": 0.1,
+    "warmup_epochs": 0,
+    "label_smoothing": 0.2,
+}
 
 
 def published_recipe(data: str) -> Recipe:
@@ -90,12 +99,13 @@ def student_recipe(data: str, preset: str) -> Recipe:
     return override(recipe, info.student_recipe)
 
 
-def teacher_recipe(data: str, preset: str) -> Recipe:
+def teacher_recipe(data: str, preset: str, model: str = "vgg7_bn") -> Recipe:
     """The default recipe of a teacher: `published_teacher_recipe` on a GPU, our own in the smaller presets.
 
     Args:
         data: a data set's name or folder. An unknown one gets the settings for photographs.
         preset: "smoke", "laptop" or "gpu".
+        model: the teacher's name: in the preset "laptop", `airbench` has a recipe of its own.
 
     Raises:
         TITNError: there is no such preset.
@@ -116,6 +126,10 @@ def teacher_recipe(data: str, preset: str) -> Recipe:
     )
     if preset == "smoke":
         return replace(recipe, epochs=1, batch_size=64, lr=0.02, train_images=512, test_images=512)
+    if model == "airbench":
+        recipe = override(recipe, AIRBENCH)
+        if not info.grayscale:
+            recipe = replace(recipe, augmentation="small_crop_flip")
     return override(recipe, info.teacher_recipe)
 
 
@@ -124,9 +138,9 @@ def default_student(data: str, preset: str) -> str:
     return "titn_paper" if preset == "gpu" else dataset_info(data).small_student
 
 
-def default_teacher(preset: str) -> str:
-    """The default teacher: the paper's VGG16-BN on a GPU, elsewhere our small VGG."""
-    return "vgg16_bn" if preset == "gpu" else "vgg7_bn"
+def default_teacher(data: str, preset: str) -> str:
+    """The default teacher: the paper's VGG16-BN on a GPU, elsewhere the small one of the data set's entry."""
+    return "vgg16_bn" if preset == "gpu" else dataset_info(data).small_teacher
 
 
 def make_run(
@@ -208,7 +222,7 @@ def make_teacher(
     """
     if not needs_teacher(loss):
         return None
-    name = teacher or default_teacher(preset)
+    name = teacher or default_teacher(data, preset)
     if name.startswith(TIMM) and set(loss.split("+")) & set(FEATURE_LOSSES):
         raise no_feature_maps(loss)
     if name.endswith(".safetensors") or name in list_pretrained() or (name not in TEACHERS and Path(name).exists()):
@@ -222,7 +236,7 @@ def make_teacher(
 
 def teacher_run(
     data: str,
-    model: str,
+    model: str | None,
     preset: str,
     seed: int,
     image_size: tuple[int, int] | None = None,
@@ -231,13 +245,16 @@ def teacher_run(
 ) -> Run:
     """The run that trains a teacher. The arguments are those of `make_run`; a network of timm starts pretrained.
 
+    Without `model`, it is the network of `init_from`, or `default_teacher`.
+
     Raises:
         TITNError: an unknown name or setting, or a bad image_size.
     """
+    model = model or (load_model(init_from).config.name if init_from else default_teacher(data, preset))
     if not is_teacher(model):
         raise unknown("teacher", model, TEACHERS)
     if model.startswith(TIMM):
         timm_settings(model)
         init_from = init_from or model
-    recipe = override(start_recipe(teacher_recipe(data, preset), init_from), changes)
+    recipe = override(start_recipe(teacher_recipe(data, preset, model), init_from), changes)
     return Run(resolve_dataset(data), model, recipe, seed, image_size=image_size, init_from=init_from)

@@ -170,7 +170,7 @@ def versions() -> dict[str, str]:
     if top := repo_root():
         with suppress(OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
             command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*"]
-            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            commit = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
             found["titn-lib"] = f"{__version__}+{commit}"
     return found
 

@@ -14,7 +14,7 @@ from titn_lib.io import lock_dir, make_folder
 from titn_lib.losses.registry import check_loss, needs_teacher
 from titn_lib.models.external import OWN_TEACHER, describe_teacher
 from titn_lib.models.registry import create_model
-from titn_lib.models.weights import load_model
+from titn_lib.models.weights import load_model, read_model
 from titn_lib.training.config import Run, require_same_run
 from titn_lib.training.distributed import Deadline, is_main_process, start_fabric
 from titn_lib.training.networks import data_kwargs
@@ -114,7 +114,7 @@ def channels(run: Run) -> int:
     given = [source for source in given if not source.startswith(OWN_TEACHER)]
     if given and run.data not in DATASETS:
         with suppress(TITNError):  # other than weights of this library
-            return load_model(given[0]).config.in_channels
+            return int(read_model(given[0])[1].in_channels)
     named = run.model_settings.get("in_channels", 3)
     return named if isinstance(named, int) else 3
 
@@ -198,6 +198,9 @@ def train_comparison(
     parts["alone"] = replace(run, loss="cross_entropy", teacher=None)
     if isinstance(run.teacher, Run):
         parts["teacher"] = run.teacher
+    for record in (load_record(out / name) for name in parts if (out / name / RECORD).exists()):
+        if record.data:  # before the first run is loaded, so that all three folders are named at once
+            require_same_data(record.data, source.fingerprint(run), out)
     folders: dict[str, str | Path | None] = {"teacher": out / "teacher"}
     records = {
         name: train_in(part, out / name, folders, source, device, deadline, progress) for name, part in parts.items()

@@ -16,27 +16,26 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from titn_lib.data.batches import training_batch
 from titn_lib.data.datasets import DataSplits, add_label_noise, subset
-from titn_lib.data.mixing import MixedTargets, mix_batch
-from titn_lib.data.transforms import Images, Preprocessing, augment, normalize
+from titn_lib.data.mixing import MixedTargets
+from titn_lib.data.transforms import Images, Preprocessing
 from titn_lib.errors import Interrupted, TITNError
 from titn_lib.io import write_atomically
 from titn_lib.losses.distillation import TeacherOutput, teacher_forward
 from titn_lib.losses.objective import LossAndLogits
 from titn_lib.losses.registry import make_objective
 from titn_lib.models.base import Classifier
-from titn_lib.models.registry import count_macs, count_parameters, create_model
+from titn_lib.models.registry import count_macs, count_parameters
 from titn_lib.models.weights import save_model
 from titn_lib.training.config import Run, require_same_run
-from titn_lib.training.cuda_graph import graphed_step
+from titn_lib.training.cuda_graph import GraphedPredict, graphed_step
 from titn_lib.training.distributed import TIME_LIMIT, Deadline, all_reduce_sum, graceful_interrupt
 from titn_lib.training.evaluation import evaluate, evaluate_classes, recall
 from titn_lib.training.networks import (
     compile_teacher,
-    data_kwargs,
-    freeze_start,
     layers_below_head,
-    load_initial_weights,
+    make_network,
     prepare_teacher,
     use_normalization,
 )
@@ -76,15 +75,13 @@ class Trainer:
         self.run, self.recipe, self.out, self.data, self.fabric = run, run.recipe, out, data, fabric
         self.prepare_data()
         torch.manual_seed(run.seed)
-        self.network = create_model(run.model, **{**data_kwargs(data), **run.model_settings})
-        if initial is not None:
-            load_initial_weights(self.network, initial, data.classes)
-        if not self.recipe.layer_decay:
-            freeze_start(self.network)
+        self.network = make_network(run, data, initial)
         self.teacher = None if teacher is None else prepare_teacher(teacher, data, fabric)
         self.num_images = self.recipe.epochs * self.steps * self.recipe.batch_size
-        self.compiled = compile_blocks(self.network, self.num_images, fabric.device)
         self.prepare_objective()
+        self.graphed = graphed_step(self.objective, self.optimizer, fabric)
+        whole = None if self.graphed is None else self.objective
+        self.compiled = compile_blocks(self.network, self.num_images, fabric.device, whole)
         if self.teacher is not None and self.compiled:
             compile_teacher(self.teacher, fabric.device)
         self.ema = None
@@ -92,7 +89,7 @@ class Trainer:
             self.ema = AveragedModel(
                 self.network, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay), use_buffers=True
             )
-        self.graphed = graphed_step(self.objective, self.optimizer, fabric)
+        self.predict = GraphedPredict(self.eval_model(), self.preprocessing, fabric.device)
         self.state = TrainState()
         self.sums = torch.zeros(2, device=fabric.device)  # loss and top-1 of the epoch's steps
 
@@ -250,13 +247,11 @@ class Trainer:
         """This process's share of the step's images, augmented and normalized, and their targets."""
         start = self.state.step * self.recipe.batch_size
         chosen = self.train_set[order[start : start + self.recipe.batch_size]]
-        targets = MixedTargets(chosen.labels, chosen.labels)
-        views = [augment(chosen.images, self.recipe.augmentation, rng) for _ in range(self.objective.VIEWS)]
-        if self.recipe.cutmix or self.recipe.mixup:
-            views[0], targets = mix_batch(views[0], chosen.labels, rng, self.recipe.cutmix, self.recipe.mixup)
-        images = torch.cat([view[self.share] for view in views])
-        a, b = (labels[self.share].repeat(len(views)) for labels in (targets.a, targets.b))
-        return normalize(images, self.data.mean, self.data.std), MixedTargets(a, b, targets.lam)
+        recipe, data = self.recipe, self.data
+        return training_batch(
+            chosen, recipe.augmentation, rng, data.mean, data.std, recipe.cutmix, recipe.mixup,
+            self.objective.VIEWS, self.share,
+        )  # fmt: skip
 
     def end_epoch(self) -> None:
         """Evaluate on (a subset of) the validation split, and move on to the next epoch.
@@ -271,7 +266,9 @@ class Trainer:
                 f"training diverged in epoch {state.epoch + 1} (the loss is {loss}): choose a lower lr, a longer "
                 "warm-up or clip_norm=1"
             )
-        validation = evaluate(self.eval_model(), self.val_subset, self.preprocessing, self.fabric)
+        validation = evaluate(
+            self.eval_model(), self.val_subset, self.preprocessing, self.fabric, predicted=self.predict
+        )
         state.history.append(
             {
                 "epoch": state.epoch + 1,

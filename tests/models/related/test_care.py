@@ -120,4 +120,4 @@ def test_shapes_gradients_and_files(tmp_path):
 
 
 def test_learns():
-    contract.check_learns("care_nano", bound=0.3)
+    contract.check_learns("care_nano", bound=0.3, steps=12)

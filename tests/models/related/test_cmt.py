@@ -125,4 +125,4 @@ def test_shapes_gradients_and_files(tmp_path):
 
 
 def test_learns():
-    contract.check_learns("cmt_nano", bound=0.3)
+    contract.check_learns("cmt_nano", bound=0.3, steps=12)

@@ -144,4 +144,4 @@ def test_shapes_gradients_and_files(tmp_path):
 
 
 def test_learns():
-    contract.check_learns("vitae_nano", bound=0.1)
+    contract.check_learns("vitae_nano", bound=0.1, steps=12)

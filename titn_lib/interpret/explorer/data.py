@@ -5,6 +5,7 @@ Switching block, head or method in the browser then needs no model.
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -203,6 +204,7 @@ def model_view(model: TokenClassifier, images: Float[Tensor, "1 channel height w
     return {
         **packed,
         "relevance": relevance_maps(model, images, logits),
+        "output": top_classes(torch.stack(logits).mean(dim=0)),  # in evaluation, the mean of both heads
         "predictions": [top_classes(head_logits) for head_logits in logits],
     }
 
@@ -220,8 +222,9 @@ def explorer_data(model: nn.Module, images: Tensor, **options: Any) -> dict[str,
 
     For each image and model: attention of both streams ("block head query key" and "block patch head query key"),
     rollout from the first block through each block (the same shape with one head), relevance of every pixel token for
-    each head, and the five most probable classes of each head. With every head, `titn_paper` takes half a megabyte per
-    image. A model that would take more than MAX_BYTES_ALL_HEADS (`titn_paper_224`) comes with the mean over heads.
+    each head, and the five most probable classes of the model and of each head. With every head, `titn_paper` takes
+    half a megabyte per image. A model that would take more than MAX_BYTES_ALL_HEADS (`titn_paper_224`) comes with the
+    mean over heads.
 
     Args:
         options: see `ExplorerInput`.
@@ -263,6 +266,7 @@ def describe(name: str, model: TokenClassifier) -> dict[str, Any]:
     config = model.config
     return {
         "name": name,
+        "data": Path(cast(Preprocessing, model.preprocessing).data).name,  # of a folder, the last part of its path
         "depth": config.depth,
         "distillation": bool(config.distillation_token),
         "patches": config.patches,

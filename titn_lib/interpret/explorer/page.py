@@ -2,14 +2,19 @@
 
 import base64
 import html
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from titn_lib.interpret.explorer.data import explorer_data
+from titn_lib.interpret.explorer.data import attention_maps, explorer_data
 from titn_lib.io import write_atomically
+from titn_lib.plots import plot_attention
 
 HERE = Path(__file__).parent
 
@@ -19,20 +24,29 @@ PAGE = """<!DOCTYPE html>
 <style>
 {css}
 </style></head><body class="titn-page">
-<main id="explorer" class="{theme}"></main>
+<main id="explorer" class="{theme}"><h1>{title}</h1>
+<noscript>The explorer needs JavaScript: allow it for this page.</noscript></main>
 <script type="application/json" id="data">{data}</script>
 <script type="module">
 {script}
-explore(document.getElementById("explorer"), JSON.parse(document.getElementById("data").textContent));
+const element = document.getElementById("explorer");
+const explorer = explore(element, JSON.parse(document.getElementById("data").textContent));
+document.body.addEventListener("keydown", (event) => explorer.key(event)); // keys work before the first click, too
 </script></body></html>
 """
 
 
-def page_html(data: dict[str, Any], title: str = "Attention", theme: str = "") -> str:
+def explorer_script() -> str:
+    """The explorer's JavaScript, one module."""
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("helpers.js", "stage.js", "explorer.js"))
+
+
+def page_html(data: dict[str, Any], title: str = "", theme: str = "") -> str:
     """One HTML page that contains data, script and style.
 
     Args:
         data: of `explorer_data`.
+        title: by default "Attention of" the models.
         theme: "light", "dark", or "" for the system's preference.
     """
 
@@ -40,20 +54,41 @@ def page_html(data: dict[str, Any], title: str = "Attention", theme: str = "") -
         return base64.b64encode(value).decode()
 
     return PAGE.format(
-        title=html.escape(title),
+        title=html.escape(title or "Attention of " + " and ".join(model["name"] for model in data["models"])),
         theme=theme,
         css=(HERE / "explorer.css").read_text(encoding="utf-8"),
-        script=(HERE / "explorer.js").read_text(encoding="utf-8"),
+        script=explorer_script(),
         data=json.dumps(data, default=to_base64, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
 
 def iframe_html(data: dict[str, Any]) -> str:
-    """The page inside an <iframe>, for a saved notebook: it works without a kernel and without a network."""
+    """The page inside an <iframe>, for a saved notebook: it works without a kernel and without a network.
+
+    JupyterLab, until the notebook is trusted, and GitHub drop <iframe> and <style>. A figure and a sentence are left.
+    """
     page = html.escape(page_html(data, theme="light"), quote=True)
     return (
+        "<style>iframe[title='Attention explorer'] + figure {display: none}</style>"
         f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="Attention explorer" '
-        'style="width: 100%; height: 60rem; border: 0"></iframe>'
+        f'style="width: 100%; height: 60rem; border: 0"></iframe>{still_html(data)}'
+    )
+
+
+def still_html(data: dict[str, Any]) -> str:
+    """The attention of the first image in the last block, as a figure, and how to see the rest."""
+    height, width = data["size"]
+    rgb = np.frombuffer(data["images"][0]["rgb"], np.uint8).reshape(height, width, 3)
+    content = io.BytesIO()
+    with plt.rc_context():
+        figure = plot_attention(torch.tensor(rgb).permute(2, 0, 1), attention_maps(data), tuple(data["grid"]))
+        figure.savefig(content, format="png", dpi=55, bbox_inches="tight")
+        plt.close(figure)
+    return (
+        f'<figure><img src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}" '
+        'alt="An image, and beside it its attention in the last block."><figcaption>The interactive explorer belongs '
+        "here. To see it, run this cell, or trust the notebook (in JupyterLab: View, Activate Command Palette, “Trust "
+        "Notebook”).</figcaption></figure>"
     )
 
 
@@ -68,6 +103,4 @@ def write_page(path: str | Path, model: nn.Module, images: Tensor, **options: An
     Raises:
         TITNError: as `ExplorerInput`; or the file can't be written.
     """
-    data = explorer_data(model, images, **options)
-    title = "Attention of " + " and ".join(shown["name"] for shown in data["models"])
-    write_atomically(path, page_html(data, title).encode())
+    write_atomically(path, page_html(explorer_data(model, images, **options)).encode())

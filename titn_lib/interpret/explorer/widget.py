@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from titn_lib.data.images import load_image
 from titn_lib.errors import TITNError
 from titn_lib.interpret.explorer.data import MAX_IMAGES, ExplorerInput, collect
-from titn_lib.interpret.explorer.page import iframe_html
+from titn_lib.interpret.explorer.page import explorer_script, iframe_html
 
 MAX_TITLE = 100  # characters
 
@@ -33,7 +33,7 @@ class Explorer(anywidget.AnyWidget):
         TITNError: as `ExplorerInput`.
     """
 
-    _esm = Path(__file__).with_name("explorer.js")
+    _esm = explorer_script()
     _css = Path(__file__).with_name("explorer.css")
     data = traitlets.Dict().tag(sync=True)  # of `explorer_data`
 

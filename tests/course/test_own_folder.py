@@ -1,0 +1,54 @@
+"""Notebook 09 runs on a folder of other images: only `folder` changes."""
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+from IPython.core.inputtransformer2 import TransformerManager
+from PIL import Image
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "09_your_images.ipynb"
+CLASSES = {"a<b> & 5$": 40, "собака": 22, "x_^$": 14}  # unequal, and names that are markup or formulas elsewhere
+
+
+def make_folder(top):
+    """Photographs of several sizes and modes, in splits of their own, with files that are no images."""
+    rng = np.random.default_rng(0)
+    for split, share in (("train", 1.0), ("Test", 0.5)):
+        for number, (name, count) in enumerate(CLASSES.items()):
+            (top / split / name / "camera").mkdir(parents=True)
+            for i in range(int(share * count)):
+                size = rng.integers(20, 60, 2)
+                values = (rng.integers(0, 90, (*size, 3)) + 70 * number).astype(np.uint8)
+                image = Image.fromarray(values).convert("RGBA" if i % 5 == 0 else "RGB")
+                image.save(top / split / name / ("camera" if i % 2 else "") / f"{i}.{'png' if i % 5 == 0 else 'JPG'}")
+    (top / "train" / "notes.txt").write_text("mine", encoding="utf-8")
+    (top / "Test" / ".DS_Store").write_bytes(b"x")
+    return top
+
+
+def test_notebook_09_runs_on_another_folder(tmp_path, monkeypatch, capsys):
+    folder = make_folder(tmp_path / "mine")
+    cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    changed = [
+        cell.replace("folder = None", f"folder = Path({str(folder)!r})").replace("epochs = 4\n", "epochs = 1\n")
+        for cell in cells
+    ]
+    assert sum(new != old for new, old in zip(changed, cells, strict=True)) == 1
+    monkeypatch.setattr(plt, "show", plt.close)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=""))  # no second process
+    names: dict[str, object] = {}
+    for cell in changed:
+        exec(compile(TransformerManager().transform_cell(cell), "cell", "exec"), names)
+    plt.close("all")
+    printed = capsys.readouterr().out
+    assert "train: 40 a<b> & 5$ 14 x_^$ 22 собака\ntest: 20 a<b> & 5$ 7 x_^$ 11 собака\n" in printed
+    assert "passed over: notes.txt" in printed
+    assert "the same images: True" in printed
+    assert "the same logits, bit for bit: True" in printed
+    assert "the same test accuracy as ours: True" in printed
+    assert names["data"].classes == tuple(sorted(CLASSES))
+    assert (names["home"] / "matrix.png").exists()
