@@ -130,7 +130,7 @@ def opening_of(path):
 
 def exercise_minutes(path):
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
-    pattern = r"^(?:\*\*|### )\d · (?:Write|Predict|Break) it[^(\n]*\((\w+) minutes\)"
+    pattern = r"^(?:\*\*|### )\d · (?:Write|Predict|Break|Diagnose) it[^(\n]*\((\w+) minutes\)"
     return [COUNTS.get(found) or int(found) for found in re.findall(pattern, "\n".join(cells), re.M)]
 
 
