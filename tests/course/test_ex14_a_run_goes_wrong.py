@@ -62,7 +62,7 @@ def test_losses():
     assert "not written yet" in exercise.check_losses(4.61, ..., 1.46).message
 
 
-def test_every_faulty_run_shows_its_fault():
+def test_every_faulty_run_shows_its_fault(unchecked):
     """What the hints say of the runs."""
     healthy = exercise.faulty_run()
     runs = {letter: exercise.faulty_run(letter) for letter in exercise.FAULTS}
