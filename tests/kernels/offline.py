@@ -1,13 +1,31 @@
-"""Compile Triton kernels for GPUs that needn't be there."""
+"""Run Triton kernels on a CPU, and compile them for GPUs that needn't be there."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = pytest.mark.skipif(not INSIDE, reason="run by test_in_interpreter")
+COMPILED = pytest.mark.skipif(INSIDE, reason="needs Triton's compiler")
+
+
+def run_interpreted(file: str, selection: str) -> str:
+    """Run the selected tests of a file in Triton's interpreter, and return what pytest prints.
+
+    In a process of its own, because Triton's own functions, too, are interpreted only if it is set beforehand.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", selection, file]
+    result = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
 
 
 class Resources(NamedTuple):

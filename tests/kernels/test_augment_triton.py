@@ -1,8 +1,5 @@
 """Data augmentation in Triton: the images are those of a CPU, bit for bit. Run by Triton's interpreter."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -17,21 +14,15 @@ from titn_lib.data.images import ImageDataset
 from titn_lib.kernels import image_ops
 
 pytest.importorskip("triton", reason="Triton is for Linux")
-INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_in_interpreter")
-COMPILED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="needs Triton's compiler")
+import offline
+
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 SIZES = [(3, 32, 32), (1, 28, 28), (3, 30, 34)]
 
 
-@COMPILED
+@offline.COMPILED
 def test_in_interpreter():
-    """In a process of its own, because Triton's own functions, too, are interpreted only if it is set beforehand."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", "equal and not gpu"]
-    result = subprocess.run(
-        [*command, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout
-    assert "8 passed" in result.stdout
+    assert "8 passed" in offline.run_interpreted(__file__, "equal and not gpu")
 
 
 def make_part(number: int, size: tuple[int, int, int], device: str = "cpu") -> ImageDataset:
@@ -55,7 +46,7 @@ def every_operation(size: tuple[int, int], step: int) -> tuple[np.ndarray, np.nd
     return np.array(operations), np.array(values)
 
 
-@INTERPRETED
+@offline.INTERPRETED
 @pytest.mark.parametrize(("size", "step"), list(zip(SIZES, (1, 17, 11), strict=True)))
 def test_every_operation_equals_the_cpus(size, step):
     operations, values = every_operation(size[1:], step)
@@ -82,14 +73,14 @@ def assert_same_batch(part, seed, monkeypatch, pipeline, cutmix, device="cpu"):
     assert got_targets.lam == targets.lam
 
 
-@INTERPRETED
+@offline.INTERPRETED
 @pytest.mark.parametrize("seed", range(3))
 def test_a_batch_equals_the_cpus(seed, monkeypatch):
     """Crop, flip, AutoAugment, CutMix, normalization; the seeds have another size each."""
     assert_same_batch(make_part(8, SIZES[seed]), seed, monkeypatch, "paper_cifar", cutmix=1.0)
 
 
-@INTERPRETED
+@offline.INTERPRETED
 @pytest.mark.parametrize("pipeline", ["shift", "crop_flip"])
 def test_other_pipelines_equal_the_cpus(pipeline, monkeypatch):
     assert_same_batch(make_part(8, (3, 32, 32)), 0, monkeypatch, pipeline, cutmix=0.0)
@@ -134,7 +125,7 @@ def test_a_batch_takes_eight_launches(monkeypatch):
     assert counted.launches == [*choose, "_to_copy", "crop_flip", "operate", "operate", "mix_normalize", "index"]
 
 
-@COMPILED
+@offline.COMPILED
 @pytest.mark.parametrize("capability", [80, 90])
 def test_compiles_for_a_gpu(capability, tmp_path):
     """In registers alone. The sums and products that are fused are those of `multiply_add`: eight for each pixel."""

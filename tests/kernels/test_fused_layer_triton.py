@@ -1,8 +1,5 @@
 """The Triton kernels: run by Triton's interpreter on a CPU, and compiled for GPUs that needn't be there."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -19,8 +16,6 @@ from titn_lib.models.layers import TransformerLayer
 pytest.importorskip("triton", reason="Triton is for Linux")
 import offline
 
-INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_in_interpreter")
-
 
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
@@ -29,15 +24,9 @@ def kernels() -> ModuleType:
     return fused_layer_gpu
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="runs the others")
+@offline.COMPILED
 def test_in_interpreter():
-    """In a process of its own, because Triton's own functions, too, are interpreted only if it is set beforehand."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", "layer and not gpu or nan"]
-    result = subprocess.run(
-        [*command, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout
-    assert "18 passed" in result.stdout
+    assert "18 passed" in offline.run_interpreted(__file__, "layer and not gpu or nan")
 
 
 def make_layer(
@@ -91,13 +80,13 @@ SIZES = [
 ]
 
 
-@INTERPRETED
+@offline.INTERPRETED
 @pytest.mark.parametrize(("sizes", "sequences"), SIZES)
 def test_float32_equals_the_layer(kernels, sizes, sequences):
     assert compare(kernels, sizes, sequences, torch.float32) < 2e-6
 
 
-@INTERPRETED
+@offline.INTERPRETED
 @pytest.mark.parametrize("seed", range(3))
 def test_bfloat16_is_close_to_the_layer(kernels, seed):
     """Operands have 8 bits: a relative error of 2⁻⁹ each."""
@@ -126,20 +115,20 @@ def compare_attention(
 ATTENTIONS = [(18, 8, 24), (5, 2, 12), (66, 4, 32)]  # titn_paper, small, titn_nano
 
 
-@INTERPRETED
+@offline.INTERPRETED
 @pytest.mark.parametrize(("length", "heads", "width"), ATTENTIONS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 def test_attention_layer_equals_softmax(kernels, length, heads, width, dtype, bound):
     assert compare_attention(kernels, length, heads, width, dtype, "cpu") < bound
 
 
-@INTERPRETED
+@offline.INTERPRETED
 def test_a_layer_refuses_parameters_of_another_size(kernels):
     with pytest.raises(TITNError, match="a layer of this size has 1908 parameters, not 1907"):
         kernels.layer(torch.randn(4, 16, 12), torch.zeros(1907), 4, 48, 12, torch.float32)
 
 
-@INTERPRETED
+@offline.INTERPRETED
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_nan_stays_nan(kernels):
     """And in its tile, which is one sequence of 16 tokens."""
