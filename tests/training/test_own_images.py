@@ -22,6 +22,7 @@ from titn_lib.losses.distillation import distillation_loss, mixed_cross_entropy
 from titn_lib.losses.objective import Objective
 from titn_lib.training.config import Recipe, Run
 from titn_lib.training.evaluation import evaluate_classes, images_to_measure, recall
+from titn_lib.training.recipes import make_run
 from titn_lib.training.records import load_record, table
 from titn_lib.training.run import train, train_comparison
 from titn_lib.training.trainer import WEIGHTS
@@ -93,6 +94,20 @@ def test_all_runs_of_a_comparison_are_named_at_once_when_images_changed(tmp_path
     with pytest.raises(TITNError, match="round has 25 images and had 24") as problem:
         train_comparison(comparison, tmp_path / "out", **OPTIONS)
     assert str(problem.value).endswith(f"or delete {tmp_path / 'out'} to start anew there")
+
+
+def test_images_that_changed_are_named_before_the_recipe_that_follows_from_them(tmp_path, pets):
+    small = make_run(str(pets), "titn_pico", loss="cross_entropy", image_size=16)
+    with pytest.raises(Interrupted):
+        train(small, tmp_path / "run", **OPTIONS, max_minutes=0)
+    fill(pets / "round", 200, 20)
+    more = make_run(str(pets), "titn_pico", loss="cross_entropy", image_size=16)
+    assert more.recipe.batch_size > small.recipe.batch_size
+    with pytest.raises(TITNError, match="round has 200 images and had 24"):
+        train(more, tmp_path / "run", **OPTIONS)
+    elsewhere = replace(small, data=str(shutil.copytree(pets, tmp_path / "other")))
+    with pytest.raises(TITNError, match=r"holds another run \(data differ"):
+        train(elsewhere, tmp_path / "run", **OPTIONS)
 
 
 def test_records_and_checkpoints_from_before_have_no_fingerprint(tmp_path, pets, run):

@@ -94,6 +94,25 @@ def test_airbench_has_a_recipe_of_its_own():
         assert teacher_recipe("cifar10", preset, "airbench") == teacher_recipe("cifar10", preset)
 
 
+@pytest.mark.parametrize(
+    ("images", "batch_size", "epochs"),
+    [(1424, 128, 14), (1420, 64, 28), (400, 32, 56), (60, 8, 224), (4, 8, 224)],
+)
+def test_few_own_images_get_small_batches_and_more_epochs(images, batch_size, epochs, tmp_path):
+    """1,424 images leave 1,025 for training: enough for eight batches of 128. With a test split, 1,420 do, too."""
+    for i in range(images):
+        file = tmp_path / "train" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    run = make_run(str(tmp_path / "train"))
+    assert (run.recipe.batch_size, run.recipe.epochs) == (batch_size, epochs)
+    assert (run.teacher.recipe.batch_size, run.teacher.recipe.epochs) == (batch_size, 24 * epochs // 14)
+    (tmp_path / "test").symlink_to("train")
+    assert student_recipe(str(tmp_path), "laptop").batch_size == (128 if images == 1420 else batch_size)
+    for preset in ("smoke", "gpu"):
+        assert student_recipe(str(tmp_path), preset) == student_recipe("a/folder", preset)
+
+
 def test_a_teacher_that_starts_from_weights_is_their_network():
     assert teacher_run("cifar10", None, "laptop", 0, init_from="vgg7_bn.cifar100").model == "vgg7_bn"
 

@@ -149,9 +149,9 @@ def train_in(
     with lock_dir(out) if is_main_process() else nullcontext():
         if (out / RECORD).exists():
             record = load_record(out)
-            require_same_run(record.run, run, out)
-            if record.data:
+            if record.data and record.run.data == run.data:  # first: the recipe follows from the number of images
                 require_same_data(record.data, source.fingerprint(run), out)
+            require_same_run(record.run, run, out)
             return record
         fabric = start_fabric(run.recipe.precision, device)
         with fabric.rank_zero_first():  # one process downloads

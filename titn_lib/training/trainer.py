@@ -377,8 +377,9 @@ class Trainer:
             saved = Run.from_dict(json.loads(state["run"]))
         except Exception as problem:  # torch.load raises many kinds for a damaged file
             raise TITNError(f"the checkpoint {path} is damaged: delete it to start this run afresh") from problem
+        if saved.data == self.run.data:  # first: the recipe follows from the number of images
+            require_same_data(state.get("data"), self.data.fingerprint, self.out)
         require_same_run(saved, self.run, self.out)
-        require_same_data(state.get("data"), self.data.fingerprint, self.out)
         try:
             self.objective_ddp.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
