@@ -17,12 +17,12 @@ INTERPRETED = pytest.mark.skipif(not INSIDE, reason="run by test_in_interpreter"
 COMPILED = pytest.mark.skipif(INSIDE, reason="needs Triton's compiler")
 
 
-def run_interpreted(file: str, selection: str) -> str:
-    """Run the selected tests of a file in Triton's interpreter, and return what pytest prints.
+def run_interpreted(*files: str) -> str:
+    """Run the tests of these files that are `INTERPRETED` in Triton's interpreter, and return what pytest prints.
 
     In a process of its own, because Triton's own functions, too, are interpreted only if it is set beforehand.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", selection, file]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *files]
     result = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     return result.stdout

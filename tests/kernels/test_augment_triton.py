@@ -20,11 +20,6 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 SIZES = [(3, 32, 32), (1, 28, 28), (3, 30, 34)]
 
 
-@offline.COMPILED
-def test_in_interpreter():
-    assert "8 passed" in offline.run_interpreted(__file__, "equal and not gpu")
-
-
 def make_part(number: int, size: tuple[int, int, int], device: str = "cpu") -> ImageDataset:
     """Noise, dark images, ramps, and images of one value: equalizing and stretching treat them differently."""
     images = torch.randint(0, 256, (number, *size), dtype=torch.uint8)

@@ -24,11 +24,6 @@ def kernels() -> ModuleType:
     return fused_layer_gpu
 
 
-@offline.COMPILED
-def test_in_interpreter():
-    assert "18 passed" in offline.run_interpreted(__file__, "layer and not gpu or nan")
-
-
 def make_layer(
     length: int, width: int, heads: int, ratio: float, whole: bool, seed: int
 ) -> tuple[nn.Module, nn.Module]:
@@ -155,6 +150,7 @@ def resources(
     return found
 
 
+@offline.COMPILED
 @pytest.mark.parametrize(("capability", "sizes"), [(80, SIZES[0][0]), (90, SIZES[0][0]), (90, SIZES[2][0])])
 def test_compiles_for_a_gpu(capability, sizes, kernels, tmp_path):
     """The forward pass fits in registers. The backward pass keeps some in the stack, which is in the L1 cache."""
