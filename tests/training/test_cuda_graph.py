@@ -32,7 +32,7 @@ from titn_lib.training.run import train
 from titn_lib.training.trainer import WEIGHTS, Trainer
 
 RATE = 2**-8  # the same number in float32, which the graph's learning rate has
-QUICK = Recipe(epochs=2, batch_size=32, lr=RATE, min_lr=RATE, precision="32-true", train_images=256, test_images=64)
+QUICK = Recipe(epochs=2, batch_size=32, lr=RATE, min_lr=RATE, precision="32-true", train_images=128, test_images=32)
 STUDENT = Run("digits", "titn_nano", QUICK, model_settings={"depth": 2, "drop_path": 0.1, "pixel_embedding": "stem"})
 ALL_AT_ONCE = {"cutmix": 1.0, "mixup": 1.0, "clip_norm": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
 TEACHER_LOSSES = ["hard", "soft", "dkd", "hard+feature", "soft+manifold"]
@@ -65,14 +65,14 @@ class Repeated(GraphedStep):
         self.graph = SimpleNamespace(replay=lambda: step(*inputs))
 
 
-def stop_after_six_steps(monkeypatch) -> list[int]:
-    """The first session stops after six steps. Returns the list that grows by one with every step of all sessions."""
+def stop_after(steps: int, monkeypatch) -> list[int]:
+    """The first session stops after so many steps. Returns the list that grows by one with every step of all sessions."""
     step, count = Trainer.train_step, []
 
     def step_and_count(self, order):
         step(self, order)
         count.append(1)
-        if len(count) == 6:
+        if len(count) == steps:
             self.sync_stop = lambda _: "the test"
 
     monkeypatch.setattr(Trainer, "train_step", step_and_count)
@@ -86,11 +86,11 @@ def test_inputs_at_fixed_addresses_give_the_same_weights(tmp_path, monkeypatch, 
     plain = train(run, tmp_path / "plain", device="cpu", progress=False)
     made = []
     monkeypatch.setattr(trainer, "graphed_step", lambda _, optimizer, __: made.append(Repeated(optimizer)) or made[-1])
-    count = stop_after_six_steps(monkeypatch)
+    count = stop_after(3, monkeypatch)
     with pytest.raises(Interrupted):
         train(run, tmp_path / "graphed", device="cpu", progress=False)
     graphed = train(run, tmp_path / "graphed", device="cpu", progress=False)
-    assert (len(count), len(made)) == (16, 2)
+    assert (len(count), len(made)) == (8, 2)
     assert [plain.hardware["cuda_graph"], graphed.hardware["cuda_graph"]] == [False, True]
     assert graphed.history == plain.history
     one, other = (load_file(tmp_path / name / WEIGHTS) for name in ("plain", "graphed"))
@@ -382,9 +382,9 @@ def test_evaluation_that_cannot_be_captured_runs_directly(simulated, monkeypatch
 @pytest.mark.parametrize(("loss", "changes"), CASES)
 def test_a_graph_trains_as_the_plain_steps_do(tmp_path, monkeypatch, loss, changes):
     """From the second session of a run that was stopped in the middle, too."""
-    run = run_with(loss, changes)
+    run = run_with(loss, {**changes, "train_images": 256})
     graphed = train(run, tmp_path / "graphed", device="cuda", progress=False)
-    stop_after_six_steps(monkeypatch)
+    stop_after(6, monkeypatch)
     with pytest.raises(Interrupted):
         train(run, tmp_path / "resumed", device="cuda", progress=False)
     resumed = train(run, tmp_path / "resumed", device="cuda", progress=False)

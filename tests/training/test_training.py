@@ -358,7 +358,7 @@ EVERYTHING = replace(
     DISTILLED,
     loss="hard+feature",
     recipe=replace(
-        QUICK, epochs=8, ema_decay=0.9, cutmix=1.0, clip_norm=1.0, warmup_epochs=0.5, augmentation="crop_flip"
+        QUICK, epochs=5, ema_decay=0.9, cutmix=1.0, clip_norm=1.0, warmup_epochs=0.5, augmentation="crop_flip"
     ),
 )
 CHILD = """

@@ -381,6 +381,7 @@ DATASETS = {
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
         published=PublishedResult("CIFAR-10", 92.03, 99.80),
+        small_teacher="airbench",
     ),
     "cifar100": DatasetInfo(
         read_cifar("CIFAR100"),
