@@ -95,20 +95,20 @@ def test_airbench_has_a_recipe_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("images", "batch_size", "epochs"),
-    [(1424, 128, 14), (1420, 64, 28), (400, 32, 56), (60, 8, 224), (4, 8, 224)],
+    ("images", "batch_size", "epochs", "teacher_epochs"),
+    [(6000, 128, 14, 24), (2840, 64, 14, 24), (1000, 32, 28, 24), (60, 8, 112, 96), (4, 8, 448, 768)],
 )
-def test_few_own_images_get_small_batches_and_more_epochs(images, batch_size, epochs, tmp_path):
-    """1,424 images leave 1,025 for training: enough for eight batches of 128. With a test split, 1,420 do, too."""
+def test_few_own_images_get_small_batches_and_more_epochs(images, batch_size, epochs, teacher_epochs, tmp_path):
+    """Of 2,840 images, 2,044 are for training: too few for 16 batches of 128. With a test split, 2,840 are enough."""
     for i in range(images):
         file = tmp_path / "train" / "ab"[i % 2] / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     run = make_run(str(tmp_path / "train"))
     assert (run.recipe.batch_size, run.recipe.epochs) == (batch_size, epochs)
-    assert (run.teacher.recipe.batch_size, run.teacher.recipe.epochs) == (batch_size, 24 * epochs // 14)
+    assert (run.teacher.recipe.batch_size, run.teacher.recipe.epochs) == (batch_size, teacher_epochs)
     (tmp_path / "test").symlink_to("train")
-    assert student_recipe(str(tmp_path), "laptop").batch_size == (128 if images == 1420 else batch_size)
+    assert student_recipe(str(tmp_path), "laptop").batch_size == (128 if images == 2840 else batch_size)
     for preset in ("smoke", "gpu"):
         assert student_recipe(str(tmp_path), preset) == student_recipe("a/folder", preset)
 
