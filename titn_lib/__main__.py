@@ -150,7 +150,9 @@ def predict(paths: list[Path], weights: Path) -> None:
             print(f"  {100 * probability:5.1f} %  {preprocessing.classes[label]}")
 
 
-def explore(paths: list[Path], weights: Path, compare: Path | None, teacher: Path | None, out: Path) -> None:
+def explore(
+    paths: list[Path], weights: Path, compare: Path | None, teacher: Path | None, labels: list[str] | None, out: Path
+) -> None:
     """Write an interactive page of a student's attention maps, one HTML file for any browser."""
     import torch
 
@@ -161,14 +163,12 @@ def explore(paths: list[Path], weights: Path, compare: Path | None, teacher: Pat
     from titn_lib.models.weights import load_model, weights_file
 
     model = require_attention(load_model(weights))
-    other = load_model(compare) if compare else None
-    teacher_model = load_model(teacher) if teacher else None
-    config = model.config
+    other, teacher_model = (load_model(name) if name else None for name in (compare, teacher))
     require_no_input(out, [*paths, *(weights_file(name) for name in (weights, compare, teacher) if name)])
-    images = torch.stack([load_image(path, config.in_channels, config.image_size) for path in paths])
+    images = torch.stack([load_image(path, model.config.in_channels, model.config.image_size) for path in paths])
     names = [str(path).removesuffix(".safetensors") for path in (weights, compare) if path]
     titles = [path.name for path in paths]
-    write_page(out, model, images, compare=other, teacher=teacher_model, names=names, titles=titles)
+    write_page(out, model, images, labels=labels, compare=other, teacher=teacher_model, names=names, titles=titles)
     print(f"open it in a browser: {out}")
 
 
@@ -313,9 +313,8 @@ def add_model_commands(commands: Any) -> None:
     parser.add_argument("--weights", type=path_of, required=True, help=f"a student: {WEIGHTS_HELP}")
     parser.add_argument("--compare", type=path_of, metavar="WEIGHTS", help="a second student, shown next to the first")
     parser.add_argument("--teacher", type=path_of, metavar="WEIGHTS", help="a teacher, whose predictions are shown too")
-    parser.add_argument(
-        "--out", type=path_of, default=Path("attention.html"), metavar="FILE", help="default: %(default)s"
-    )
+    parser.add_argument("--labels", nargs="+", metavar="CLASS", help="the true class of each image, in their order")
+    parser.add_argument("--out", type=path_of, default="attention.html", metavar="FILE", help="default: %(default)s")
 
     parser = add_command(commands, "download", download)
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets")

@@ -22,6 +22,7 @@ frame.addEventListener("load", () => {
     explorer.explorer.schedule(); // the small maps' numbers are drawn in the text's color
   };
   follow();
+  explorer.explorer.rememberIn(window); // a link to this page can hold a view
   new MutationObserver(follow).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   new ResizeObserver(() => {
     frame.style.height = `${explorer.scrollHeight + 8}px`;

@@ -1,6 +1,7 @@
 """The explorer's arrays against the models', what it refuses, its page, its command, its widget."""
 
 import base64
+import copy
 import importlib.util
 import io
 import json
@@ -113,6 +114,44 @@ def test_relevance_and_predictions(student):
             whole = interpret.relevance(student, normalized(images), head, classes).image[0]
             by_cell = whole.reshape(8 // side, side, 12 // side, side).sum(dim=(1, 3)).flatten()
             torch.testing.assert_close(kept[2 * place + weighted], by_cell, atol=1 / 510 + 1e-6, rtol=0)
+
+
+def test_the_prediction_after_every_block(student):
+    images = random_images(student, 1)
+    view = explorer.explorer_data(student, images)["images"][0]["models"][0]
+    assert view["lens"][-1] == [best[0] for best in view["predictions"]]  # exactly
+    heads = ("class", "distillation")[: 1 + student.config.distillation_token]
+    for count in (1, 2, 3):  # a model of the first blocks, with the same heads
+        shorter = copy.deepcopy(student)
+        shorter.blocks = student.blocks[:count]
+        for place, head in enumerate(heads):
+            shares = interpret.head_logits_fn(shorter, head)(normalized(images))[0].detach().softmax(dim=0)
+            label, share = view["lens"][count - 1][place]
+            assert (label, share) == (int(shares.argmax()), pytest.approx(float(shares.max()), abs=1e-5))
+
+
+def unpack_numbers(packed):
+    values = torch.from_numpy(np.frombuffer(packed["bytes"], "<i2").astype(np.float32))
+    return (values * packed["scale"] / 32767).view(packed["shape"])
+
+
+def test_the_arithmetic_of_the_last_inner_attention(student, monkeypatch):
+    images = random_images(student, 1)
+    data = explorer.explorer_data(student, images)
+    tokens, qkv = data["images"][0]["models"][0]["pixel_tokens"], data["models"][0]["qkv"]
+    wanted = interpret.attention(student, normalized(images)).inner
+    if not wanted:
+        assert (tokens, qkv) == (None, None)  # a ViT has no inner stream
+        return
+    linear = torch.nn.functional.linear(
+        unpack_numbers(tokens), unpack_numbers(qkv["weight"]), unpack_numbers(qkv["bias"]) if qkv["bias"] else None
+    )
+    heads = student.config.inner_heads
+    query, key, _ = linear.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    shares = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1)
+    torch.testing.assert_close(shares, wanted[-1][0], atol=2e-3, rtol=0)
+    monkeypatch.setattr(explorer_arrays, "MAX_BYTES_ALL_HEADS", 100)  # the mean over heads has no such arithmetic
+    assert explorer.explorer_data(student, images)["images"][0]["models"][0]["pixel_tokens"] is None
 
 
 def test_images_labels_and_teacher():
@@ -244,6 +283,16 @@ def test_the_command(tmp_path, capsys):
     assert (data["images"][0]["title"], data["teacher"], len(data["models"])) == ("cat.png", "vgg7_bn", 2)
     shown = np.frombuffer(base64.b64decode(data["images"][0]["rgb"]), np.uint8).reshape(32, 32, 3)
     np.testing.assert_array_equal(shown, load_image(tmp_path / "cat.png", 3, (32, 32)).permute(1, 2, 0))
+    assert data["images"][0]["label"] is None
+    assert main([*command, "--labels", "e"]) == 0
+    assert json.loads(re.search(r'id="data">(.*?)</script>', out.read_text(), re.S)[1])["images"][0]["label"] == 4
+    capsys.readouterr()
+    for labels, problem in (
+        (["g"], "unknown class 'g': the choices are a, b"),
+        (["a", "b"], "2 labels for 1: give one for each"),
+    ):
+        assert main([*command, "--labels", *labels]) == 1
+        assert problem in capsys.readouterr().err
     assert main(["explore", str(tmp_path / "none.png"), "--weights", weights, "--out", str(out)]) == 1
     assert "there is no image" in capsys.readouterr().err
     assert main(["explore", "x.png", "--weights", str(tmp_path / "t.safetensors")]) == 1

@@ -4,6 +4,7 @@ Needs the group `browser` (uv sync --group browser) and a Chromium: where CHROMI
 that `playwright install chromium` fetches.
 """
 
+import html
 import os
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from titn_lib import create_model, interpret
@@ -271,6 +273,49 @@ def test_a_click_opens_a_patch_and_hovering_shows_its_pixels(show, scene):
     assert "click a patch to open it" in page.locator(".stream.inner").inner_text()
 
 
+def test_the_arithmetic_of_an_inner_row(show, scene):
+    model, _, _, attention, data = scene
+    page = show(data)
+    assert not page.locator(".arithmetic table").is_visible()  # folded away
+    page.locator(".arithmetic summary").click()
+    page.evaluate("() => scrollTo(0, 0)")
+    hover(page, 9)
+    page.mouse.down()
+    page.mouse.up()
+    slide(page, "head", 3, "inner")
+    slide(page, "block", 0)  # the arithmetic stays that of the last block
+    attn = model.blocks[-1].inner.attn
+    with torch.no_grad():
+        hidden = []
+        handle = attn.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+        interpret.attention(model, scene[2][:1])
+        handle.remove()
+        query, key, value = (part[0, 9, 1] for part in attn.split(attn.qkv(hidden[0])))
+    for pixel in (0, 11):
+        hover(page, pixel, "inner")
+        title = page.locator(".arithmetic p").inner_text()
+        assert title.startswith(f"Block 3, head 2 of 4, pixel token {pixel + 1} of patch 10.")
+        rows = [row.locator("td").all_inner_texts() for row in page.locator(".arithmetic tr").all()[1:]]
+        rows = [[cell.replace("\u2212", "-").replace("\u00a0%", "") for cell in row] for row in rows]
+        numbers = np.array([[float(cell) for cell in row] for row in rows[1:-1]])  # a row for each of the 16 keys
+        scaled = key @ query[pixel]  # split has scaled the queries
+        wanted = torch.cat([key, scaled[:, None] * 3**0.5, scaled[:, None]], dim=1)
+        np.testing.assert_allclose(numbers[:, :5], wanted, atol=0.012)
+        np.testing.assert_allclose(numbers[:, 6:], value, atol=0.012)
+        output = [float(cell) for cell in rows[-1][1:]]
+        np.testing.assert_allclose(output, scaled.softmax(dim=0) @ value, atol=0.012)
+        stored = """(pixel) => {
+          const [stage] = document.querySelector("#explorer").explorer.stages;
+          return [stage.arithmetic.compute(9, pixel, 1).shares, [...stage.innerValues(2, 1)]];
+        }"""
+        shares, kept = page.evaluate(stored, pixel)
+        assert shares == pytest.approx(kept, abs=max(kept) / 510 + 1e-3)  # the stored attention has 8 bits
+        assert numbers[:, 5] == pytest.approx(100 * attention.inner[2][0, 9, 1, pixel].numpy(), abs=0.6)
+    page.get_by_role("button", name="Close the patch").click()
+    settle(page)
+    assert page.locator(".arithmetic p").inner_text() == "Open a patch."
+
+
 def test_a_vit_has_no_inner_stream(show):
     model = make("vit_paper")
     page = show(explorer.explorer_data(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
@@ -278,6 +323,7 @@ def test_a_vit_has_no_inner_stream(show):
     page.mouse.down()
     page.mouse.up()
     settle(page)
+    assert not page.locator(".arithmetic").is_visible()
     assert "a ViT has no inner stream" in page.locator(".stream.inner").inner_text()
     page.get_by_role("button", name="relevance").click()
     settle(page)
@@ -484,7 +530,7 @@ def test_names_and_values_for_screen_readers(show, scene):
     attention, data = scene[3], scene[4]
     page = show(data)
     tags = page.evaluate("() => [...document.querySelectorAll('h1, h2, h3')].map((one) => one.tagName)")
-    assert tags == ["H1", "H2", "H3", "H3", "H3", "H3", "H3"]
+    assert tags == ["H1", "H2"] + 6 * ["H3"]
     assert page.locator(":is(h1, h2, h3) input").count() == 0
     assert "needs JavaScript" in page.locator("noscript").text_content()
     names = [one.get_attribute("aria-label") for one in page.locator("input[type=range]").all()]
@@ -584,13 +630,46 @@ def test_another_image_and_its_predictions(show, scene):
         lines = page.locator(".predictions > div").nth(place).locator("li").all_inner_texts()
         best = PREPROCESSING.classes[int(logits[1].argmax())]
         assert lines[0].startswith(best)
-        assert next(line for line in lines if "✓" in line).startswith("cat")
+        assert [line.split()[0] for line in lines if "✓" in line] == ["cat"]
+        assert ["✗" in line for line in lines] == [best != "cat", False, False, False]
     share = round(100 * float(output[1].softmax(dim=-1).max()))
     best = PREPROCESSING.classes[int(output[1].argmax())]
     about = page.locator(".about")  # read out when the image changes
     assert about.get_attribute("aria-live") == "polite"
-    assert about.inner_text().replace("\u00a0", " ") == f"image 2, label cat: titn_paper predicts {best} ({share} %)."
+    mark = "✓" if best == "cat" else "✗"
+    wanted = f"image 2, label cat: titn_paper predicts {best} ({share} %) {mark}."
+    assert about.inner_text().replace("\u00a0", " ") == wanted
+    page.get_by_role("button", name="image 1").click()
+    settle(page)
+    right = data["images"][0]["models"][0]["output"][0][0] == 2
+    assert about.inner_text().endswith("✓." if right else "✗.")
     assert page.locator(".upload").count() == 0  # no kernel, no drop zone
+
+
+def test_the_prediction_after_every_block(show, scene):
+    page = show(scene[4])
+    lens = scene[4]["images"][0]["models"][0]["lens"]
+    rows = page.locator(".lens tr:has(td)")
+    for row, best in zip(rows.all(), lens, strict=True):
+        for cell, (label, share), (last, _) in zip(row.locator("td").all(), best, lens[-1], strict=True):
+            text, number = cell.inner_text().replace("\u00a0%", "").rsplit(" ", 1)
+            assert (text, float(number)) == (PREPROCESSING.classes[label], pytest.approx(100 * share, abs=0.6))
+            assert (cell.get_attribute("class") == "final") == (label == last)
+            width = cell.evaluate("(one) => getComputedStyle(one).backgroundSize")
+            assert float(width.split("%")[0]) == pytest.approx(100 * share, abs=0.1)
+    sentence = page.locator(".lens p").first.inner_text()
+    for place, head in enumerate(("class", "distillation")):
+        labels = [best[place][0] for best in lens]
+        first = next(block for block in (1, 2, 3) if len(set(labels[block - 1 :])) == 1)
+        assert f"The {head} head predicts {PREPROCESSING.classes[labels[2]]} from block {first} on." in sentence
+    rows.first.locator("td").last.click()
+    settle(page)
+    assert summary(page).startswith("Block 1, ")
+    assert [one.get_attribute("aria-pressed") for one in rows.locator("button").all()] == ["true", "false", "false"]
+    page.keyboard.press("m")
+    page.keyboard.press("m")
+    settle(page)
+    assert rows.locator("button[aria-pressed=true]").count() == 0  # relevance goes through all blocks
 
 
 def test_two_models_side_by_side(show, scene):
@@ -643,6 +722,144 @@ def test_it_waits_until_it_is_on_the_page(show, scene):
     agree(page, row[1:17])
 
 
+# --- to take along
+
+
+def state_of(page):
+    return page.evaluate("() => { const { hover, hoverPixel, ...kept } = document.querySelector('#explorer')"
+                         ".explorer.state; return kept; }")  # fmt: skip
+
+
+def test_the_address_holds_the_state(show, scene):
+    page = show(scene[4], height=600)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    start = page.url
+    page.wait_for_timeout(600)
+    assert page.url == start  # an address is left alone until something changes
+    page.get_by_role("button", name="image 2").click()
+    canvas(page).focus()
+    for key in [
+        "[",
+        ".",
+        ".",
+        ".",
+        "t",
+        "m",
+        "ArrowDown",
+        "ArrowDown",
+        "ArrowRight",
+        "Enter",
+        "ArrowRight",
+        "ArrowRight",
+    ]:
+        page.keyboard.press(key)
+    page.keyboard.press(".")
+    slide(page, "opacity", 8)
+    page.evaluate("() => scrollTo(0, 200)")
+    hash_ = "#image=2&mode=rollout&block=2&head=2&inner=max&token=6&patch=6&pixel=2&direction=by&opacity=80"
+    page.wait_for_url(start + hash_, timeout=3000)
+    assert page.evaluate("() => [scrollY, history.length]") == [200, 2]  # about:blank, and this page once
+    page.get_by_role("button", name="copy link").click()
+    page.wait_for_function("() => document.querySelector('.notice').textContent.includes('copied')")
+    assert page.evaluate("() => navigator.clipboard.readText()") == start + hash_
+
+    before = state_of(page)
+    page.goto("about:blank")
+    page.goto(start + hash_)
+    page.wait_for_selector("#explorer[data-ready]")
+    settle(page)
+    assert state_of(page) == before
+    shown = page.evaluate("() => [...document.querySelector('#explorer').explorer.stages[0].shown.outer]")
+    assert shown == pytest.approx(interpret.rollout(scene[3].outer[:2])[1, :, 6].tolist(), abs=1 / 255)
+
+
+def test_wrong_addresses_and_other_windows(show, scene):
+    page = show(scene[4])
+    first = state_of(page)
+    for wrong in ("image=99&block=0&head=9&patch=17&mode=magic&token=-1&opacity=55&pixel=17", "section", "=&&%",
+                  "image=1.5", "direction=__proto__&constructor=1"):  # fmt: skip
+        page.evaluate("(wrong) => { location.hash = wrong; }", wrong)
+        settle(page)
+        assert state_of(page) == first, wrong
+    page.evaluate("() => { location.hash = 'image=2&block=7&patch=none&relevance=predicted&explains=distillation'; }")
+    settle(page)
+    assert state_of(page) == {**first, "image": 1, "open": None, "weighted": 1, "head": 1}
+    page.evaluate("() => { location.hash = 'mode=relevance'; }")  # an address says all: the rest is as at the start
+    settle(page)
+    assert state_of(page)["image"] == 0
+    address = page.url
+    page.evaluate("""() => {
+      const { explorer } = document.querySelector("#explorer"), element = document.createElement("div");
+      document.body.prepend(element);
+      window.other = new explorer.constructor(element, explorer.data, () => null); // as in a notebook
+      other.set({ block: 0 });
+    }""")
+    page.wait_for_timeout(700)
+    assert page.url == address
+    assert [one.is_visible() for one in page.locator("text=copy link").all()] == [False, True]
+
+
+def test_the_address_of_the_page_around_a_frame(show, scene):
+    """As on the site, whose script hands its window to the explorer."""
+    script = (Path(__file__).parents[2] / "docs" / "_static" / "explorer_frame.js").read_text()
+    inside = html.escape(explorer.page_html(scene[4]), quote=True)
+    text = f'<meta charset="utf-8"><iframe id="titn-explorer" srcdoc="{inside}"></iframe><script>{script}</script>'
+    page = show(None, text=text)
+    frame = page.frame_locator("iframe")
+    frame.locator("#explorer[data-ready]").wait_for()
+    start = page.url
+    frame.locator("input[aria-label=block]").fill("0")
+    page.wait_for_url(lambda url: url.startswith(start + "#block=1&patch="), timeout=3000)
+    page.evaluate("() => { location.hash = 'block=2'; }")
+    next(one for one in page.frames if one.parent_frame).wait_for_function(
+        "() => document.querySelector('.summary').textContent.startsWith('Block 2, ')"
+    )
+
+
+def test_the_figure(show, scene, tmp_path):
+    _, _, _, attention, data = scene
+    page = show({**data, "images": [{**data["images"][0], "title": "my cat: 1.png"}]}, dark=True)
+    cover(page)
+    hover(page, 6)
+    page.mouse.down()
+    page.mouse.up()
+    page.mouse.move(5, 5)
+    settle(page)
+    page.evaluate("""() => {
+      window.texts = [];
+      const { prototype } = CanvasRenderingContext2D, { fillText } = prototype;
+      prototype.fillText = function (text, ...place) { texts.push(text); fillText.call(this, text, ...place); };
+    }""")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="save figure").click()
+    assert download.value.suggested_filename == "my-cat-1-attention.png"
+    download.value.save_as(tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as figure:
+        pixels = np.asarray(figure.convert("RGB")).astype(int)
+    assert pixels.shape[1] == 4 * (4 * 24 + 3 * 320)
+    assert (pixels[:8] == 255).all()  # white, also for a reader of the dark page
+    table = np.frombuffer(palette(), np.uint8).reshape(256, 3).astype(int)
+    inner = attention.inner[2][0, 6].mean(dim=(0, 1))
+    for left, values in ((2 * 24 + 320, attention.outer[2][0].mean(dim=0)[7, 1:17]), (3 * 24 + 640, inner)):
+        for cell, value in enumerate(values.tolist()):
+            x, y = left + 80 * (cell % 4) + 16, 24 + 20 + 80 * (cell // 4) + 16
+            level = np.abs(table - pixels[4 * y, 4 * x]).sum(axis=1).argmin()
+            assert level == pytest.approx(255 * value / float(values.max()), abs=4)
+    texts = [text.replace("\u00a0", " ") for text in page.evaluate("() => texts")]
+    for wanted in ("my cat: 1.png", "Outer stream: patches", "Inner stream: patch 7", "0"):
+        assert wanted in texts
+    assert f"{100 * float(inner.max()):.1f} % of attention" in texts
+    words = page.locator(".unseen").inner_text().replace("\u00a0", " ")  # what a screen reader says
+    assert words in " ".join(texts)
+    label, share = data["images"][0]["models"][0]["output"][0]
+    predicted = f"predicted: {PREPROCESSING.classes[label]} ({100 * share:.0f} %)"
+    start = f"titn_paper on my cat: 1.png (label ship), {predicted}. Block 3, mean of heads: patch 7 attends most to"
+    assert words.startswith(start)
+    assert f"Patch 7 is opened: 16 pixel tokens, {100 * float(inner.min()):.1f} % to" in words
+    slide(page, "block", 0)
+    assert page.locator(".unseen").inner_text() != words
+
+
 # --- a saved notebook, and speed
 
 
@@ -673,6 +890,9 @@ def test_an_exported_notebook_works_without_a_kernel(show, scene):
     page.mouse.down()
     page.mouse.up()
     inside.wait_for_function("() => document.querySelector('.stream.inner').textContent.includes('patch 4')")
+    assert not frame.get_by_role("button", name="copy link").is_visible()  # it has no address
+    with page.expect_download():
+        frame.get_by_role("button", name="save figure").click()
 
 
 def test_the_first_view_takes_less_than_a_second_and_a_frame_less_than_its_time(show):

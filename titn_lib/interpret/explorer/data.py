@@ -3,6 +3,7 @@
 Switching block, head or method in the browser then needs no model.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from titn_lib import interpret
 from titn_lib.data.transforms import Preprocessing, normalize
-from titn_lib.errors import TITNError
+from titn_lib.errors import TITNError, unknown
 from titn_lib.models.base import AttentionMaps, Classifier, TokenClassifier
 from titn_lib.models.inference import predict
+from titn_lib.models.layers import Attention
+from titn_lib.models.titn import TITN
 from titn_lib.plots import palette
 
 MAX_IMAGES = 24
@@ -32,7 +35,7 @@ class ExplorerInput:
     Attributes:
         model: a student (TITN, TNT, ViT) in evaluation mode, with its `preprocessing`.
         images: uint8, "image channel height width", of the model's size; at most 24.
-        labels: the index of each image's true class.
+        labels: each image's true class, by its name or its index.
         teacher: any model with the same classes; its predictions are shown beside the student's.
         compare: a second student, shown beside the first.
         names: of the student or students; by default their configurations' names.
@@ -46,7 +49,7 @@ class ExplorerInput:
     model: nn.Module
     images: Tensor
     _: KW_ONLY
-    labels: Sequence[int] | Tensor | None = None
+    labels: Sequence[int | str] | Tensor | None = None
     teacher: nn.Module | None = None
     compare: nn.Module | None = None
     names: Sequence[str] | None = None
@@ -59,7 +62,7 @@ class ExplorerInput:
         check_models(self.students, self.images, self.teacher)
         self.classes = cast(Preprocessing, self.students[0].preprocessing).classes
         count = len(self.images)
-        self.targets = [None] * count if self.labels is None else [int(label) for label in self.labels]
+        self.targets = [None] * count if self.labels is None else [self.class_index(label) for label in self.labels]
         self.image_titles = (
             [f"image {number}" for number in range(1, count + 1)] if self.titles is None else list(self.titles)
         )
@@ -73,6 +76,13 @@ class ExplorerInput:
                 raise TITNError(f"there are {len(given)} {what} for {wanted}: give one for each")
         if any(label is not None and not 0 <= label < len(self.classes) for label in self.targets):
             raise TITNError(f"labels start at 0 and there are {len(self.classes)} classes: give numbers below that")
+
+    def class_index(self, label: int | str | Tensor) -> int:
+        if not isinstance(label, str):
+            return int(label)
+        if label not in self.classes:
+            raise unknown("class", label, self.classes)
+        return self.classes.index(label)
 
 
 def check_images(images: Tensor) -> None:
@@ -146,6 +156,20 @@ def unpack(packed: dict[str, Any]) -> Float[Tensor, "*row key"]:
     return values / 255 * scale
 
 
+def pack_numbers(values: Float[Tensor, "*any"]) -> dict[str, Any]:
+    """Quantize numbers of either sign to 16 bits, as shares of the largest."""
+    values = require_finite(values.detach().float().cpu(), "a token or weight")
+    scale = float(values.abs().max().clamp(min=1e-30))
+    rounded = (values / scale * 32767).round().to(torch.int16)
+    return {"shape": list(values.shape), "bytes": rounded.numpy().astype("<i2").tobytes(), "scale": scale}
+
+
+def last_inner_attention(model: nn.Module) -> Attention | None:
+    """The inner attention of the last block, whose arithmetic is shown."""
+    attn = model.blocks[-1].inner.attn if isinstance(model, TITN) else None  # type: ignore[union-attr]
+    return attn if type(attn) is Attention else None
+
+
 def attention_maps(data: dict[str, Any], image: int = 0, model: int = 0) -> AttentionMaps:
     """The attention of one image in `explorer_data`, as a batch of one, for the functions of `plots`."""
     view = data["images"][image]["models"][model]
@@ -153,10 +177,23 @@ def attention_maps(data: dict[str, Any], image: int = 0, model: int = 0) -> Atte
     return AttentionMaps(inner, [block[None] for block in unpack(view["outer"])])
 
 
-def top_classes(logits: Float[Tensor, "1 classes"]) -> list[list[float]]:
-    """The five most probable classes: [class, probability] each."""
-    best = require_finite(logits[0].float(), "the output").softmax(dim=-1).topk(min(5, logits.shape[1]))
+def top_classes(logits: Float[Tensor, "1 classes"], count: int = 5) -> list[list[float]]:
+    """The most probable classes: [class, probability] each."""
+    best = require_finite(logits[0].float(), "the output").softmax(dim=-1).topk(min(count, logits.shape[1]))
     return [[label, share] for label, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def logit_lens(model: TokenClassifier, hidden_states: list[Float[Tensor, "1 token width"]]) -> list[list[list[float]]]:
+    """Each head's prediction after every block: [class, probability] by block and head.
+
+    The logit lens (nostalgebraist 2020) applies the heads, with their norms, to the tokens after an earlier block. They
+    were trained on those of the last block only, so it is an approximation. After the last block it is the prediction.
+    """
+    heads = 1 + model.config.distillation_token
+    return [
+        [top_classes(logits, count=1)[0] for logits in model.heads.forward_all(tokens)[:heads]]
+        for tokens in hidden_states
+    ]
 
 
 def relevance_maps(
@@ -179,9 +216,14 @@ def relevance_maps(
 
 def model_view(model: TokenClassifier, images: Float[Tensor, "1 channel height width"]) -> dict[str, Any]:
     """Attention, rollout, relevance and predictions of one model on one normalized image."""
-    with torch.no_grad():
+    arithmetic, tokens = last_inner_attention(model), []
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
+        if arithmetic is not None:
+            handle = arithmetic.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0][0]))
+            hooks.callback(handle.remove)
         encoding = model.forward_features(images, return_attention=True)
         both = model.heads.forward_all(encoding.hidden_states[-1])
+        lens = logit_lens(model, encoding.hidden_states)
     logits = both[: 1 + model.config.distillation_token]
     attention: dict[str, list[Tensor]] = dict(zip(("inner", "outer"), encoding.attention, strict=True))
     rolled = {  # with an axis for a single head
@@ -192,6 +234,7 @@ def model_view(model: TokenClassifier, images: Float[Tensor, "1 channel height w
         attention = {
             stream: [block.mean(dim=-3, keepdim=True) for block in blocks] for stream, blocks in attention.items()
         }
+        tokens.clear()  # the arithmetic is that of single heads
     if (size := size_in_bytes(attention | rolled)) > MAX_BYTES:
         raise TITNError(
             f"the attention of {model.config.name} on one image of {'×'.join(map(str, model.config.image_size))} "
@@ -206,6 +249,8 @@ def model_view(model: TokenClassifier, images: Float[Tensor, "1 channel height w
         "relevance": relevance_maps(model, images, logits),
         "output": top_classes(torch.stack(logits).mean(dim=0)),  # in evaluation, the mean of both heads
         "predictions": [top_classes(head_logits) for head_logits in logits],
+        "lens": lens,
+        "pixel_tokens": pack_numbers(tokens[0]) if tokens else None,
     }
 
 
@@ -222,9 +267,10 @@ def explorer_data(model: nn.Module, images: Tensor, **options: Any) -> dict[str,
 
     For each image and model: attention of both streams ("block head query key" and "block patch head query key"),
     rollout from the first block through each block (the same shape with one head), relevance of every pixel token for
-    each head, and the five most probable classes of the model and of each head. With every head, `titn_paper` takes
-    half a megabyte per image. A model that would take more than MAX_BYTES_ALL_HEADS (`titn_paper_224`) comes with the
-    mean over heads.
+    each head, the five most probable classes of the model and of each head, each head's prediction after every block
+    (`logit_lens`), and the pixel tokens that the last block's inner attention takes. With every head, `titn_paper`
+    takes half a megabyte per image. A model that would take more than MAX_BYTES_ALL_HEADS (`titn_paper_224`) comes
+    with the mean over heads.
 
     Args:
         options: see `ExplorerInput`.
@@ -263,8 +309,13 @@ def collect(shown: ExplorerInput) -> dict[str, Any]:
 
 def describe(name: str, model: TokenClassifier) -> dict[str, Any]:
     """The model's name and sizes."""
-    config = model.config
+    config, attn = model.config, last_inner_attention(model)
+    qkv = None
+    if attn is not None:
+        bias = None if attn.qkv.bias is None else pack_numbers(attn.qkv.bias)
+        qkv = {"weight": pack_numbers(attn.qkv.weight), "bias": bias}
     return {
+        "qkv": qkv,
         "name": name,
         "data": Path(cast(Preprocessing, model.preprocessing).data).name,  # of a folder, the last part of its path
         "depth": config.depth,

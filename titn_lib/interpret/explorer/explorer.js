@@ -19,8 +19,9 @@ class Explorer {
     this.palette = bytesOf(data.palette);
     element.style.setProperty("--ramp", `linear-gradient(90deg, ${range(16).map((stop) => this.rgb(51 * stop))})`);
     this.deepest = Math.max(...data.models.map((model) => model.depth));
-    this.state = { image: 0, mode: "attention", block: this.deepest - 1, outer: MEAN, inner: MEAN, reversed: false,
-      weighted: 0, opacity: 5, token: 0, head: 0, hover: null, open: null, pixel: null, hoverPixel: null };
+    this.start = { image: 0, mode: "attention", block: this.deepest - 1, outer: MEAN, inner: MEAN, reversed: false,
+      weighted: 0, opacity: 5, token: 0, head: 0, hover: null, open: undefined, pixel: null, hoverPixel: null };
+    this.state = { ...this.start }; // with `open` undefined, draw opens the patch that is attended to most
     this.stages = data.models.map((_, number) => new Stage(this, number));
     this.thumbs = make("div", { class: "thumbs", role: "group", "aria-label": "Images" });
     this.mode = choice("Map", MODES, (index) => this.set({ mode: MODES[index] }));
@@ -30,11 +31,14 @@ class Explorer {
       this.set({ weighted: index }));
     this.blocks = slider("block", "[ and ] on the keyboard", (block) => this.set({ block }));
     this.opacity = slider("opacity", "Opacity of the map over the image", (opacity) => this.set({ opacity }));
+    this.link = make("button", { type: "button", class: "gone", onclick: () => this.copyLink() }, "copy link");
+    const figure = make("button", { type: "button", onclick: () => this.saveFigure(),
+      title: "The image, both maps, their legends and a description, as PNG" }, "save figure");
     this.about = make("p", { class: "about", "aria-live": "polite" });
     this.how = make("p", { class: "how" });
     this.notice = make("p", { class: "notice", role: "alert" });
     element.classList.add("titn-explorer");
-    element.append(make("div", { class: "bar" }, this.thumbs), this.about,
+    element.append(make("div", { class: "bar" }, this.thumbs, make("div", { class: "take" }, this.link, figure)), this.about,
       make("div", { class: "bar" },
         ...[this.mode, this.direction, this.weighting, this.blocks, this.opacity].map((control) => control.element)),
       this.how, this.notice,
@@ -78,7 +82,8 @@ class Explorer {
   /** The image, its label and all predictions in one line, which is read out for each new image. */
   aboutImage({ title, label, models, teacher }) {
     const { classes, models: students, teacher: name } = this.data;
-    const predicts = (who, [[best, share]]) => `${who} predicts ${classes[best]} (${percent(share)})`;
+    const predicts = (who, [[best, share]]) =>
+      `${who} predicts ${classes[best]} (${percent(share)})${verdict(best, label)}`;
     const all = students.map((student, i) => predicts(student.name, models[i].output));
     if (teacher) all.push(predicts(`the teacher ${name}`, teacher));
     return `${title}${label === null ? "" : `, label ${classes[label]}`}: ${all.join(", ")}.`;
@@ -125,8 +130,10 @@ class Explorer {
       write(this.about, this.aboutImage(data.images[state.image]));
       this.loaded = state.image;
     }
-    if (!this.drawTime) // at first, the patch that the class token attends to most is open
-      state.open = most(this.stages[0].perPatch(this.stages[0].outerValues()));
+    if (state.open === undefined) {
+      const values = this.stages[0].perPatch(this.stages[0].outerValues());
+      state.open = most(values);
+    }
     [...this.thumbs.querySelectorAll("button")].forEach((button, index) =>
       button.setAttribute("aria-pressed", index === state.image));
     const relevance = state.mode === "relevance", { deepest } = this;
@@ -145,9 +152,58 @@ class Explorer {
     const scales = Object.keys(this.stages[0].highest); // the same for both models
     const highest = scales.map((name) => [name, Math.max(...this.stages.map((stage) => stage.highest[name]))]);
     for (const stage of this.stages) stage.draw(Object.fromEntries(highest));
+    this.remember();
     this.drawTime = performance.now() - began; // milliseconds
     if (!this.element.dataset.ready) performance.mark("ready");
     this.element.dataset.ready = true;
+  }
+
+  // --- to take along
+
+  /** Keep the state in the address of a window: the page's, or that of the page around a frame. Never a notebook's. */
+  rememberIn(place) {
+    if (place.location.protocol === "about:") return; // a frame without an address
+    const follow = () => {
+      const changes = changesOf(this, place.location.hash);
+      if (Object.keys(changes).length) this.set({ ...this.start, ...changes });
+    };
+    follow();
+    this.draw();
+    [this.place, this.hash] = [place, hashOf(this)]; // at first, the address stays as it is
+    this.link.classList.remove("gone");
+    place.addEventListener("hashchange", follow, { signal: this.ended.signal });
+  }
+
+  address() {
+    return this.place.location.href.split("#")[0] + hashOf(this);
+  }
+
+  /** Write the address, twice a second at most: browsers limit how often it may change. */
+  remember() {
+    if (!this.place || this.hash === (this.hash = hashOf(this))) return;
+    this.writing ??= setTimeout(() => {
+      this.writing = null;
+      try {
+        this.place.history.replaceState(this.place.history.state, "", this.address());
+      } catch {
+        this.place = null; // a page that may not change its address
+        this.link.classList.add("gone");
+      }
+    }, 500);
+  }
+
+  async copyLink() {
+    try {
+      await navigator.clipboard.writeText(this.address());
+      this.say("The link to this view is copied.");
+    } catch {
+      this.say(`The link to this view: ${this.address()}`);
+    }
+  }
+
+  saveFigure() {
+    const { title } = this.data.images[this.state.image];
+    saveImage(figureOf(this), `${title.replace(/\.\w+$/, "").replace(/[^\w-]+/g, "-")}-${this.state.mode}.png`);
   }
 
   /** Keys stay here, except with Ctrl or Meta: JupyterLab takes others for commands, and x cuts the cell. */
@@ -209,6 +265,7 @@ class Explorer {
   end() {
     this.watch.disconnect();
     this.ended.abort();
+    clearTimeout(this.writing);
     cancelAnimationFrame(this.waiting);
   }
 }

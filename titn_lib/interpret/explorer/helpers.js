@@ -31,6 +31,11 @@ class Rows {
   }
 }
 
+/** Numbers in 16 bits: shares of the largest. */
+function numbersOf({ bytes, scale }) {
+  return Float32Array.from(new Int16Array(bytesOf(bytes).slice().buffer), (one) => (one * scale) / 32767);
+}
+
 /** A token's row (reversed: its column) of an attention matrix; of one head, or the mean or maximum over heads. */
 function attentionOf(rows, matrix, heads, head, token, reversed) {
   const tokens = rows.width, values = new Float32Array(tokens);
@@ -50,6 +55,7 @@ function attentionOf(rows, matrix, heads, head, token, reversed) {
 const range = (count) => [...Array(count).keys()];
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 const sum = (values) => values.reduce((total, one) => total + one, 0);
+const verdict = (label, truth) => truth === null ? "" : label === truth ? " ✓" : " ✗";
 const most = (values) => values.indexOf(Math.max(...values));
 
 function make(tag, attributes = {}, ...children) {

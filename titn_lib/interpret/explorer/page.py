@@ -17,6 +17,7 @@ from titn_lib.io import write_atomically
 from titn_lib.plots import plot_attention
 
 HERE = Path(__file__).parent
+SCRIPTS = ("helpers.js", "words.js", "predictions.js", "arithmetic.js", "stage.js", "share.js", "explorer.js")
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -31,6 +32,7 @@ PAGE = """<!DOCTYPE html>
 {script}
 const element = document.getElementById("explorer");
 const explorer = explore(element, JSON.parse(document.getElementById("data").textContent));
+explorer.rememberIn(window);
 document.body.addEventListener("keydown", (event) => explorer.key(event)); // keys work before the first click, too
 </script></body></html>
 """
@@ -38,7 +40,7 @@ document.body.addEventListener("keydown", (event) => explorer.key(event)); // ke
 
 def explorer_script() -> str:
     """The explorer's JavaScript, one module."""
-    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("helpers.js", "stage.js", "explorer.js"))
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 def page_html(data: dict[str, Any], title: str = "", theme: str = "") -> str:
@@ -70,7 +72,7 @@ def iframe_html(data: dict[str, Any]) -> str:
     page = html.escape(page_html(data, theme="light"), quote=True)
     return (
         "<style>iframe[title='Attention explorer'] + figure {display: none}</style>"
-        f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="Attention explorer" '
+        f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-downloads" title="Attention explorer" '
         f'style="width: 100%; height: 60rem; border: 0"></iframe>{still_html(data)}'
     )
 

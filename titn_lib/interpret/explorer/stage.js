@@ -16,7 +16,9 @@ class Stage {
     this.special = ["class", "distillation"].map((name) =>
       make("button", { type: "button", class: "token" }, make("span", {}, name), make("b")));
     this.summary = make("p", { class: "summary", "aria-live": "polite" });
-    this.predictions = make("div", { class: "predictions" });
+    this.words = make("p", { class: "unseen" }); // for screen readers
+    this.predictions = new Predictions(explorer, number);
+    this.arithmetic = new Arithmetic(this);
     this.lines = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     this.lines.setAttribute("aria-hidden", "true");
     this.lines.innerHTML = "<line/><line/>";
@@ -43,10 +45,11 @@ class Stage {
     const { name, data } = explorer.data.models[number];
     this.element = make("section", { class: "stage", "aria-label": name },
       make("h2", {}, `${name} `, make("span", { class: "note" }, `trained on ${data}`)),
-      make("div", { class: "streams" }, this.summary,
+      this.words, make("div", { class: "streams" }, this.summary,
         column("outer", "Outer stream: patches", make("div", { class: "tokens" }, ...this.special)),
         column("inner", "Inner stream: pixel tokens", make("div", { class: "tokens" }, this.opened, this.close)),
-        this.predictions, this.lines));
+        this.predictions.lists, this.predictions.lens, this.lines),
+      this.arithmetic.element);
     this.listen();
   }
 
@@ -65,15 +68,9 @@ class Stage {
     const rgb = bytesOf(image.rgb);
     this.image = imageCanvas(rgb, data.size);
     this.shading = imageCanvas(grayOf(rgb), data.size);
-    const heads = view.predictions.map((best, head) => [["class head", "distillation head"][head], best]);
-    const groups = [[heads.length > 1 ? "prediction, mean of both heads" : "prediction", view.output]];
-    if (image.teacher) groups.push([`teacher, ${data.teacher}`, image.teacher]);
-    if (heads.length > 1) groups.push(...heads);
     this.top = view.predictions.map((best) => best[0]);
-    const line = ([label, share]) => make("li", { style: `--share: ${100 * share}%` },
-      make("span", {}, data.classes[label] + (label === image.label ? " ✓" : "")), make("b", {}, percent(share)));
-    this.predictions.replaceChildren(...groups.map(([title, best]) =>
-      make("div", {}, make("h3", {}, title), make("ol", {}, ...best.map(line)))));
+    this.predictions.load(image);
+    this.arithmetic.load(view);
   }
 
   // --- values
@@ -153,6 +150,7 @@ class Stage {
 
   /** Draw what `compute` found. The scales are the same for both models. */
   draw(highest) {
+    this.scale = highest;
     const { state, data, ink, em } = this.explorer, relevance = state.mode === "relevance";
     const { outer, inner } = this.shown, cells = relevance ? this.patch / this.side : 1;
     const { image, mode, block, reversed, weighted, opacity, open, token, hover } = state;
@@ -160,13 +158,14 @@ class Stage {
     const both = [image, mode, block, reversed, weighted, opacity, state.head, open, ...size];
     const grid = data.grid.map((count) => count * cells), side = relevance ? cells : this.within;
     if (this.changed("outer", ...both, state.outer, token, hover, this.table.outer.open)) {
-      this.drawOuter(this.patches, grid, highest.outer);
+      this.paintOuter(fit(this.canvas.outer));
       this.drawSpecial(outer, highest.outer, relevance);
       this.drawTiles("outer", relevance, grid, highest.outerTiles);
       this.tabulate("outer", this.patches, grid[1]);
     }
     if (this.changed("inner", ...both, state.inner, this.explorer.selectedPixel(), this.table.inner.open)) {
-      this.drawInner(inner, highest.inner, relevance);
+      this.labelInner();
+      this.paintInner(fit(this.canvas.inner));
       this.drawTiles("inner", relevance, [side, side], highest.innerTiles);
       this.tabulate("inner", inner ?? [], side);
       this.drawLines();
@@ -179,7 +178,10 @@ class Stage {
       this.head[stream].show(head + 2, count + 1, name);
       write(this.note[stream], attention && count < this.config.heads[stream] ? "mean over heads" : "");
     }
-    write(this.summary, this.describe(outer, inner));
+    this.predictions.mark(relevance ? -1 : this.block);
+    this.arithmetic.draw();
+    write(this.summary, summaryOf(this));
+    write(this.words, inWords(this));
   }
 
   /** Whether a stream has to be drawn again. */
@@ -231,10 +233,12 @@ class Stage {
     [context.globalAlpha, context.globalCompositeOperation] = [1, "source-over"];
   }
 
-  drawOuter(values, [rows, columns], highest) {
-    const { data, state, accent, em } = this.explorer, { context, width, height } = fit(this.canvas.outer);
-    const whole = [0, 0, data.size[1], data.size[0]];
-    this.blend(context, this.paint("outer", [values], rows, columns, [highest]), whole, width, height);
+  /** The outer map, on the screen or in a figure. */
+  paintOuter({ context, width, height }) {
+    const { data, state, accent, em } = this.explorer, values = this.patches;
+    const cells = state.mode === "relevance" ? this.patch / this.side : 1;
+    const [rows, columns] = data.grid.map((count) => count * cells), whole = [0, 0, data.size[1], data.size[0]];
+    this.blend(context, this.paint("outer", [values], rows, columns, [this.scale.outer]), whole, width, height);
     this.grid(context, width, height, ...data.grid);
     const box = (patch) => {
       const [down, across] = [height / data.grid[0], width / data.grid[1]];
@@ -263,23 +267,28 @@ class Stage {
     });
   }
 
-  drawInner(values, highest, relevance) {
-    const { state, data, accent, em } = this.explorer, { context, width, height } = fit(this.canvas.inner);
-    const across = relevance ? this.patch / this.side : this.within, pixel = this.explorer.selectedPixel();
+  labelInner() {
+    const { state } = this.explorer, pixel = this.explorer.selectedPixel(), values = this.shown.inner;
     this.element.classList.toggle("closed", !values);
     this.canvas.inner.tabIndex = values ? 0 : -1;
     this.close.hidden = state.open === null;
-    this.legend.inner.textContent = values ? `${percent(highest)} of ${state.mode}` : "";
-    this.opened.textContent = !this.rows.inner && !relevance ? "a ViT has no inner stream"
+    this.legend.inner.textContent = values ? `${percent(this.scale.inner)} of ${state.mode}` : "";
+    this.opened.textContent = !this.rows.inner && state.mode !== "relevance" ? "a ViT has no inner stream"
       : state.open === null ? "click a patch to open it"
       : !this.rows.inner ? `patch ${state.open + 1}`
       : `patch ${state.open + 1}, ${pixel === null ? "all tokens" : `token ${pixel + 1}`}`;
+  }
+
+  /** The opened patch, on the screen or in a figure. */
+  paintInner({ context, width, height }) {
+    const { state, data, accent, em } = this.explorer, values = this.shown.inner;
     context.clearRect(0, 0, width, height);
     if (state.open === null) return;
+    const across = state.mode === "relevance" ? this.patch / this.side : this.within;
     const [row, column] = [Math.floor(state.open / data.grid[1]), state.open % data.grid[1]];
-    const part = [column * this.patch, row * this.patch, this.patch, this.patch];
+    const part = [column * this.patch, row * this.patch, this.patch, this.patch], pixel = this.explorer.selectedPixel();
     if (values) {
-      this.blend(context, this.paint("inner", [values], across, across, [highest]), part, width, height);
+      this.blend(context, this.paint("inner", [values], across, across, [this.scale.inner]), part, width, height);
       this.grid(context, width, height, across, across);
       const cell = width / across, size = cell > 60 ? em : 0.75 * em;
       const corner = (i) => [(i % across) * cell, Math.floor(i / across) * cell];
@@ -388,46 +397,6 @@ class Stage {
       const ends = { x1: x, y1: y + end * high, ...corner };
       for (const [name, value] of Object.entries(ends)) line.setAttribute(name, value);
     });
-  }
-
-  // --- the summary sentence
-
-  tokenName(token, query) {
-    if (token === query) return "itself";
-    return token === 0 ? "the class token" : token <= this.config.patches ? `patch ${token}` : "the distillation token";
-  }
-
-  describeRelevance(outer, inner, token, pixel) {
-    const { state, data } = this.explorer, head = this.relevanceHead(), [label, share] = this.top[head];
-    const patches = this.perPatch(outer), best = most(patches);
-    const [value, name] = inner && pixel !== null
-      ? [inner[pixel], `pixel token ${pixel + 1} of patch ${state.open + 1}`]
-      : this.isPatch(token) ? [patches[token - 1], `patch ${token}`] : [patches[best], `patch ${best + 1} alone`];
-    return `The ${["class", "distillation"][head]} head predicts ${data.classes[label]} (${percent(share)}). `
-      + `${percent(sum(patches))} of the relevance ${state.weighted ? "for this class" : "for any class"} `
-      + `comes from the image, ${percent(value)} from ${name}.`;
-  }
-
-  describe(outer, inner) {
-    const { state } = this.explorer, [token, pixel] = [this.explorer.selectedToken(), this.explorer.selectedPixel()];
-    if (state.mode === "relevance") return this.describeRelevance(outer, inner, token, pixel);
-    const named = (head, count) =>
-      head < 0 || count < 2 ? `${head === MAX ? "max" : "mean"} of heads` : `head ${head + 1}`;
-    const count = this.heads("outer"), head = this.headOf("outer");
-    const where = state.mode === "rollout" ? `Through block${this.block ? `s 1–${this.block + 1}` : " 1"}`
-      : `Block ${this.block + 1}, ${named(head, count)}`;
-    const verb = state.mode === "rollout" ? (state.reversed ? "contributes most to" : "comes most from")
-      : state.reversed ? "is attended to most by" : "attends most to";
-    if (inner && pixel !== null) {
-      const one = most(inner), other = one === pixel ? "itself" : `pixel token ${one + 1}`;
-      const start = state.mode === "rollout" ? where
-        : `Block ${this.block + 1}, ${named(this.headOf("inner"), this.heads("inner"))}`;
-      return `${start}: pixel token ${pixel + 1} of patch ${state.open + 1} ${verb} ${other} (${percent(inner[one])}).`;
-    }
-    if (token >= this.tokens) return "This model has no distillation token.";
-    const order = [...outer.keys()].sort((a, b) => outer[b] - outer[a]);
-    const [first, second] = order.map((other) => `${this.tokenName(other, token)} (${percent(outer[other])})`);
-    return `${where}: ${this.tokenName(token)} ${verb} ${first}, then ${second}.`;
   }
 
   // --- pointer and keys

@@ -1,0 +1,57 @@
+// What a stage shows, in words: its summary sentence, and a description for screen readers and below an exported figure.
+
+function tokenName({ config }, token, query) {
+  if (token === query) return "itself";
+  return token === 0 ? "the class token" : token <= config.patches ? `patch ${token}` : "the distillation token";
+}
+
+function headName(stage, stream) {
+  const head = stage.headOf(stream);
+  return head < 0 || stage.heads(stream) < 2 ? `${head === MAX ? "max" : "mean"} of heads` : `head ${head + 1}`;
+}
+
+/** The largest values of what is selected. */
+function summaryOf(stage) {
+  const { explorer, block } = stage, { state } = explorer, { outer, inner } = stage.shown;
+  const [token, pixel] = [explorer.selectedToken(), explorer.selectedPixel()];
+  if (state.mode === "relevance") return relevanceSummary(stage, token, pixel);
+  const rollout = state.mode === "rollout", through = block ? `Through blocks 1–${block + 1}` : "Through block 1";
+  const where = (stream) => rollout ? through : `Block ${block + 1}, ${headName(stage, stream)}`;
+  const verb = rollout ? (state.reversed ? "contributes most to" : "comes most from")
+    : state.reversed ? "is attended to most by" : "attends most to";
+  if (inner && pixel !== null) {
+    const one = most(inner), other = one === pixel ? "itself" : `pixel token ${one + 1}`;
+    return `${where("inner")}: pixel token ${pixel + 1} of patch ${state.open + 1} ${verb} ${other} `
+      + `(${percent(inner[one])}).`;
+  }
+  if (token >= stage.tokens) return "This model has no distillation token.";
+  const order = [...outer.keys()].sort((a, b) => outer[b] - outer[a]);
+  const [first, second] = order.map((other) => `${tokenName(stage, other, token)} (${percent(outer[other])})`);
+  return `${where("outer")}: ${tokenName(stage, token)} ${verb} ${first}, then ${second}.`;
+}
+
+function relevanceSummary(stage, token, pixel) {
+  const { state, data } = stage.explorer, { outer, inner } = stage.shown, head = stage.relevanceHead();
+  const [label, share] = stage.top[head], patches = stage.perPatch(outer), best = most(patches);
+  const [value, name] = inner && pixel !== null
+    ? [inner[pixel], `pixel token ${pixel + 1} of patch ${state.open + 1}`]
+    : stage.isPatch(token) ? [patches[token - 1], `patch ${token}`] : [patches[best], `patch ${best + 1} alone`];
+  return `The ${["class", "distillation"][head]} head predicts ${data.classes[label]} (${percent(share)}). `
+    + `${percent(sum(patches))} of the relevance ${state.weighted ? "for this class" : "for any class"} `
+    + `comes from the image, ${percent(value)} from ${name}.`;
+}
+
+/** All that is seen: model, image, prediction, map and its range, the opened patch. */
+function inWords(stage) {
+  const { explorer: { state, data }, shown: { outer, inner }, config } = stage, { mode, open } = state;
+  const { title, label, models } = data.images[state.image], [[best, share]] = models[stage.number].output;
+  const named = label === null ? title : `${title} (label ${data.classes[label]})`;
+  const span = (values) => `${percent(Math.min(...values))} to ${percent(Math.max(...values))}`;
+  const sentences = [`${config.name} on ${named}, predicted: ${data.classes[best]} (${percent(share)}).`,
+    summaryOf(stage), `Map of ${mode} over ${data.grid.join("×")} patches: ${span(stage.perPatch(outer))}.`];
+  if (mode !== "relevance" && outer.length > config.patches)
+    sentences.push(`Class token: ${percent(outer[0])}.`,
+      ...(config.distillation ? [`Distillation token: ${percent(outer[config.patches + 1])}.`] : []));
+  if (inner) sentences.push(`Patch ${open + 1} is opened: ${inner.length} pixel tokens, ${span(inner)}.`);
+  return sentences.join(" ");
+}
