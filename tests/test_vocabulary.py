@@ -94,7 +94,7 @@ def test_notebooks_use_the_fields_words(path):
 
 
 def test_settings_files_use_the_fields_words():
-    for path in (TOP / "experiments").glob("*.toml"):
+    for path in [*(TOP / "experiments").glob("*.toml"), *(TOP / "titn_lib").rglob("*.toml")]:
         assert not old_words(path.read_text(encoding="utf-8")), path.name
 
 

@@ -156,7 +156,7 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
         config: of a model that takes this image.
         patch: the index of the patch whose pixel tokens are shown, from 0.
     """
-    sns.set_theme(style="white", context="notebook")
+    sns.set_theme(style="white", context="notebook", palette="colorblind")
     (rows, columns), side = config.grid, config.patch_size
     patches = rearrange(image, "c (row y) (column x) -> (row column) c y x", row=rows, column=columns)
     pixels = side // config.pixel_size
@@ -272,7 +272,7 @@ def plot_attention(
         maps: the attention of this image alone (a batch of one).
         grid: patches down and across.
     """
-    sns.set_theme(style="white", context="notebook")
+    sns.set_theme(style="white", context="notebook", palette="colorblind")
     rows, columns = grid
     patches, size = rows * columns, (image.shape[1], image.shape[2])
     outer = maps.outer[block][0].detach().float().cpu().mean(0)
@@ -324,7 +324,7 @@ def plot_nested(
     pixels = maps.inner[block].shape[-1]
     check_number("patch", patch, rows * columns)
     check_number("pixel", 1 if pixel is None else pixel, pixels)
-    sns.set_theme(style="white", context="notebook")
+    sns.set_theme(style="white", context="notebook", palette="colorblind")
     accent = sns.color_palette("colorblind")[3]
     (down, across), inside = divmod(patch - 1, columns), round(pixels**0.5)
     side, size = image.shape[1] // rows, (image.shape[1], image.shape[2])
@@ -370,7 +370,7 @@ def plot_heads(
     Raises:
         TITNError: there is no such patch, or no inner stream.
     """
-    sns.set_theme(style="white", context="notebook")
+    sns.set_theme(style="white", context="notebook", palette="colorblind")
     if patch is None:
         values = torch.stack([one[0, :, token, 1 : 1 + grid[0] * grid[1]] for one in maps.outer], dim=1)
     elif maps.inner:

@@ -3,6 +3,8 @@
 import matplotlib.pyplot as plt
 import torch
 
+import titn_lib
+from titn_lib.course.diagram import draw_model
 from titn_lib.course.setup import example_images, setup, sliders
 
 
@@ -46,3 +48,12 @@ def test_sliders_draw_again():
     assert image.value != before
     assert image.value[:4] == b"\x89PNG"
     assert plt.get_fignums() == []
+
+
+def test_the_diagram_shows_the_settings():
+    figure = draw_model(titn_lib.create_model("titn_paper", num_classes=7).config)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert {"16 × 16 × 12", "18 × 192", "block 12", "row 17", "class head\nLN, 192 → 7"} <= set(texts)
+    without = draw_model(titn_lib.create_model("tnt_paper").config)
+    assert not [text for text in without.axes[0].texts if "distillation" in text.get_text()]
+    plt.close("all")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from titn_lib.experiments.report import (
     render_tables,
     significance_from_base,
     spread_without_outlier,
+    validation_table,
 )
 from titn_lib.experiments.settings import load_experiments
 from titn_lib.experiments.shipping import PRETRAINED_CANDIDATES, choose_weights, ship_weights, summary
@@ -31,6 +33,7 @@ from titn_lib.experiments.statistics import (
     load_rows,
     mean_and_spread,
     pooled_spread,
+    recorded_rows,
     select_rows,
 )
 from titn_lib.models.weights import PRETRAINED_DIR, list_pretrained
@@ -327,6 +330,25 @@ def test_weights_are_chosen_on_the_validation_split(rows, monkeypatch):
             record.test["top1"] = 100 - record.test["top1"]
     experiment, record = choose_weights(rows)["a"]
     assert (experiment.name, record.run.seed, record.validation["top1"]) == ("change-wide", 1, 58)
+
+
+def test_a_notebooks_table_compares_on_the_validation_split():
+    rows = recorded_rows()
+    base, other = (rows[f"cifar10-{name}"].records for name in ("students-laptop-titn", "ablations-laptop-stem"))
+    means = [statistics.mean(record.validation["top1"] for record in records) for records in (base, other)]
+    head, _, first, last = validation_table("cifar10-ablations-laptop-stem").splitlines()
+    assert "validation" in head
+    assert "test" not in head
+    assert [f"{means[0]:.2f} ±" in first, f"{means[1]:.2f} ±" in last] == [True, True]
+    assert f"| {means[1] - means[0]:+.2f} ±" in last
+    assert first.split("|")[-3].strip() == ""
+
+
+def test_an_outlier_has_an_error_of_its_own():
+    lines = validation_table("cifar10-related-laptop").splitlines()[3:]
+    errors = {line.split("|")[1].strip(): line.split("±")[-1].split()[0] for line in lines}
+    assert float(errors["mvt"]) > 3 * float(errors["mask"])
+    assert errors["mask"] == errors["cmt"]
 
 
 LOSS_OF_500 = {  # the loss on some 500 validation images, measured once: no other run's weights have the same

@@ -66,7 +66,7 @@ class Repeated(GraphedStep):
 
 
 def stop_after(steps: int, monkeypatch) -> list[int]:
-    """The first session stops after so many steps. Returns the list that grows by one with every step of all sessions."""
+    """The first session stops after so many steps. Returns a list that grows by one with every step of all sessions."""
     step, count = Trainer.train_step, []
 
     def step_and_count(self, order):

@@ -24,6 +24,7 @@ from titn_lib.experiments.statistics import (
     groups,
     mean_and_spread,
     pooled_spread,
+    recorded_rows,
     select_rows,
     significance,
     standard_error,
@@ -75,6 +76,38 @@ def comparison(rows: dict[str, ExperimentSummary], names: Iterable[str], page: b
         shown = {name: line[name] for name in columns if name not in hidden}
         lines.append({name: page_cell(name, cell) for name, cell in shown.items()} if page else shown)
     return markdown_table(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def validation_top1(record: RunResult) -> float:
+    """Top-1 accuracy on the validation split, in percent."""
+    return record.validation["top1"]
+
+
+def validation_table(*names: str) -> str:
+    """Recorded experiments side by side, as a Markdown table: settings are compared on the validation split.
+
+    A difference is from the first row; its standard error over seeds pools all settings compared with that row.
+
+    Args:
+        names: experiments or settings files.
+    """
+    recorded = recorded_rows()
+    rows = [row for row in select_rows(recorded, names) if row.records]
+    base, values = rows[0].experiment, [row.values(validation_top1) for row in rows]
+    related = [
+        row for row in recorded.values() if base.name == row.experiment.compare or base.file == row.experiment.file
+    ]
+    spread = spread_without_outlier(row.values(validation_top1) for row in related)
+    lines = []
+    for row, own in zip(rows, values, strict=True):
+        record = row.records[0]
+        own_spread = statistics.stdev(own) if is_outlier_variance(own, spread) else spread
+        cost = [f"{record.parameters:,}", f"{record.macs / 1e6:.1f} M", str(record.run.recipe.epochs)]
+        gap = "" if row is rows[0] else difference(own, values[0], spread, own_spread)
+        name = row.experiment.variant or row.experiment.name
+        lines.append([name, row.experiment.description, *cost, mean_and_spread(own), gap, str(len(own))])
+    head = ["", "what", "parameters", "MACs", "epochs", "validation top-1", "difference", "seeds"]
+    return markdown_table(head, lines)
 
 
 def page_cell(column: str, cell: str) -> str:
