@@ -166,7 +166,7 @@ def explore(
     other, teacher_model = (load_model(name) if name else None for name in (compare, teacher))
     require_no_input(out, [*paths, *(weights_file(name) for name in (weights, compare, teacher) if name)])
     images = torch.stack([load_image(path, model.config.in_channels, model.config.image_size) for path in paths])
-    names = [str(path).removesuffix(".safetensors") for path in (weights, compare) if path]
+    names = [path.parent.name if path.name == "model.safetensors" else path.name for path in (weights, compare) if path]
     titles = [path.name for path in paths]
     write_page(out, model, images, labels=labels, compare=other, teacher=teacher_model, names=names, titles=titles)
     print(f"open it in a browser: {out}")

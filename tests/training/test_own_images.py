@@ -94,6 +94,12 @@ def test_all_runs_of_a_comparison_are_named_at_once_when_images_changed(tmp_path
     with pytest.raises(TITNError, match="round has 25 images and had 24") as problem:
         train_comparison(comparison, tmp_path / "out", **OPTIONS)
     assert str(problem.value).endswith(f"or delete {tmp_path / 'out'} to start anew there")
+    elsewhere = str(shutil.copytree(pets, tmp_path / "other"))
+    other = replace(comparison, data=elsewhere, teacher=replace(comparison.teacher, data=elsewhere))
+    with pytest.raises(TITNError, match=r"holds another run \(data, .*differ"):
+        train_comparison(other, tmp_path / "out", **OPTIONS)
+    with pytest.raises(TITNError, match=r"is a folder: name .* such as \S*alone\S*model.safetensors or \S*distilled"):
+        load_model(tmp_path / "out")
 
 
 def test_images_that_changed_are_named_before_the_recipe_that_follows_from_them(tmp_path, pets):

@@ -113,6 +113,28 @@ def test_few_own_images_get_small_batches_and_more_epochs(images, batch_size, ep
         assert student_recipe(str(tmp_path), preset) == student_recipe("a/folder", preset)
 
 
+def test_with_pretrained_weights_the_default_teacher_is_pretrained_too(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    teacher = make_run(str(tmp_path), init_from="titn_mini.cifar10").teacher
+    assert (teacher.init_from, teacher.model) == ("vgg7_bn.cifar10", "vgg7_bn")
+    assert teacher.recipe.lr == pytest.approx(teacher_recipe(str(tmp_path), "laptop").lr / 10)
+    named = make_run(str(tmp_path), init_from="titn_mini.cifar10", teacher="vgg7_bn").teacher
+    assert (named.init_from, named.recipe.lr) == (None, teacher_recipe(str(tmp_path), "laptop").lr)
+    assert make_run(str(tmp_path), init_from="titn_mini.cifar10", preset="gpu").teacher.init_from is None
+    assert make_run(str(tmp_path)).teacher.init_from is None
+
+
+def test_fine_tuning_has_a_tenth_of_the_learning_rate_unless_only_heads_are_trained():
+    lr = student_recipe("a/folder", "laptop").lr
+    rates = {
+        decay: make_run("a/folder", init_from="titn_mini.cifar10", layer_decay=decay).recipe.lr for decay in (0, 0.5, 1)
+    }
+    assert rates == {0: lr, 0.5: lr / 10, 1: lr / 10}
+    assert make_run("a/folder", init_from="titn_mini.cifar10", layer_decay=0, lr=0.5).recipe.lr == 0.5
+
+
 def test_a_teacher_that_starts_from_weights_is_their_network():
     assert teacher_run("cifar10", None, "laptop", 0, init_from="vgg7_bn.cifar100").model == "vgg7_bn"
 

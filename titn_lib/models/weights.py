@@ -230,7 +230,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         TITNError: it is missing or damaged.
     """
     if path.is_dir():
-        raise TITNError(f"{path} is a folder: name the weights file in it, such as {path / 'model.safetensors'}")
+        found = sorted([*path.glob("*.safetensors"), *path.glob("*/*.safetensors")])[:3]  # of a run, or of a comparison
+        names = " or ".join(map(str, found or [path / "model.safetensors"]))
+        raise TITNError(f"{path} is a folder: name the weights file in it, such as {names}")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -6,6 +6,7 @@ entries of `data.datasets.DATASETS`, not here.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -182,11 +183,12 @@ def make_run(
         loss: one of `losses.list_losses()`.
         teacher: a teacher's name, a name of `models.list_pretrained()`, the path of its weights, or "timm:" and the
             name of pretrained weights of timm, which are trained further on the data; by default `default_teacher`.
+            With `init_from`, that one starts from weights for the same data set, if the library has some.
         image_size: height and width of the images (or one number for both), for teacher and student; by default the
             data set's own, or those of `init_from`.
         init_from: fine-tune these weights (`load_model`): a name of `models.list_pretrained()`, a path, or "timm:" and
             a name of timm's TNT. The heads are new if the classes are, and the learning rate is a tenth of the
-            recipe's, unless `changes` has it.
+            recipe's, unless `changes` has it, or a layer_decay of 0, which trains the heads only.
         changes: settings of the student's `Recipe` to change, such as `epochs=5`.
 
     Raises:
@@ -195,7 +197,8 @@ def make_run(
     check_loss(loss)
     if teacher and not needs_teacher(loss):
         raise TITNError(f"the loss {loss!r} needs no teacher: leave the teacher out, or choose a distillation loss")
-    start = load_model(init_from).config if init_from else None
+    source = load_model(init_from) if init_from else None
+    start = source.config if source else None
     model = model or (start.name if start else default_student(data, preset))
     if model not in MODELS or model in TEACHERS:
         raise unknown("student", model, set(MODELS) - set(TEACHERS))
@@ -205,15 +208,21 @@ def make_run(
     if size is None and MODELS[model].image_size != (32, 32):
         size = MODELS[model].image_size
     data = resolve_dataset(data)
-    recipe = override(start_recipe(student_recipe(data, preset), init_from), changes)
+    recipe = override(start_recipe(student_recipe(data, preset), init_from, changes), changes)
     settings = changed_settings(start) if start and start.name == model else {}
-    trained = make_teacher(data, preset, seed, loss, teacher, size, recipe)
+    pretrained_on = source.preprocessing.data if source and source.preprocessing else ""
+    trained = make_teacher(data, preset, seed, loss, teacher, size, recipe, pretrained_on)
     return Run(data, model, recipe, seed, loss, trained, size, settings, init_from)
 
 
-def start_recipe(recipe: Recipe, init_from: str | None) -> Recipe:
-    """The recipe for fine-tuning, with a tenth of the learning rate, if the run starts from other weights."""
-    return replace(recipe, lr=recipe.lr / 10) if init_from else recipe
+def start_recipe(recipe: Recipe, init_from: str | None, changes: Mapping[str, object]) -> Recipe:
+    """The recipe for fine-tuning, if the run starts from other weights: a tenth of the learning rate.
+
+    New heads alone (a `layer_decay` of 0) have nothing to preserve, and keep the whole learning rate.
+    """
+    if not init_from or changes.get("layer_decay") == 0:
+        return recipe
+    return replace(recipe, lr=recipe.lr / 10)
 
 
 def changed_settings(config: Any) -> dict[str, object]:
@@ -232,11 +241,13 @@ def make_teacher(
     teacher: str | None,
     image_size: tuple[int, int] | None,
     student: Recipe,
+    pretrained_on: str,
 ) -> Run | str | None:
     """The run that trains the teacher, or the name or path of its weights; None if the loss needs no teacher.
 
     Args:
         student: the student's recipe. A batch made smaller, to fit the memory or the data, is smaller for both.
+        pretrained_on: the data set of the weights from which the student starts.
     """
     if not needs_teacher(loss):
         return None
@@ -245,7 +256,9 @@ def make_teacher(
         raise no_feature_maps(loss)
     if name.endswith(".safetensors") or name in list_pretrained() or (name not in TEACHERS and Path(name).exists()):
         return name
-    run = teacher_run(data, name, preset, seed, image_size)
+    weights = f"{name}.{pretrained_on}"
+    start = weights if teacher is None and weights in list_pretrained() else None
+    run = teacher_run(data, name, preset, seed, image_size, start)
     recipe = run.recipe
     if student.batch_size < student_recipe(data, preset).batch_size:
         recipe = replace(recipe, batch_size=min(recipe.batch_size, student.batch_size))
@@ -274,5 +287,5 @@ def teacher_run(
     if model.startswith(TIMM):
         timm_settings(model)
         init_from = init_from or model
-    recipe = override(start_recipe(teacher_recipe(data, preset, model), init_from), changes)
+    recipe = override(start_recipe(teacher_recipe(data, preset, model), init_from, changes), changes)
     return Run(resolve_dataset(data), model, recipe, seed, image_size=image_size, init_from=init_from)

@@ -199,7 +199,7 @@ def train_comparison(
     if isinstance(run.teacher, Run):
         parts["teacher"] = run.teacher
     for record in (load_record(out / name) for name in parts if (out / name / RECORD).exists()):
-        if record.data:  # before the first run is loaded, so that all three folders are named at once
+        if record.data and record.run.data == run.data:  # before the first run, so that all folders are named at once
             require_same_data(record.data, source.fingerprint(run), out)
     folders: dict[str, str | Path | None] = {"teacher": out / "teacher"}
     records = {
