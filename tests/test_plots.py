@@ -1,5 +1,6 @@
 """Figures: what they show is what they were given."""
 
+import itertools
 import os
 import warnings
 
@@ -144,3 +145,13 @@ def test_class_names_in_any_script_and_with_dollars(monkeypatch):
 def test_no_image_to_show():
     """As for the errors of a model that makes none."""
     assert show_images(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), [], title="none").get_suptitle() == "none"
+
+
+@pytest.mark.parametrize("classes", [("apple", "bicycle", "bottle", "chair", "sunflower"), tuple("0123456789")])
+def test_the_names_below_a_confusion_matrix_do_not_overlap(classes):
+    labels = torch.arange(len(classes))
+    figure = plot_confusion(labels, labels, classes)
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    plt.close(figure)

@@ -107,6 +107,7 @@ def plot_confusion(
             cbar_kws={"label": "share of the true class"},
         )  # fmt: skip
         axis.set(xlabel="predicted class", ylabel="true class", title=title)
+    axis.tick_params(axis="x", rotation=90 if named and max(map(len, classes)) > 5 else 0)  # wider than a cell
     axis.tick_params(axis="y", rotation=0)
     return figure
 
