@@ -91,6 +91,7 @@ def faulty_run(fault: str = "") -> Curves:
         network.get_submodule("heads").parameters() if fault == "i" else parameters,
         lr=LR * {"d": 100, "e": 1 / 30}.get(fault, 1),
         weight_decay=WEIGHT_DECAY * (1000 if fault == "f" else 1),
+        fused=True,
     )
     for _ in range(EPOCHS):
         order = labels.argsort(stable=True) if fault == "j" else torch.randperm(IMAGES)
