@@ -66,7 +66,7 @@ def titn_pico(weights: str | None = None, **settings: object) -> _Classifier:
 
 
 def airbench(weights: str | None = None, **settings: object) -> _Classifier:
-    """The teacher for photographs. Weights: "cifar10"."""
+    """The teacher for photographs. Weights: "cifar10", "cifar100"."""
     return _make("airbench", weights, settings)
 
 

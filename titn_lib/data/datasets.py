@@ -389,6 +389,7 @@ DATASETS = {
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
         published=PublishedResult("CIFAR-100", 74.71, 92.28),
+        small_teacher="airbench",
         published_epochs=600,
     ),
 }

@@ -28,6 +28,7 @@ PRETRAINED_CANDIDATES = {  # shipped weights: the run with the best validation a
     "titn_mini-local.cifar10": ("cifar10-titn_mini-local-laptop",),
     "titn_mini-local.cifar100": ("cifar100-titn_mini-laptop",),
     "airbench.cifar10": ("cifar10-airbench-laptop",),
+    "airbench.cifar100": ("cifar100-airbench-laptop",),
     "vgg7_bn.digits": ("digits-vgg7_bn-laptop",),
     "vgg7_bn.cifar10": ("cifar10-vgg7_bn-laptop",),
     "vgg7_bn.cifar100": ("cifar100-vgg7_bn-laptop",),
