@@ -144,6 +144,13 @@ def test_a_file_that_is_no_image(tmp_path, capsys):
     weights = ["--weights", tmp_path / "m.safetensors"]
     assert "bad.png is not an image or is damaged" in fails(capsys, "predict", tmp_path / "bad.png", *weights)
     assert "there is no image" in fails(capsys, "predict", tmp_path / "none.png", *weights)
+    good, page = tmp_path / "good.png", tmp_path / "page.html"
+    Image.new("RGB", (8, 8)).save(good)
+    for command in (["predict"], ["explore", "--out", page]):
+        message = fails(capsys, *command, tmp_path / "bad.png", good, tmp_path / "none.png", *weights)
+        assert "2 of 3 images can't be read" in message
+        assert "bad.png" in message
+        assert "none.png" in message
 
 
 def test_a_full_disk_and_a_damaged_checkpoint(tmp_path, capsys):

@@ -131,9 +131,7 @@ def evaluate(weights: Path, data: str | None, skip_damaged: bool, confusion: Pat
 
 def predict(paths: list[Path], weights: Path) -> None:
     """Print the five most likely classes of images of any size."""
-    import torch
-
-    from titn_lib.data.images import load_image
+    from titn_lib.data.images import load_images
     from titn_lib.models.inference import predict as logits_of
     from titn_lib.models.weights import load_model
 
@@ -141,7 +139,7 @@ def predict(paths: list[Path], weights: Path) -> None:
     preprocessing = model.preprocessing
     if preprocessing is None:
         raise TITNError(f"{weights} doesn't name its classes: save it with a Preprocessing")
-    images = torch.stack([load_image(path, model.config.in_channels, model.config.image_size) for path in paths])
+    images = load_images(paths, model.config.in_channels, model.config.image_size)
     probabilities = logits_of(model, images, preprocessing).softmax(dim=-1)
     for path, row in zip(paths, probabilities, strict=True):
         best = row.topk(min(5, len(row)))
@@ -154,9 +152,7 @@ def explore(
     paths: list[Path], weights: Path, compare: Path | None, teacher: Path | None, labels: list[str] | None, out: Path
 ) -> None:
     """Write an interactive page of a student's attention maps, one HTML file for any browser."""
-    import torch
-
-    from titn_lib.data.images import load_image
+    from titn_lib.data.images import load_images
     from titn_lib.interpret.attribution import require_attention
     from titn_lib.interpret.explorer import write_page
     from titn_lib.io import require_no_input
@@ -165,7 +161,7 @@ def explore(
     model = require_attention(load_model(weights))
     other, teacher_model = (load_model(name) if name else None for name in (compare, teacher))
     require_no_input(out, [*paths, *(weights_file(name) for name in (weights, compare, teacher) if name)])
-    images = torch.stack([load_image(path, model.config.in_channels, model.config.image_size) for path in paths])
+    images = load_images(paths, model.config.in_channels, model.config.image_size)
     names = [path.parent.name if path.name == "model.safetensors" else path.name for path in (weights, compare) if path]
     titles = [path.name for path in paths]
     write_page(out, model, images, labels=labels, compare=other, teacher=teacher_model, names=names, titles=titles)

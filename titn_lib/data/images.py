@@ -3,6 +3,7 @@
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,28 @@ def load_image(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata and of photographs with 90 megapixels or more
         return read_image(path, in_channels, size)
+
+
+def load_images(
+    paths: Sequence[str | Path], in_channels: int, image_size: tuple[int, int] | int
+) -> UInt8[Tensor, "image channel height width"]:
+    """Several image files, each read by `load_image`.
+
+    Raises:
+        TITNError: as `load_image`. All files that can't be read are named.
+    """
+    images, problems = list[Tensor](), list[ImageError]()
+    for path in paths:
+        try:
+            images.append(load_image(path, in_channels, image_size))
+        except ImageError as problem:
+            problems.append(problem)
+    if len(problems) > 1:
+        reasons = "; ".join(problem.reason for problem in problems)
+        raise TITNError(f"{len(problems)} of {len(paths)} images can't be read ({reasons}): leave them out")
+    if problems:
+        raise problems[0]
+    return torch.stack(images)
 
 
 def read_image(

@@ -110,7 +110,11 @@ def fit_to_images(recipe: Recipe, data: str) -> Recipe:
     """
     if data in DATASETS or not os.path.exists(data):
         return recipe
-    images, batch_size, epochs = list_images(Path(data)).num_training_images, recipe.batch_size, recipe.epochs
+    try:
+        images = list_images(Path(data)).num_training_images
+    except TITNError:  # loading the images will say what is wrong
+        return recipe
+    batch_size, epochs = recipe.batch_size, recipe.epochs
     while batch_size > 8 and images < 16 * batch_size:
         batch_size //= 2
     while epochs * max(images // batch_size, 1) < 400:
