@@ -24,6 +24,7 @@ from titn_lib.models.titn import TITNConfig
 
 # seaborn's palette for color-blind readers; large enough for a projector.
 STYLE = {"style": "whitegrid", "context": "notebook", "palette": "colorblind", "font_scale": 1.05}
+WHITE = {"style": "white", "context": "notebook", "palette": "colorblind"}  # for figures of images
 CMAP = "cividis"  # for values from 0 up: attention, shares
 
 
@@ -157,7 +158,7 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
         config: of a model that takes this image.
         patch: the index of the patch whose pixel tokens are shown, from 0.
     """
-    sns.set_theme(style="white", context="notebook", palette="colorblind")
+    sns.set_theme(**WHITE)
     (rows, columns), side = config.grid, config.patch_size
     patches = rearrange(image, "c (row y) (column x) -> (row column) c y x", row=rows, column=columns)
     pixels = side // config.pixel_size
@@ -273,7 +274,7 @@ def plot_attention(
         maps: the attention of this image alone (a batch of one).
         grid: patches down and across.
     """
-    sns.set_theme(style="white", context="notebook", palette="colorblind")
+    sns.set_theme(**WHITE)
     rows, columns = grid
     patches, size = rows * columns, (image.shape[1], image.shape[2])
     outer = maps.outer[block][0].detach().float().cpu().mean(0)
@@ -325,7 +326,7 @@ def plot_nested(
     pixels = maps.inner[block].shape[-1]
     check_number("patch", patch, rows * columns)
     check_number("pixel", 1 if pixel is None else pixel, pixels)
-    sns.set_theme(style="white", context="notebook", palette="colorblind")
+    sns.set_theme(**WHITE)
     accent = sns.color_palette("colorblind")[3]
     (down, across), inside = divmod(patch - 1, columns), round(pixels**0.5)
     side, size = image.shape[1] // rows, (image.shape[1], image.shape[2])
@@ -371,7 +372,7 @@ def plot_heads(
     Raises:
         TITNError: there is no such patch, or no inner stream.
     """
-    sns.set_theme(style="white", context="notebook", palette="colorblind")
+    sns.set_theme(**WHITE)
     if patch is None:
         values = torch.stack([one[0, :, token, 1 : 1 + grid[0] * grid[1]] for one in maps.outer], dim=1)
     elif maps.inner:

@@ -12,7 +12,7 @@ A page marks the place of a table, and `titn report --write` fills it in:
 import math
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from titn_lib.experiments.shipping import short_weights_table, summary, weights_table
@@ -86,26 +86,19 @@ def validation_top1(record: RunResult) -> float:
 def validation_table(*names: str) -> str:
     """Recorded experiments side by side, as a Markdown table: settings are compared on the validation split.
 
-    A difference is from the first row; its standard error over seeds pools all settings compared with that row.
+    A difference is from the first row.
 
     Args:
         names: experiments or settings files.
     """
-    recorded = recorded_rows()
+    recorded, lines = recorded_rows(), []
     rows = [row for row in select_rows(recorded, names) if row.records]
-    base, values = rows[0].experiment, [row.values(validation_top1) for row in rows]
-    related = [
-        row for row in recorded.values() if base.name == row.experiment.compare or base.file == row.experiment.file
-    ]
-    spread = spread_without_outlier(row.values(validation_top1) for row in related)
-    lines = []
-    for row, own in zip(rows, values, strict=True):
-        record = row.records[0]
-        own_spread = statistics.stdev(own) if is_outlier_variance(own, spread) else spread
+    for row in rows:
+        record, name = row.records[0], row.experiment.variant or row.experiment.name
         cost = [f"{record.parameters:,}", f"{record.macs / 1e6:.1f} M", str(record.run.recipe.epochs)]
-        gap = "" if row is rows[0] else difference(own, values[0], spread, own_spread)
-        name = row.experiment.variant or row.experiment.name
-        lines.append([name, row.experiment.description, *cost, mean_and_spread(own), gap, str(len(own))])
+        gap = "" if row is rows[0] else difference_between(row, rows[0], recorded, validation_top1)
+        seeds = str(len(row.records))
+        lines.append([name, row.experiment.description, *cost, row.mean(validation_top1), gap, seeds])
     head = ["", "what", "parameters", "MACs", "epochs", "validation top-1", "difference", "seeds"]
     return markdown_table(head, lines)
 
@@ -148,29 +141,33 @@ def spread_without_outlier(groups: Iterable[list[float]]) -> float:
 
 
 def compared_values(
-    row: ExperimentSummary, rows: dict[str, ExperimentSummary]
-) -> tuple[list[float], list[list[float]]]:
-    """Test top-1 of the experiment that this one is compared with; and of all that are compared with the same one, this
-    one included, and of that one's file."""
-    base = rows[row.experiment.compare or ""]
+    base: ExperimentSummary, rows: dict[str, ExperimentSummary], measure: Callable[[RunResult], float] = top1
+) -> list[list[float]]:
+    """A metric of all experiments that are compared with this one, and of the others in its settings file."""
     name, file = base.experiment.name, base.experiment.file
     related = [one for one in rows.values() if name == one.experiment.compare or file == one.experiment.file]
-    others = [one.values(top1) for one in related if one.experiment.name != name and one.records]
-    return base.values(top1), others
+    return [one.values(measure) for one in related if one.experiment.name != name and one.records]
 
 
 def difference_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSummary]) -> str:
-    """The difference of test top-1 from the experiment that this one is compared with; empty if there is none.
+    """The difference of test top-1 from the experiment that this one is compared with; empty if there is none."""
+    return difference_between(row, rows[row.experiment.compare], rows) if row.experiment.compare else ""
 
-    Its standard error pools all experiments that are compared with the same one, and those of that one's file.
+
+def difference_between(
+    row: ExperimentSummary,
+    base: ExperimentSummary,
+    rows: dict[str, ExperimentSummary],
+    measure: Callable[[RunResult], float] = top1,
+) -> str:
+    """The difference of a metric between two experiments.
+
+    Its standard error pools all experiments that are compared with `base`, and those of its settings file.
     """
-    if not row.experiment.compare:
-        return ""
-    base, others = compared_values(row, rows)
-    spread = spread_without_outlier([base, *others])
-    values = row.values(top1)
+    values, reference = row.values(measure), base.values(measure)
+    spread = spread_without_outlier([reference, *compared_values(base, rows, measure)])
     own_spread = statistics.stdev(values) if is_outlier_variance(values, spread) else spread
-    return difference(values, base, spread, own_spread)
+    return difference(values, reference, spread, own_spread)
 
 
 def significance_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSummary]) -> str:
@@ -178,7 +175,8 @@ def significance_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSum
     values = row.values(top1)
     if not row.experiment.compare or not values:
         return ""
-    base, others = compared_values(row, rows)
+    experiment = rows[row.experiment.compare]
+    base, others = experiment.values(top1), compared_values(experiment, rows)
     spread = spread_without_outlier([base, *others])
     if math.isnan(spread) or not base:
         return "–"

@@ -212,10 +212,12 @@ def make_run(
     if size is None and MODELS[model].image_size != (32, 32):
         size = MODELS[model].image_size
     data = resolve_dataset(data)
-    recipe = override(start_recipe(student_recipe(data, preset), init_from, changes), changes)
+    default = student_recipe(data, preset)
+    recipe = override(start_recipe(default, init_from, changes), changes)
     settings = changed_settings(start) if start and start.name == model else {}
     pretrained_on = source.preprocessing.data if source and source.preprocessing else ""
-    trained = make_teacher(data, preset, seed, loss, teacher, size, recipe, pretrained_on)
+    smaller = recipe.batch_size if recipe.batch_size < default.batch_size else None
+    trained = make_teacher(data, preset, seed, loss, teacher, size, smaller, pretrained_on)
     return Run(data, model, recipe, seed, loss, trained, size, settings, init_from)
 
 
@@ -244,13 +246,13 @@ def make_teacher(
     loss: str,
     teacher: str | None,
     image_size: tuple[int, int] | None,
-    student: Recipe,
+    smaller_batch: int | None,
     pretrained_on: str,
 ) -> Run | str | None:
     """The run that trains the teacher, or the name or path of its weights; None if the loss needs no teacher.
 
     Args:
-        student: the student's recipe. A batch made smaller, to fit the memory or the data, is smaller for both.
+        smaller_batch: of the student, if it isn't the default: made to fit the memory or the data, it is for both.
         pretrained_on: the data set of the weights from which the student starts.
     """
     if not needs_teacher(loss):
@@ -263,10 +265,9 @@ def make_teacher(
     weights = f"{name}.{pretrained_on}"
     start = weights if teacher is None and weights in list_pretrained() else None
     run = teacher_run(data, name, preset, seed, image_size, start)
-    recipe = run.recipe
-    if student.batch_size < student_recipe(data, preset).batch_size:
-        recipe = replace(recipe, batch_size=min(recipe.batch_size, student.batch_size))
-    return replace(run, recipe=recipe)
+    if smaller_batch is None:
+        return run
+    return replace(run, recipe=replace(run.recipe, batch_size=min(run.recipe.batch_size, smaller_batch)))
 
 
 def teacher_run(
