@@ -54,6 +54,18 @@ def test_a_figure_without_an_alt_text_is_noticed(extension):
 
 
 @needs_sphinx
+def test_outputs_that_answer_a_prediction_are_folded(extension):
+    cells = [
+        nbformat.v4.new_markdown_cell("**Predict:** how many?"),
+        nbformat.v4.new_code_cell("x = 1"),
+        nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("stream", text="1")]),
+        nbformat.v4.new_markdown_cell("One."),
+        nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("stream", text="1")]),
+    ]
+    assert extension.predicted_cells(nbformat.v4.new_notebook(cells=cells)) == [2]
+
+
+@needs_sphinx
 def test_launch_buttons_come_with_an_address(extension):
     assert extension.html_theme_links("https://github.com/your_name/titn") == {}
     options = extension.html_theme_links("https://github.com/another/course")
@@ -215,12 +227,15 @@ def test_the_site_is_whole(site):
 
 @pytest.mark.filterwarnings("default")
 @builds_site
-def test_the_site_shows_what_only_it_has(site):
+def test_the_site_shows_what_only_it_has(site, extension):
     explorer = (site / "docs" / "explorer.html").read_text()
     assert "titn_nano.digits" in explorer
     assert "srcdoc" in explorer
     notebook = (site / "notebooks" / "02_inner_attention.html").read_text()
     assert "colab-badge" not in notebook
+    book = nbformat.read(TOP / "notebooks" / "02_inner_attention.ipynb", as_version=4)
+    folded = re.findall(r'<details class="[^"]*hide below-input">', notebook)
+    assert len(folded) == len(extension.predicted_cells(book)) > 10
     assert "tex-svg.js" in notebook
     assert (site / "_static" / "tex-svg.js").exists()
     model = re.sub("<[^>]*>", "", (site / "docs" / "api" / "models.html").read_text())

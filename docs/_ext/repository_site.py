@@ -3,6 +3,7 @@
 - A notebook's figures get their alt texts from docs/alt_texts.toml. A figure without one is a warning.
 - The Colab badge below a notebook's title is left out: its image is on another server. The launch button replaces it.
 - A link to a Python file leads to its highlighted source; one to README.md or to a folder, to the page on its subject.
+- Outputs that answer a "Predict" question are folded.
 - Parts of a notebook that are titles of their own ("# 2 · …") become sections of it, so that the sidebar has it once.
 - `<!-- explorer -->` on a page becomes the attention explorer, computed from the shipped weights.
 """
@@ -26,6 +27,7 @@ ALT_TEXTS = DOCS / "alt_texts.toml"
 PLACEHOLDER = "your_name"  # in pyproject.toml, until the repository has an address
 BADGE = "colab.research.google.com/assets/colab-badge.svg"
 EXPLORER = "<!-- explorer -->"
+PREDICTED = "Your prediction first. Then show the output"
 FRAME = """
 ```{{raw}} html
 <iframe id="titn-explorer" title="Attention explorer" srcdoc="{page}"></iframe>
@@ -114,6 +116,28 @@ def describe_figures(app: Sphinx, doctree: nodes.document) -> None:
         log.warning(f"{len(images)} images for {len(texts)} alt texts", location=app.env.docname)
     for image, (_, text) in zip(images, texts, strict=False):
         image["alt"] = text
+
+
+def predicted_cells(book: nbformat.NotebookNode) -> list[int]:
+    """Indices of the code cells that follow a text with a "Predict" question, up to the next text."""
+    found, asked = [], False
+    for index, cell in enumerate(book.cells):
+        if cell.cell_type == "markdown":
+            asked = "**Predict:**" in cell.source
+        elif asked and cell.outputs:
+            found.append(index)
+    return found
+
+
+def fold_predictions(app: Sphinx, doctree: nodes.document) -> None:
+    """Fold the outputs that a reader is asked to predict."""
+    source = Path(app.env.doc2path(app.env.docname))
+    if source.suffix != ".ipynb":
+        return
+    folded = predicted_cells(nbformat.read(source, as_version=4))
+    for node in doctree.findall(nodes.container):
+        if node.get("nb_element") == "cell_code" and node["cell_index"] in folded:
+            node.attributes |= {"hide_mode": "output", "prompt_show": PREDICTED, "prompt_hide": "Fold the output"}
 
 
 def is_png_output(node: nodes.Node) -> bool:
@@ -223,6 +247,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-skip-member", keep_forward)
     # before Sphinx collects titles and links, at priority 500
     app.connect("doctree-read", describe_figures, priority=400)
+    app.connect("doctree-read", fold_predictions, priority=400)
     app.connect("doctree-read", remove_badge, priority=400)
     app.connect("doctree-read", join_sections, priority=400)
     app.connect("doctree-read", redirect_links, priority=400)
