@@ -17,7 +17,7 @@ EXTENSION = TOP / "docs" / "_ext" / "repository_site.py"
 HAS_SPHINX = importlib.util.find_spec("myst_nb") and importlib.util.find_spec("sphinx_book_theme")
 needs_sphinx = pytest.mark.skipif(not HAS_SPHINX, reason="needs the dependency group docs")
 builds_site = pytest.mark.skipif(
-    not (HAS_SPHINX and os.environ.get("TITN_SITE")), reason="builds the whole site: set TITN_SITE=1 (.github, .ci/run)"
+    not (HAS_SPHINX and os.environ.get("TITN_SITE")), reason="builds the whole site: set TITN_SITE=1, as .github does"
 )
 COUNTS = {"five": 5, "ten": 10, "fifteen": 15}
 
