@@ -138,7 +138,10 @@ RUN_MINUTES = {
     "one minute": "1", "under a minute": "< 1", "about a minute": "1", "a minute": "1", "a minute and a half": "1.5",
     "about a minute and a half": "1.5", "a minute or two": "2", "about two minutes": "2",
 }  # fmt: skip
-READ_MINUTES = {"half an hour": "30", "an hour": "60", "an hour and a half": "90"}
+READ_MINUTES = {
+    "three quarters of an hour": "45", "an hour": "60", "an hour and a quarter": "75", "an hour and a half": "90",
+    "an hour and three quarters": "105", "two hours": "120", "two and a half hours": "150",
+}  # fmt: skip
 
 
 def opening_minutes(opening):
