@@ -1,5 +1,6 @@
 """Shapes in the signatures are checked in every test: jaxtyping with beartype, before titn_lib is first imported."""
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ ROOT = Path(__file__).parents[1]
 FIRST = [
     "13_related_cost.ipynb", "11_related_attention.ipynb", "00_start_here.ipynb", "12_related_training.ipynb",
     "14_a_run_goes_wrong.ipynb", "09_your_images.ipynb", "08_attention.ipynb", "test_training.py",
-    "test_explorer_browser.py", "test_interpreter.py", "test_adavit.py", "test_notebooks_can_fail.py",
-    "test_ex14_a_run_goes_wrong.py", "test_cuda_graph.py", "05_teacher.ipynb", "test_kernels.py",
+    "test_explorer_browser.py", "test_adavit.py", "test_interpreter.py", "test_notebooks_can_fail.py",
+    "test_cuda_graph.py", "test_launches.py", "test_own_folder.py", "05_teacher.ipynb", "test_ex14_a_run_goes_wrong.py",
+    "test_kernels.py",
 ]  # fmt: skip
 
 
@@ -27,13 +29,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
 
+    gc.disable()  # until all is imported (below), which is then frozen to the end
+    config.add_cleanup(gc.unfreeze)
+
     # Before the hook, which lets Python compile anew whatever is first imported below a checked module: ten seconds.
-    import ipywidgets  # noqa: F401
-    import lightning_fabric  # noqa: F401
-    import seaborn  # noqa: F401
-    import sklearn.datasets  # noqa: F401
-    import timm  # noqa: F401
-    import torch._dynamo  # noqa: F401
+    import torch
+
+    if "TRITON_INTERPRET" not in os.environ:  # the kernels need nothing else
+        import ipywidgets  # noqa: F401
+        import lightning_fabric  # noqa: F401
+        import seaborn  # noqa: F401
+        import sklearn.datasets  # noqa: F401
+        import timm  # noqa: F401
+        import torch._dynamo  # noqa: F401
     from jaxtyping import install_import_hook
 
     files = [file.relative_to(ROOT).with_suffix("") for file in (ROOT / "titn_lib").rglob("*.py")]
@@ -49,6 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+    gc.freeze()  # what is there now stays, and needn't be looked at again
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

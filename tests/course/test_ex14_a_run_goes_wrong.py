@@ -62,10 +62,12 @@ def test_losses():
     assert "not written yet" in exercise.check_losses(4.61, ..., 1.46).message
 
 
-def test_every_faulty_run_shows_its_fault(unchecked):
+def test_every_faulty_run_shows_its_fault(unchecked, monkeypatch):
     """What the hints say of the runs."""
     healthy = exercise.faulty_run()
-    runs = {letter: exercise.faulty_run(letter) for letter in exercise.FAULTS}
+    runs = {letter: exercise.faulty_run(letter) for letter in exercise.FAULTS if letter not in "dhl"}
+    monkeypatch.setattr(exercise, "EPOCHS", 1)  # their first steps are enough
+    runs |= {letter: exercise.faulty_run(letter) for letter in "dhl"}
     ln10 = math.log(10)
     assert healthy.train_loss[-1] < 1
     assert healthy.val_accuracy[-1] > 0.6

@@ -6,6 +6,7 @@ import os
 import re
 import statistics
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -367,6 +368,13 @@ LOSS_OF_500 = {  # the loss on some 500 validation images, measured once: no oth
 }
 
 
+@cache
+def some_validation_images(name):
+    """About 500, and how many there are."""
+    validation = load_dataset(name).validation
+    return validation[:: max(1, len(validation) // 500)], len(validation)
+
+
 @pytest.mark.parametrize("name", sorted(PRETRAINED_CANDIDATES))
 def test_shipped_weights_have_the_accuracy_of_their_record(name, request):
     """On some 500 validation images, within three standard deviations. `titn evaluate` measures all of them."""
@@ -377,9 +385,8 @@ def test_shipped_weights_have_the_accuracy_of_their_record(name, request):
     assert (model.preprocessing.data, model.config.name) == (record.run.data, re.split("[-.]", name)[0])
     assert getattr(model.config, "local_perception", False) == ("-local." in name)
     assert (PRETRAINED_DIR / f"{name}.safetensors").stat().st_size < 16 * 2**20
-    validation = load_dataset(record.run.data).validation
-    assert len(validation) == record.validation["num_images"]
-    some = validation[:: max(1, len(validation) // 500)]
+    some, num_images = some_validation_images(record.run.data)
+    assert num_images == record.validation["num_images"]
     measured = evaluate(model, some, model.preprocessing)
     share = record.validation["top1"] / 100
     assert measured["top1"] / 100 == pytest.approx(share, abs=3 * (share * (1 - share) / len(some)) ** 0.5)

@@ -22,8 +22,9 @@ def run_interpreted(*files: str) -> str:
 
     In a process of its own, because Triton's own functions, too, are interpreted only if it is set beforehand.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *files]
-    result = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:nbval", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    result = subprocess.run([*command, *files], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     return result.stdout
 

@@ -63,15 +63,16 @@ def compare(kernels: ModuleType, sizes: tuple, sequences: int, dtype: torch.dtyp
     return max(relative_error(a, b.detach()) for a, b in pairs)
 
 
-# Pixel tokens, width, heads, MLP ratio, whether the last norm is over a whole sequence; number of sequences.
+# Pixel tokens, width, heads, MLP ratio, whether the last norm is over a whole sequence; number of sequences, which make
+# three tiles for two programs.
 SIZES = [
-    ((16, 12, 4, 4, False), 5),  # titn_paper
+    ((16, 12, 4, 4, False), 3),  # titn_paper
     ((16, 12, 2, 4, True), 3),  # tnt_ti
     ((16, 24, 4, 4, True), 3),  # tnt_s
     ((4, 16, 2, 2, False), 9),  # titn_nano: four sequences in a tile, and a last tile that isn't full
     ((9, 12, 3, 2, True), 3),  # rows without a sequence
     ((5, 10, 5, 1.5, True), 8),
-    ((32, 12, 4, 4, False), 2),
+    ((32, 12, 4, 4, False), 3),
 ]
 
 
@@ -85,7 +86,7 @@ def test_float32_equals_the_layer(kernels, sizes, sequences):
 @pytest.mark.parametrize("seed", range(3))
 def test_bfloat16_is_close_to_the_layer(kernels, seed):
     """Operands have 8 bits: a relative error of 2⁻⁹ each."""
-    assert 1e-3 < compare(kernels, (16, 12, 4, 4, False), 5, torch.bfloat16, seed) < 6e-2
+    assert 1e-3 < compare(kernels, (16, 12, 4, 4, False), 3, torch.bfloat16, seed) < 6e-2
 
 
 def compare_attention(
@@ -93,7 +94,7 @@ def compare_attention(
 ) -> float:
     """The largest relative error of output and gradient against float64."""
     torch.manual_seed(0)
-    qkv = torch.randn(3, length, 3 * heads * width, dtype=torch.double, requires_grad=True)
+    qkv = torch.randn(2, length, 3 * heads * width, dtype=torch.double, requires_grad=True)
     query, key, value = rearrange(
         qkv, "batch token (three head width) -> three batch head token width", three=3, head=heads
     )

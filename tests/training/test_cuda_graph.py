@@ -32,7 +32,7 @@ from titn_lib.training.run import train
 from titn_lib.training.trainer import WEIGHTS, Trainer
 
 RATE = 2**-8  # the same number in float32, which the graph's learning rate has
-QUICK = Recipe(epochs=2, batch_size=32, lr=RATE, min_lr=RATE, precision="32-true", train_images=128, test_images=32)
+QUICK = Recipe(epochs=2, batch_size=8, lr=RATE, min_lr=RATE, precision="32-true", train_images=32, test_images=10)
 STUDENT = Run("digits", "titn_nano", QUICK, model_settings={"depth": 2, "drop_path": 0.1, "pixel_embedding": "stem"})
 ALL_AT_ONCE = {"cutmix": 1.0, "mixup": 1.0, "clip_norm": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
 TEACHER_LOSSES = ["hard", "soft", "dkd", "hard+feature", "soft+manifold"]
@@ -382,7 +382,7 @@ def test_evaluation_that_cannot_be_captured_runs_directly(simulated, monkeypatch
 @pytest.mark.parametrize(("loss", "changes"), CASES)
 def test_a_graph_trains_as_the_plain_steps_do(tmp_path, monkeypatch, loss, changes):
     """From the second session of a run that was stopped in the middle, too."""
-    run = run_with(loss, {**changes, "train_images": 256})
+    run = run_with(loss, {**changes, "batch_size": 32, "train_images": 256, "test_images": 32})
     graphed = train(run, tmp_path / "graphed", device="cuda", progress=False)
     stop_after(6, monkeypatch)
     with pytest.raises(Interrupted):

@@ -12,14 +12,15 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 ROOT = Path(__file__).parents[2]
 CODE = """
 import json
-from launches import count_launches
+import launches
 from titn_lib.losses.objective import Objective
 
-print(json.dumps(count_launches(depth=1, teacher=False)))
+print(json.dumps(launches.count_launches(depth=1, teacher=False)))
+launches.compile_blocks = lambda *_, **__: None  # compiled or not, a step must not wait
 forward = Objective.forward
 Objective.forward = lambda *given: (lambda out: out[0].item() and out)(forward(*given))
 try:
-    count_launches(depth=1, teacher=False)
+    launches.count_launches(depth=1, teacher=False)
 except Exception as problem:
     print(str(problem).splitlines()[0])
 """
