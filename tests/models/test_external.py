@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from titn_lib import TITNError, create_model, load_model, save_model
+from titn_lib import TITNError, create_model, interpret, load_model, save_model
 from titn_lib.data import load_dataset, normalize
 from titn_lib.data.mixing import MixedTargets
+from titn_lib.interpret import require_attention
+from titn_lib.interpret.explorer import explorer_data, page_html
 from titn_lib.losses import Objective, freeze, teacher_forward
 from titn_lib.models.external import ExternalTeacher, TimmClassifier, describe_teacher
 from titn_lib.training import make_run, train, train_comparison
@@ -94,6 +96,49 @@ def test_a_tnt_of_another_size_is_refused(tmp_path):
     save_file(weights, tmp_path / "odd.safetensors")
     with pytest.raises(TITNError, match="neither of its small nor of its base size"):
         load_model(tmp_path / "odd.safetensors")
+
+
+# --- timm's ViT and DeiT as ours
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vit_tiny_patch16_224", {"num_classes": 7, "img_size": (48, 64), "depth": 2}),
+        ("deit_tiny_distilled_patch16_224", {"depth": 2}),
+    ],
+)
+def test_timms_vit_has_attention_maps(name, settings):
+    """The same logits, and the attention that timm itself computes."""
+    theirs = timm.create_model(name, **settings).eval()
+    for weight in theirs.parameters():
+        nn.init.normal_(weight, std=0.1)
+    model, seen = require_attention(theirs), []
+    theirs.blocks[1].attn.fused_attn = False
+    theirs.blocks[1].attn.attn_drop.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    images = torch.randn(2, *(model.config.in_channels, *model.config.image_size))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), theirs(images), atol=1e-5, rtol=1e-4)
+        attention = interpret.attention(theirs, images).outer[1]
+    order = [0, *range(2, attention.shape[-1]), 1] if model.config.distillation_token else slice(None)
+    torch.testing.assert_close(attention, seen[0][:, :, order][..., order])
+    assert model.embed.weight.data_ptr() == theirs.patch_embed.proj.weight.data_ptr()  # shared
+    assert len(model.preprocessing.classes) == settings.get("num_classes", 1000)
+
+
+def test_the_explorer_shows_a_vit_of_timm():
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=48, depth=1).eval()
+    data = explorer_data(network, torch.randint(0, 256, (1, 3, 48, 48), dtype=torch.uint8))
+    assert "timm:vit_tiny_patch16_224" in page_html(data, "ViT")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("deit3_small_patch16_224", {}), ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": False})],
+)
+def test_a_vit_with_other_parts_has_none(name, settings):
+    with pytest.raises(TITNError, match=r"VisionTransformer has no attention maps: take a student .* or timm's ViT"):
+        require_attention(timm.create_model(name, depth=1, **settings).eval())
 
 
 # --- other networks of timm

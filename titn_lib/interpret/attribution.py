@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError, unknown
 from titn_lib.models.base import AttentionMaps, Encoding, TokenClassifier
+from titn_lib.models.external import from_timm_vit
 from titn_lib.models.titn import TITN, PixelToPatch
 
 Classes = Int64[Tensor, " batch"]
@@ -42,13 +43,17 @@ class Relevance(NamedTuple):
 
 
 def require_attention(model: nn.Module, head: str = "class") -> TokenClassifier:
-    """Returns the model unchanged, if it has attention and this head and is in evaluation mode.
+    """Returns the model, if it has attention and this head and is in evaluation mode; timm's ViT or DeiT as our `ViT`.
 
     Raises:
         TITNError: otherwise.
     """
     if not isinstance(model, TokenClassifier):
-        raise TITNError(f"{type(model).__name__} has no attention maps: take a student (TITN, TNT or ViT)")
+        found = from_timm_vit(model)
+        if found is None:
+            what = type(model).__name__
+            raise TITNError(f"{what} has no attention maps: take a student (TITN, TNT or ViT), or timm's ViT or DeiT")
+        model = found
     if head not in ("class", "distillation"):
         raise unknown("head", head, ("class", "distillation"))
     if head == "distillation" and not model.config.distillation_token:

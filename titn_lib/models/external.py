@@ -2,6 +2,7 @@
 
     load_model("timm:tnt_s_patch16_224.in1k")    timm's pretrained TNT, as this library's `tnt_s`
     load_model("timm:resnet18.a1_in1k")          any other network of timm, in a `TimmClassifier`
+    from_timm_vit(network)                       timm's ViT or DeiT as this library's `ViT`, for its attention maps
     ExternalTeacher(network, mean, std)          a network of your own, for `train(..., teacher=…)`
 
 timm is imported where it is needed: `pip install "titn-lib[timm]"`.
@@ -12,7 +13,7 @@ import hashlib
 import re
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,7 @@ from titn_lib.errors import TITNError
 from titn_lib.models.base import Classifier
 from titn_lib.models.registry import MODELS, TIMM, build_on_meta, register_model, shapes
 from titn_lib.models.titn import TITN, TITNConfig
+from titn_lib.models.vit import ViT, ViTConfig
 from titn_lib.validation import check_settings
 
 OWN_TEACHER = "a network of your own: "  # how a record begins to name a teacher that was passed as a module
@@ -121,14 +123,18 @@ def read_timm(name: str) -> tuple[dict[str, Tensor], Any, Preprocessing]:
     """
     known = timm_settings(name)
     weights = create_timm(name, pretrained=True).state_dict()
-    classes = class_names(known["num_classes"])
-    data = "imagenet-1k" if len(classes) == 1000 else name.removeprefix(TIMM)
-    preprocessing = Preprocessing(data, classes, tuple(known["mean"]), tuple(known["std"]))
+    preprocessing = timm_preprocessing(name, known["num_classes"], known)
     if is_timm_tnt(weights):
         return *from_timm_tnt(weights), preprocessing
     channels, height, width = known["input_size"]
     config = TimmConfig(name, known["num_classes"], channels, (height, width))
     return {f"network.{key}": value for key, value in weights.items()}, config, preprocessing
+
+
+def timm_preprocessing(name: str, num_classes: int, known: dict[str, Any]) -> Preprocessing:
+    """Classes and normalization of a network of timm; `known` has its "mean" and "std"."""
+    data = "imagenet-1k" if num_classes == 1000 else name.removeprefix(TIMM)
+    return Preprocessing(data, class_names(num_classes), tuple(known["mean"]), tuple(known["std"]))
 
 
 def class_names(num_classes: int) -> tuple[str, ...]:
@@ -215,6 +221,68 @@ def from_timm_tnt(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], TITNCon
         if {name: value.numel() for name, value in found.items()} == {n: s.numel() for n, s in wanted.items()}:
             return {name: value.reshape(wanted[name]) for name, value in found.items()}, config
     raise TITNError("these weights of timm's TNT are neither of its small nor of its base size: take one of those")
+
+
+# --- timm's ViT and DeiT as ours
+
+VIT = {
+    "patch_embed.proj.": "embed.",
+    "norm1.": "attention_norm.",
+    "norm2.": "mlp_norm.",
+    "mlp.fc1.": "mlp.0.",
+    "mlp.fc2.": "mlp.2.",
+    "head.": "heads.class_head.1.",
+    "head_dist.": "heads.distillation_head.1.",
+}
+
+
+def from_timm_vit(network: nn.Module) -> ViT | None:
+    """timm's ViT or DeiT as a `ViT` in the same mode, which shares its weights.
+
+    Args:
+        network: of timm, or a `TimmClassifier`.
+
+    Returns:
+        None for any other network, and for a ViT with other parts (LayerScale, register tokens, pooled patches …).
+    """
+    name = getattr(getattr(network, "config", None), "name", None)
+    preprocessing = getattr(network, "preprocessing", None)
+    vit: Any = network.network if isinstance(network, TimmClassifier) else network
+    theirs = vit.state_dict()
+    if not {"cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "head.weight"} <= theirs.keys():
+        return None
+    if vit.global_pool != "token" or not isinstance(vit.blocks[0].mlp.act, nn.GELU):
+        return None
+    known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
+    rows, columns = vit.patch_embed.grid_size
+    width, side = theirs["cls_token"].shape[-1], theirs["patch_embed.proj.weight"].shape[-1]
+    config = ViTConfig(
+        name or TIMM + known.get("architecture", "vit"), len(theirs["head.weight"]),
+        theirs["patch_embed.proj.weight"].shape[1], (rows * side, columns * side), side, width,
+        vit.blocks[0].attn.num_heads, len(vit.blocks), len(theirs["blocks.0.mlp.fc1.bias"]) / width,
+        distillation_token="dist_token" in theirs, norm_eps=vit.norm.eps,
+    )  # fmt: skip
+    if config.distillation_token:  # timm's second token, our last
+        first, distillation, patches = theirs["pos_embed"].split([1, 1, config.patches], dim=1)
+        theirs["pos_embed"] = torch.cat([first, patches, distillation], dim=1)
+    ours = {}
+    for key, value in theirs.items():
+        block, rest = re.fullmatch(r"(blocks\.\d+\.)?(.*)", key).groups(default="")  # type: ignore[union-attr]
+        if not block and rest.startswith("norm."):  # one before both heads
+            for head in ("class_head", "distillation_head")[: 1 + config.distillation_token]:
+                ours[f"heads.{head}.0.{rest.removeprefix('norm.')}"] = value
+            continue
+        start = next((start for start in VIT if rest.startswith(start)), "")
+        ours[block + VIT.get(start, "") + rest.removeprefix(start)] = value
+    model = cast(ViT, build_on_meta(ViT, config).train(vit.training))
+    wanted = shapes(model.state_dict())
+    if {key: value.numel() for key, value in ours.items()} != {key: shape.numel() for key, shape in wanted.items()}:
+        return None
+    model.load_state_dict({key: value.reshape(wanted[key]) for key, value in ours.items()}, assign=True)
+    if preprocessing is None and known.get("mean"):
+        preprocessing = timm_preprocessing(config.name, config.num_classes, known)
+    model.preprocessing = preprocessing
+    return model
 
 
 # --- teachers of one's own

@@ -36,6 +36,7 @@ class ViTConfig(TokenConfig):
         pre_pool_norm: LayerNorm of every token after the last block, before the LayerNorm of each head.
         distillation_token: one more token, with a head of its own, that learns from the teacher.
         init: as in `titn.TITNConfig`.
+        norm_eps: ε of all LayerNorms; timm's ViTs have 1e-6.
     """
 
     name: str = "vit"
@@ -51,6 +52,7 @@ class ViTConfig(TokenConfig):
     pre_pool_norm: bool = False
     distillation_token: bool = False
     init: Literal["normal", "trunc_normal"] = "normal"
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         check_student(self)
@@ -78,6 +80,9 @@ class ViT(TokenClassifier):
             config.width, config.num_classes, config.pooling, config.distillation_token, config.pre_pool_norm
         )
         self.init_weights(list(self.parameters(recurse=False)), config.init)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = config.norm_eps
 
     def forward_features(self, images: Images, return_attention: bool = False) -> Encoding:
         """The tokens after every block and, if requested, their attention."""
