@@ -154,6 +154,46 @@ def test_the_arithmetic_of_the_last_inner_attention(student, monkeypatch):
     assert explorer.explorer_data(student, images)["images"][0]["models"][0]["pixel_tokens"] is None
 
 
+def without_patches(image, patches):
+    """The normalized image with patches of 4×4 pixels, three in a row, replaced by 0, its mean color."""
+    image = image.clone()
+    for patch in patches:
+        row, column = divmod(patch, 3)
+        image[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0
+    return image
+
+
+def shares_by_hand(student, images):
+    """The model's probabilities, and each head's if there are two: image output class."""
+    with torch.no_grad():
+        outputs = [student(images)]
+        if student.config.distillation_token:
+            outputs += [interpret.head_logits_fn(student, head)(images) for head in ("class", "distillation")]
+    return torch.stack(outputs, dim=1).softmax(dim=-1)
+
+
+def test_the_predictions_without_each_patch(student):
+    images = random_images(student, 1)
+    kept = explorer.explorer_data(student, images)["images"][0]["models"][0]["hiding"]
+    shown = normalized(images)
+    before = shares_by_hand(student, shown)
+    after = shares_by_hand(student, torch.cat([without_patches(shown, [patch]) for patch in range(6)]))
+    classes = kept["classes"]
+    assert classes[0] == int(before[0, 0].argmax())
+    assert set(classes) >= {*before[0].topk(5).indices.flatten().tolist(), *after.argmax(dim=-1).flatten().tolist()}
+    shares = unpack_numbers(kept["shares"])
+    torch.testing.assert_close(shares, torch.cat([before, after])[..., classes], atol=5e-5, rtol=0)
+    drop = before[0, 0, classes[0]] - after[:, 0, classes[0]]
+    torch.testing.assert_close(unpack_numbers(kept["drop"]), drop, atol=1e-5 + float(drop.abs().max()) / 30000, rtol=0)
+    for patch in range(6):  # as the deletion curve deletes a cell
+        order = torch.tensor([[patch, *(other for other in range(6) if other != patch)]])
+        curve = interpret.perturbation_curve(
+            student, shown, torch.zeros_like(shown), order, torch.tensor(classes[:1]), steps=6
+        )
+        assert float(shares[1 + patch, 0, 0]) == pytest.approx(float(curve[0, 1]), abs=5e-5)
+    assert explorer.explorer_data(student, images)["models"][0]["mean"] == [0.4]  # the color of a hidden patch
+
+
 def test_images_labels_and_teacher():
     model, teacher = (
         make("titn_nano", in_channels=3, image_size=(32, 32)),
@@ -185,6 +225,14 @@ def test_a_model_with_much_attention_comes_with_the_mean(monkeypatch):
     monkeypatch.setattr(explorer_arrays, "MAX_BYTES", 200)
     with pytest.raises(TITNError, match=r"attention of titn_paper on one image of 8×12 takes .* load it for smaller"):
         explorer.explorer_data(model, images)
+
+
+def test_many_patches_come_without_their_effect(monkeypatch):
+    monkeypatch.setattr(explorer_arrays, "MAX_HIDDEN", 5)
+    model = make("vit_paper")
+    assert explorer.explorer_data(model, random_images(model, 1))["images"][0]["models"][0]["hiding"] is None
+    monkeypatch.setattr(explorer_arrays, "MAX_HIDDEN", 6)
+    assert explorer.explorer_data(model, random_images(model, 1))["images"][0]["models"][0]["hiding"]
 
 
 def test_the_published_model_takes_less_than_a_megabyte():
@@ -333,6 +381,14 @@ def test_the_widget_carries_the_same_data_and_takes_images(tmp_path, monkeypatch
         widget.data["images"][2]["models"]
         == explorer.explorer_data(model, own[None], compare=other)["images"][0]["models"]
     )
+    hide = {"key": "any", "image": 2, "patches": [1, 5]}  # of the added image
+    widget._receive(None, {"hide": hide}, [])
+    answer = sent.pop()["hidden"]
+    assert answer["key"] == "any"
+    for student, found in zip((model, other), answer["models"], strict=True):
+        shown = torch.cat([without_patches(normalized(own[None]), patches) for patches in ([], [1, 5])])
+        wanted = shares_by_hand(student, shown)[..., found["classes"]].flatten().tolist()
+        assert found["shares"] == pytest.approx(wanted, abs=1e-5)
     widget._receive(None, {"image": "notes.txt"}, [b"not an image"])
     assert sent == [{"error": "notes.txt is not an image or is damaged: remove it or save it again"}]
     monkeypatch.setattr("titn_lib.interpret.explorer.widget.MAX_IMAGES", 3)

@@ -4,8 +4,11 @@ Needs the group `browser` (uv sync --group browser) and a Chromium: where CHROMI
 that `playwright install chromium` fetches.
 """
 
+import base64
 import html
+import json
 import os
+import re
 import warnings
 from pathlib import Path
 from statistics import median
@@ -698,7 +701,7 @@ def test_two_models_side_by_side(show, scene):
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("width", [700, 1280])
+@pytest.mark.parametrize("width", [500, 700, 1280])
 def test_nothing_sticks_out_and_the_dark_is_dark(show, scene, width):
     page = show(scene[4], width=width, dark=True)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
@@ -720,6 +723,466 @@ def test_it_waits_until_it_is_on_the_page(show, scene):
     cover(page)
     row = scene[3].outer[2][0].mean(dim=0)[0]
     agree(page, row[1:17])
+
+
+# --- hidden patches
+
+
+def probabilities(model, floats, hidden):
+    """Of the model and both heads, with patches replaced by 0, the mean color: output class."""
+    floats = floats.clone()
+    for patch in hidden:
+        row, column = divmod(patch, COLUMNS)
+        floats[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 0
+    with torch.no_grad():
+        logits = [interpret.head_logits_fn(model, head)(floats)[0] for head in ("class", "distillation")]
+    return torch.stack([(logits[0] + logits[1]) / 2, *logits]).softmax(dim=-1)
+
+
+def percent(share):
+    return "< 0.1" if share < 0.0005 else f"{100 * share:.1f}"
+
+
+def change(before, after):
+    """The predicted class's probability before and after, as the explorer writes it."""
+    label, best = int(before[0].argmax()), int(after[0].argmax())
+    now = "" if label == best else f", now “{PREPROCESSING.classes[best]}”"
+    return f"“{PREPROCESSING.classes[label]}” {percent(before[0, label])} % → {percent(after[0, label])} %{now}"
+
+
+def open_hiding(page):
+    page.locator(".hiding summary").click()
+    settle(page)
+    page.locator(".hiding [role=application]").scroll_into_view_if_needed()
+
+
+def over_patch(page, patch):
+    """Where a patch is, in the image whose patches can be hidden."""
+    box = page.locator(".hiding [role=application]").bounding_box()
+    size = box["width"] / COLUMNS
+    return box["x"] + (patch % COLUMNS + 0.5) * size, box["y"] + (patch // COLUMNS + 0.5) * size
+
+
+def text_of(page, place):
+    return page.locator(place).inner_text().replace("\u00a0", " ")
+
+
+def color_at(page, canvas, patch):
+    script = """(canvas, [row, column]) => {
+      const size = canvas.width / 4, [x, y] = [(column + 0.3) * size, (row + 0.3) * size];
+      return [...canvas.getContext("2d").getImageData(Math.round(x), Math.round(y), 1, 1).data.slice(0, 3)];
+    }"""
+    return canvas.evaluate(script, list(divmod(patch, COLUMNS)))
+
+
+CONTRAST = """(one) => {
+  const light = (color) => color.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255).map((part) =>
+    part <= 0.04 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4).reduce((sum, part, i) =>
+    sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+  const ink = light(getComputedStyle(one).color);
+  while (getComputedStyle(one).backgroundColor.endsWith(", 0)")) one = one.parentElement;
+  const paper = light(getComputedStyle(one).backgroundColor);
+  return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+}"""
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (320, False)])
+def test_hiding_a_patch_by_mouse(show, scene, width, dark):
+    model, _, floats, attention, data = scene
+    page = show(data, width=width, dark=dark)
+    assert not page.locator(".hiding table").is_visible()  # folded away
+    open_hiding(page)
+    assert text_of(page, ".hiding > p[aria-live]") == "Nothing is hidden."
+    before = probabilities(model, floats[:1], [])
+    without = [probabilities(model, floats[:1], [patch]) for patch in range(PATCHES)]
+    label = int(before[0].argmax())
+    drop = torch.stack([before[0, label] - one[0, label] for one in without])
+
+    image, effect, above = page.locator(".hiding canvas").all()
+    shown = torch.tensor([color_at(page, effect, patch) for patch in range(PATCHES)])
+    for patch, share in enumerate((drop / drop.abs().max()).tolist()):
+        end = torch.tensor([213, 94, 0] if share > 0 else [0, 114, 178])  # orange where it falls, blue where it rises
+        wanted = 255 + (end - 255) * abs(share)
+        assert (shown[patch] - wanted).abs().max() < 3, patch
+    points = float(f"{100 * float(drop.abs().max()):.2g}")
+    assert text_of(page, ".hiding .legend").split("\n") == [f"+{points:g}", f"−{points:g} points"]
+    row = attention.outer[2][0].mean(dim=0)[0, 1:17]
+    correlation = float(interpret.rank_correlation(row[None], drop[None]))
+    sentence = text_of(page, ".hiding > p:last-child").replace("−", "-")
+    found = re.search(r"effect and attention, as shown, on this image: (\S+) \(", sentence)
+    assert float(found[1]) == pytest.approx(correlation, abs=0.02)
+    assert text_of(page, ".hiding .maps > div:nth-child(2) p") == f"Effect on “{PREPROCESSING.classes[label]}”"
+    strongest = int(drop.abs().argmax())
+    assert effect.get_attribute("aria-label").replace("\u00a0", " ") == (
+        f"Effect of hiding one patch. Without patch {strongest + 1}, whose effect is the largest: "
+        f"{change(before, without[strongest])}."
+    )
+    palette_ = np.frombuffer(palette(), np.uint8).reshape(256, 3).astype(int)
+    highest = palette_[255].tolist()
+    assert color_at(page, above, int(row.argmax())) == highest
+
+    for patch in (6, 13):
+        page.mouse.click(*over_patch(page, patch))
+        settle(page)
+        assert (
+            text_of(page, ".hiding > p[aria-live]") == f"Without patch {patch + 1}: {change(before, without[patch])}."
+        )
+        assert color_at(page, image, patch) == [102, 102, 102]  # the mean color
+        rows = page.locator(".hiding tr:has(td)").all()
+        named = {one.locator("th").inner_text(): one.locator("td").all_inner_texts() for one in rows}
+        assert set(named) == set(PREPROCESSING.classes)
+        for output, name in enumerate(("mean", "class head", "distillation head")):
+            assert page.locator(".hiding tr").first.locator("th").all_inner_texts()[1 + output] == name
+            for number, class_name in enumerate(PREPROCESSING.classes):
+                wanted = f"{percent(before[output, number])} → {percent(without[patch][output, number])}"
+                assert named[class_name][output].replace("\u00a0", " ") == wanted
+            best = [one.locator("td").nth(output).get_attribute("class") for one in rows].index("share")
+            assert list(named)[best] == PREPROCESSING.classes[int(without[patch][output].argmax())]
+        page.mouse.click(*over_patch(page, patch))  # it is shown again
+        settle(page)
+        assert "Nothing is hidden." in text_of(page, ".hiding > p[aria-live]")
+        assert page.evaluate("() => document.querySelector('#explorer').explorer.state.hidden") == []
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    for place in (".hiding > p[aria-live]", ".hiding > p:last-child", ".hiding th", ".hiding td", ".hiding button"):
+        assert page.locator(place).first.evaluate(CONTRAST) > 4.5, place
+    page.get_by_role("button", name="rollout").click()
+    settle(page)
+    row = explorer.unpack(data["images"][0]["models"][0]["rolled_outer"])[2, 0, 0, 1:17]  # as shown: 8 bits
+    correlation = float(interpret.rank_correlation(row[None], drop[None]))
+    assert f"effect and rollout, as shown, on this image: {correlation:.2f} (" in text_of(
+        page, ".hiding > p:last-child"
+    )
+
+
+def test_the_probabilities_fit(show, scene):
+    page = show({**scene[4], "classes": ["automobile", "automobiles", "airplane", "deer"]})
+    open_hiding(page)
+    page.mouse.click(*over_patch(page, 6))
+    for width in (320, 480, 700, 900, 1040, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        settle(page)
+        assert page.locator(".hiding .table").evaluate("(one) => one.scrollWidth - one.clientWidth") <= 1, width
+
+
+def test_hiding_by_keyboard(show, scene):
+    model, _, floats, _, data = scene
+    page = show(data)
+    page.evaluate("() => { window.seen = []; document.addEventListener('keydown', ({ key }) => seen.push(key)); }")
+    open_hiding(page)
+    hidden = "() => document.querySelector('#explorer').explorer.state.hidden"
+    status = ".hiding > p[aria-live]"
+    page.locator(".hiding [role=application]").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+    settle(page)
+    assert text_of(page, status) == "Patch 6 is shown. Nothing is hidden."
+    page.keyboard.press("Space")
+    settle(page)
+    assert page.evaluate(hidden) == [5]
+    before, after = (probabilities(model, floats[:1], patches) for patches in ([], [5]))
+    assert text_of(page, status) == f"Without patch 6: {change(before, after)}."
+    for key in ("End", "PageDown", "PageDown", "ArrowRight", "x", "a"):
+        page.keyboard.press(key)
+    settle(page)
+    assert text_of(page, status).startswith("Patch 16 is shown. Without patch 6: ")
+    page.keyboard.press("Enter")
+    settle(page)
+    assert page.evaluate(hidden) == [5, 15]
+    assert text_of(page, status) == (
+        "Patch 16 is hidden. "
+        "Several hidden patches need a running notebook: this page knows the effect of one at a time."
+    )
+    assert page.locator(".hiding td").count() == 0
+    page.keyboard.press("Escape")
+    settle(page)
+    assert page.evaluate(hidden) == []
+    assert page.evaluate("() => document.querySelector('#explorer').explorer.state.open") is not None  # stays open
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="show all").click()
+    settle(page)
+    assert page.evaluate(hidden) == []
+    assert page.evaluate("() => seen") == []  # JupyterLab takes none of them for a command
+
+
+def test_a_model_with_many_patches_has_nothing_to_hide(show, scene):
+    image = scene[4]["images"][0]
+    views = [{**view, "hiding": None} for view in image["models"]]
+    page = show({**scene[4], "images": [{**image, "models": views}]})
+    assert not page.locator(".hiding").is_visible()
+    page.get_by_role("button", name="tour", exact=True).click()
+    assert tour_text(page)[0] == "Stop 1 of 7: Patches"
+
+
+def test_dragging_hides_and_shows_patches(show, scene):
+    page = show(scene[4])
+    open_hiding(page)
+    hidden = "() => document.querySelector('#explorer').explorer.state.hidden"
+    for wanted in ([4, 5, 6], []):
+        page.mouse.move(*over_patch(page, 4))
+        page.mouse.down()
+        page.mouse.move(*over_patch(page, 5), steps=4)
+        page.mouse.move(*over_patch(page, 6), steps=4)
+        page.mouse.up()
+        page.mouse.move(*over_patch(page, 10), steps=4)
+        assert page.evaluate(hidden) == wanted
+    page.mouse.move(*over_patch(page, 4))
+    page.mouse.down(button="right")
+    assert page.evaluate(hidden) == []
+
+
+def test_python_answers_for_several_hidden_patches(show, scene):
+    """The widget's own script and its Python, without JupyterLab between them."""
+    pytest.importorskip("anywidget")
+    model, images, floats, _, _ = scene
+    other = make("vit_paper")
+    widget = explorer.Explorer(model, images, compare=other)
+    sent, answers = [], []
+    widget.send = answers.append
+
+    def python(message):
+        sent.append(message)
+        widget._receive(None, message, [])
+        return answers.pop()
+
+    page = show(explorer.explorer_data(make("vit_paper", depth=1), images))
+    page.expose_function("python", python)
+    page.expose_function("rest", lambda: None)
+    data = json.loads(json.dumps(widget.data, default=lambda value: base64.b64encode(value).decode()))
+    page.evaluate(
+        """async ([script, data]) => {
+      const file = new Blob([script], { type: "text/javascript" });
+      const { default: { render } } = await import(URL.createObjectURL(file));
+      const el = document.createElement("div"), on = {};
+      document.body.replaceChildren(el);
+      window.waiting = [];
+      const answer = async (message) => on["msg:custom"](await python(message));
+      const send = (message) => window.busy ? waiting.push(message) : answer(message);
+      window.resume = () => { window.busy = false; waiting.splice(0).forEach(answer); };
+      render({ el, model: { get: () => data, send, on: (name, call) => { on[name] = call; }, off: () => null } });
+      window.explorer = el.firstChild.explorer;
+    }""",
+        [explorer.page.explorer_script(), data],
+    )
+    page.locator(".hiding summary").first.click()
+    page.locator(".hiding summary").last.click()
+    settle(page)
+    status = page.locator(".hiding > p[aria-live]")
+    for patch in (3, 8):
+        page.evaluate("(patch) => explorer.stages[0].hiding.set(patch, true)", patch)
+    page.wait_for_function("() => document.querySelectorAll('.hiding td').length > 8")
+    settle(page)
+    wanted = change(probabilities(model, floats[:1], []), probabilities(model, floats[:1], [3, 8]))
+    assert status.first.inner_text().replace("\u00a0", " ") == f"Without 2 patches: {wanted}."
+    assert status.last.inner_text().startswith("Without 2 patches: ")  # the second model answers, too
+    assert sent == [{"hide": {"key": "0: 3,8", "image": 0, "patches": [3, 8]}}]
+
+    page.evaluate("() => { window.busy = true; }")  # while Python is busy, only the latest question waits
+    for patch in (1, 2, 12):
+        page.evaluate("(patch) => explorer.stages[0].hiding.set(patch, true)", patch)
+        settle(page)
+    assert status.first.inner_text().startswith("Asking Python … If no answer comes, run this cell again.")
+    page.evaluate("() => resume()")
+    page.wait_for_function("() => document.querySelector('.hiding > p[aria-live]').textContent.startsWith('Without')")
+    assert [message["hide"]["patches"] for message in sent[1:]] == [[3, 8, 1], [3, 8, 1, 2, 12]]
+    wanted = change(probabilities(model, floats[:1], []), probabilities(model, floats[:1], [3, 8, 1, 2, 12]))
+    assert status.first.inner_text().replace("\u00a0", " ") == f"Without 5 patches: {wanted}."
+    page.evaluate("() => explorer.set({ image: 1 })")  # another image, another question
+    page.wait_for_function("() => document.querySelector('.about').textContent.startsWith('image 2')")
+    page.wait_for_function("() => document.querySelector('.hiding > p[aria-live]').textContent.startsWith('Without')")
+    wanted = change(probabilities(model, floats[1:], []), probabilities(model, floats[1:], [3, 8, 1, 2, 12]))
+    assert status.first.inner_text().replace("\u00a0", " ") == f"Without 5 patches: {wanted}."
+    page.evaluate(
+        "() => { explorer.send = () => { throw new Error('Cannot send'); }; explorer.set({ hidden: [1, 2] }); }"
+    )
+    settle(page)
+    assert page.locator(".notice").inner_text() == "Python doesn't answer: run this cell again, then hide patches."
+
+
+# --- the tour
+
+STOPS = ["Patches", "Pixel tokens", "Inner attention", "The arithmetic of one row", "Outer attention",
+         "The distillation token", "Block by block", "Does it matter?"]  # fmt: skip
+
+
+def tour_text(page):
+    """Title, question and answer of the stop."""
+    return [one.replace("\u00a0", " ") for one in page.locator(".tour [aria-live] > *").all_text_contents()]
+
+
+def in_percent(share):
+    if share < 0.0005:
+        return "< 0.1 %"
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
+
+
+def test_the_tour_by_keyboard(show, scene):
+    model, _, floats, attention, data = scene
+    page = show(data, dark=True)
+    page.evaluate("() => { window.seen = []; document.addEventListener('keydown', ({ key }) => seen.push(key)); }")
+    state = "() => document.querySelector('#explorer').explorer.state"
+    focused = "() => document.activeElement.textContent"
+    assert not page.locator(".tour").is_visible()
+    page.get_by_role("button", name="tour").focus()
+    page.keyboard.press("Enter")
+    outer, inner = attention.outer[2][0].mean(dim=0), attention.inner[2][0]
+    patch = int(outer[0, 1:17].argmax())
+    answers = {}
+    for number, title in enumerate(STOPS, start=1):
+        settle(page)
+        heading, question, answer = tour_text(page)
+        assert (heading, answer) == (f"Stop {number} of 8: {title}", "")
+        assert question.endswith(("?", "unrelated."))
+        assert page.evaluate(focused) == "Reveal"
+        assert page.locator(".pointed").count() == 1
+        covered = page.locator(".lens table").evaluate("(one) => getComputedStyle(one).visibility")
+        assert (covered == "hidden") == (number == 7)
+        assert not page.locator(".arithmetic table").is_visible()
+        assert not page.locator(".hiding table").is_visible()
+        if number in (3, 4):
+            assert page.evaluate(state)["pixel"] == (None if number == 3 else 0)
+        page.keyboard.press("Space" if number % 2 else "Enter")
+        settle(page)
+        answers[title] = tour_text(page)[2]
+        assert answers[title]
+        assert page.evaluate(focused) == ("Next" if number < 8 else "Finish")
+        assert page.locator(".covered").count() == 0
+        assert page.locator(".arithmetic table").is_visible() == (number == 4)
+        assert page.locator(".hiding table").is_visible() == (number == 8)
+        after = page.evaluate(state)
+        if number == 2:
+            assert after["open"] == patch
+        if number == 5:
+            assert after["token"] == 0
+        if number == 8:
+            assert after["hidden"] == [patch]
+        page.keyboard.press("Enter")
+    assert page.evaluate(focused) == "tour"
+    assert not page.locator(".tour").is_visible()
+    assert page.locator(".pointed").count() == 0
+    assert page.evaluate("() => seen") == []
+    page.wait_for_timeout(600)
+    assert "tour" not in page.url.split("#")[-1]
+    assert "stop" not in page.url.split("#")[-1]
+
+    assert answers["Patches"] == (
+        "4 × 4 = 16 patches of 8 × 8 image pixels, a class token and a distillation token: 18 tokens."
+    )
+    assert answers["Pixel tokens"] == (
+        f"Patch {patch + 1} has 16, each for 2 × 2 image pixels. The image has 16 × 16 = 256."
+    )
+    row = inner[patch, 0, 0]
+    high, low = int(row.argmax()), int(row.argmin())
+    assert answers["Inner attention"].startswith(
+        f"The largest is {in_percent(row[high])}, for pixel token {high + 1}; "
+    )
+    numbers = re.search(r"highest score is (\S+) \(token (\d+)\), the lowest (\S+) \(token (\d+)\).*≈ (\S+)\.$",
+                        answers["The arithmetic of one row"].replace("−", "-"))  # fmt: skip
+    assert [int(numbers[2]), int(numbers[4])] == [high + 1, low + 1]
+    assert float(numbers[5]) == pytest.approx(float(row[high] / row[low]), rel=0.02, abs=0.06)
+    assert float(numbers[1]) - float(numbers[3]) == pytest.approx(float((row[high] / row[low]).log()), abs=0.03)
+    first, second = outer[0].topk(2).indices.tolist()
+    named = {0: "itself", 17: "the distillation token"}
+    first, second = (f"{named.get(one, f'patch {one}')} ({in_percent(outer[0, one])})" for one in (first, second))
+    whole = in_percent(outer[0, 1:17].sum())
+    assert answers["Outer attention"].startswith(
+        f"Most to {first}, then to {second}. All patches together get {whole}; "
+    )
+    correlation = float(interpret.rank_correlation(outer[17:, 1:17], outer[:1, 1:17]))
+    assert float(answers["The distillation token"].replace("−", "-").split()[2][:-1]) == pytest.approx(
+        correlation, abs=0.03
+    )
+    assert f"the class token to patch {patch + 1} (" in answers["The distillation token"]
+    assert answers["Block by block"] == page.locator(".lens p").first.inner_text()
+    before = probabilities(model, floats[:1], [])
+    without = [probabilities(model, floats[:1], [one]) for one in range(PATCHES)]
+    fall = torch.stack([before[0].max() - one[0, before[0].argmax()] for one in without])
+    worst = int(fall.argmax())
+    assert answers["Does it matter?"].startswith(f"Without patch {patch + 1}: {change(before, without[patch])}. ")
+    wanted = (
+        "No other patch lowers it more." if worst == patch
+        else f"The largest fall is that without patch {worst + 1}: {change(before, without[worst])}."
+    )  # fmt: skip
+    assert wanted in answers["Does it matter?"]
+
+
+def test_the_tour_can_be_left_and_follows_the_image(show, scene):
+    attention, data = scene[3], scene[4]
+    page = show(data)
+    start = page.get_by_role("button", name="tour", exact=True)
+    start.click()
+    page.keyboard.press("Escape")
+    assert start.evaluate("(one) => one === document.activeElement")
+    assert not page.locator(".tour").is_visible()
+    assert page.evaluate("() => document.querySelector('#explorer').explorer.state.open") is None  # as the stop set it
+    start.click()
+    assert page.get_by_role("button", name="Back").count() == 0
+    for _ in range(9):
+        page.locator(".tour .next").click()
+    assert tour_text(page)[0].startswith("Stop 5 of 8")
+    answers = set()
+    for number in (0, 1):
+        page.get_by_role("button", name=f"image {number + 1}").click()
+        settle(page)
+        values = attention.outer[2][number].mean(dim=0)[0]
+        answers.add(tour_text(page)[2])
+        assert f"({in_percent(values.max())}), then" in tour_text(page)[2]
+        assert f"All patches together get {in_percent(values[1:17].sum())}; " in tour_text(page)[2]
+    assert len(answers) == 2
+    page.get_by_role("button", name="Back").click()
+    assert tour_text(page)[0].startswith("Stop 4 of 8")
+    assert tour_text(page)[2] == ""
+    canvas(page).focus()
+    page.keyboard.press("Escape")  # from anywhere in the explorer
+    assert not page.locator(".tour").is_visible()
+
+
+def beside_it(page, height):
+    """The tour's panel is on the screen, next to what it is about, which is on the screen, too."""
+    panel, place = page.locator(".tour").bounding_box(), page.locator(".pointed").bounding_box()
+    assert -1 <= panel["y"] <= height - panel["height"] + 1
+    whole = page.locator("#explorer").bounding_box()
+    assert panel["y"] + panel["height"] <= whole["y"] + whole["height"]  # a notebook's output would scroll
+    below = panel["y"] - place["y"] - place["height"]
+    above = place["y"] - panel["y"] - panel["height"]
+    assert 3 < max(below, above) < 20  # and doesn't cover it
+    seen = min(place["y"] + place["height"], height) - max(place["y"], 0)
+    assert seen > min(place["height"] - 1, 200)
+
+
+@pytest.mark.parametrize(("name", "width"), [("titn_paper", 320), ("titn_paper", 1280), ("vit_paper", 320)])
+def test_the_tour_by_mouse(show, scene, name, width):
+    """What a stop is about is on the screen, and its panel, too; a model without a part has no stop for it."""
+    images = scene[1]
+    data = scene[4] if name == "titn_paper" else explorer.explorer_data(make(name), images)
+    page = show(data, width=width, height=640)
+    page.get_by_role("button", name="tour", exact=True).click()
+    titles = STOPS if name == "titn_paper" else [STOPS[0], STOPS[4], STOPS[6], STOPS[7]]
+    for number, title in enumerate(titles, start=1):
+        for _ in range(2):
+            assert tour_text(page)[0] == f"Stop {number} of {len(titles)}: {title}"
+            settle(page)
+            beside_it(page, 640)
+            assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+            page.locator(".tour .next").click()
+    assert not page.locator(".tour").is_visible()
+
+
+def test_the_tour_in_a_frame_as_high_as_its_page(show, scene):
+    """As on the site and in JupyterLab, where the panel can't be fixed to the window."""
+    script = (Path(__file__).parents[2] / "docs" / "_static" / "explorer_frame.js").read_text()
+    inside = html.escape(explorer.page_html(scene[4]), quote=True)
+    frame = f'<iframe id="titn-explorer" style="width: 100%" srcdoc="{inside}"></iframe>'
+    page = show(None, text=f'<meta charset="utf-8"><p style="height: 300px">{frame}<script>{script}</script>')
+    frame = page.frame_locator("iframe")
+    frame.locator("#explorer[data-ready]").wait_for()
+    page.wait_for_function("() => document.querySelector('iframe').clientHeight > 1000")
+    frame.get_by_role("button", name="tour", exact=True).click()
+    for _ in STOPS:
+        for _ in range(2):
+            page.wait_for_timeout(100)  # the frame grows with an opened part
+            beside_it(frame, 900)
+            frame.locator(".tour .next").click()
+    assert not frame.locator(".tour").is_visible()
 
 
 # --- to take along

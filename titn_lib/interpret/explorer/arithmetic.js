@@ -56,8 +56,7 @@ class Arithmetic {
     const size = query.length, row = (...cells) => make("tr", {}, ...cells.flat());
     const head = (name, span = 1) => make("th", { scope: span > 1 ? "colgroup" : "col", colspan: span }, name);
     const side = (name) => make("th", { scope: "row" }, name), blank = (span) => make("td", { colspan: span });
-    const text = (number) => number.toFixed(2).replace(/^-0.00$/, "0.00").replace("-", "−");
-    const cells = (numbers, name) => numbers.map((one) => make("td", { class: name }, text(one)));
+    const cells = (numbers, name) => numbers.map((one) => make("td", { class: name }, decimal(one)));
     const keyRow = (key, i) => row(side(`token ${i + 1}`), cells(key, "vector"), cells([products[i], scaled[i]]),
       make("td", { class: "share" }, percent(shares[i])), cells(values[i], "vector"));
     return [

@@ -7,11 +7,12 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from einops import repeat
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from titn_lib import interpret
@@ -26,6 +27,7 @@ from titn_lib.plots import palette
 MAX_IMAGES = 24
 MAX_BYTES_ALL_HEADS = 700_000  # per image and model; above, the explorer shows the mean over heads
 MAX_BYTES = 3_000_000  # per image and model
+MAX_HIDDEN = 100  # patches; with more, a prediction without each would take minutes
 
 
 @dataclass(eq=False)
@@ -251,12 +253,63 @@ def model_view(model: TokenClassifier, images: Float[Tensor, "1 channel height w
         "predictions": [top_classes(head_logits) for head_logits in logits],
         "lens": lens,
         "pixel_tokens": pack_numbers(tokens[0]) if tokens else None,
+        "hiding": hiding_view(model, images) if model.config.patches <= MAX_HIDDEN else None,
     }
 
 
 def size_in_bytes(maps: dict[str, list[Tensor]]) -> int:
     """Of packed maps: one byte per value."""
     return sum(block.numel() for blocks in maps.values() for block in blocks)
+
+
+# --- hidden patches
+
+
+class Hiding(NamedTuple):
+    """What hiding patches does to the prediction.
+
+    Attributes:
+        classes: those among the five most probable without hiding, or the most probable once; the predicted one first.
+        shares: their probabilities, first without hiding, then without each set of patches; of the model, and then of
+            each head if there are two.
+        drop: by how much the probability of the predicted class falls without each set of patches.
+    """
+
+    classes: list[int]
+    shares: Float[Tensor, "set output classes"]
+    drop: Float[Tensor, " set"]
+
+
+def hide_patches(
+    model: TokenClassifier, image: Float[Tensor, "1 channel height width"], sets: Bool[Tensor, "set patch"]
+) -> Hiding:
+    """Predict a normalized image without sets of its patches.
+
+    A hidden patch is 0, the mean color of the training images, as a cell of `perturbation_curve` that is deleted.
+    """
+    (rows, columns), (height, width) = model.config.grid, image.shape[2:]
+    hidden = torch.cat([torch.zeros_like(sets[:1]), sets]).to(image.device)
+    pattern = "set (row column) -> set 1 (row y) (column x)"
+    mask = repeat(hidden, pattern, row=rows, y=height // rows, x=width // columns)
+    heads = 1 + model.config.distillation_token
+    with torch.no_grad():
+        encodings = [model.forward_features(batch) for batch in image.masked_fill(mask, 0).split(64)]
+        logits = [torch.stack(model.heads.forward_all(one.hidden_states[-1])[:heads], dim=1) for one in encodings]
+    outputs = torch.cat(logits).float()
+    if heads > 1:
+        outputs = torch.cat([outputs.mean(dim=1, keepdim=True), outputs], dim=1)  # in evaluation, the mean of both
+    shares = require_finite(outputs, "the output").softmax(dim=-1).cpu()
+    likely = shares[0].topk(min(5, shares.shape[-1])).indices
+    classes = torch.cat([likely.flatten(), shares.argmax(dim=-1).flatten()]).unique()
+    classes = classes[shares[0, 0, classes].argsort(descending=True)]
+    kept = shares[..., classes]
+    return Hiding(classes.tolist(), kept, kept[0, 0, 0] - kept[1:, 0, 0])
+
+
+def hiding_view(model: TokenClassifier, image: Float[Tensor, "1 channel height width"]) -> dict[str, Any]:
+    """`hide_patches` for each single patch, packed."""
+    classes, shares, drop = hide_patches(model, image, torch.eye(model.config.patches, dtype=torch.bool))
+    return {"classes": classes, "shares": pack_numbers(shares), "drop": pack_numbers(drop)}
 
 
 # --- all together
@@ -268,9 +321,10 @@ def explorer_data(model: nn.Module, images: Tensor, **options: Any) -> dict[str,
     For each image and model: attention of both streams ("block head query key" and "block patch head query key"),
     rollout from the first block through each block (the same shape with one head), relevance of every pixel token for
     each head, the five most probable classes of the model and of each head, each head's prediction after every block
-    (`logit_lens`), and the pixel tokens that the last block's inner attention takes. With every head, `titn_paper`
-    takes half a megabyte per image. A model that would take more than MAX_BYTES_ALL_HEADS (`titn_paper_224`) comes
-    with the mean over heads.
+    (`logit_lens`), the pixel tokens that the last block's inner attention takes, and the predictions without each
+    single patch (`hide_patches`). With every head, `titn_paper` takes half a megabyte per image. A model that would
+    take more than MAX_BYTES_ALL_HEADS (`titn_paper_224`) comes with the mean over heads, and one with more than
+    MAX_HIDDEN patches without the predictions for hidden patches.
 
     Args:
         options: see `ExplorerInput`.
@@ -288,9 +342,7 @@ def collect(shown: ExplorerInput) -> dict[str, Any]:
     for image, label, title in zip(shown.images, shown.targets, shown.image_titles, strict=True):
         views = []
         for model in shown.students:
-            preprocessing, device = cast(Preprocessing, model.preprocessing), next(model.parameters()).device
-            normalized = normalize(image[None].to(device), preprocessing.mean, preprocessing.std)
-            views.append(model_view(model, normalized))
+            views.append(model_view(model, normalized(model, image)))
         predicted = None
         if teacher is not None:
             predicted = top_classes(predict(teacher, image[None], cast(Preprocessing, teacher.preprocessing)))
@@ -307,6 +359,12 @@ def collect(shown: ExplorerInput) -> dict[str, Any]:
     }
 
 
+def normalized(model: TokenClassifier, image: Tensor) -> Float[Tensor, "1 channel height width"]:
+    """A uint8 image as the model takes it."""
+    preprocessing, device = cast(Preprocessing, model.preprocessing), next(model.parameters()).device
+    return normalize(image[None].to(device), preprocessing.mean, preprocessing.std)
+
+
 def describe(name: str, model: TokenClassifier) -> dict[str, Any]:
     """The model's name and sizes."""
     config, attn = model.config, last_inner_attention(model)
@@ -318,6 +376,7 @@ def describe(name: str, model: TokenClassifier) -> dict[str, Any]:
         "qkv": qkv,
         "name": name,
         "data": Path(cast(Preprocessing, model.preprocessing).data).name,  # of a folder, the last part of its path
+        "mean": list(cast(Preprocessing, model.preprocessing).mean),  # a hidden patch's color
         "depth": config.depth,
         "distillation": bool(config.distillation_token),
         "patches": config.patches,

@@ -1,7 +1,7 @@
 // The attention explorer: its state, its controls, and one stage for each model, without dependencies.
 //
-// `explorer_script` in page.py joins helpers.js, stage.js and this file into one module, for the widget (`render`) and
-// for a page (`explore`). Python is needed only to add an image.
+// `explorer_script` in page.py joins the files into one module, for the widget (`render`) and for a page (`explore`).
+// Python is needed only to add an image, and for the effect of hiding several patches.
 
 const HOW = { // what each map shows
   attention: "Attention: how much of its update a token takes from each other token, in one block. A head is one of "
@@ -20,7 +20,8 @@ class Explorer {
     element.style.setProperty("--ramp", `linear-gradient(90deg, ${range(16).map((stop) => this.rgb(51 * stop))})`);
     this.deepest = Math.max(...data.models.map((model) => model.depth));
     this.start = { image: 0, mode: "attention", block: this.deepest - 1, outer: MEAN, inner: MEAN, reversed: false,
-      weighted: 0, opacity: 5, token: 0, head: 0, hover: null, open: undefined, pixel: null, hoverPixel: null };
+      weighted: 0, opacity: 5, token: 0, head: 0, hover: null, open: undefined, pixel: null, hoverPixel: null,
+      hidden: [] };
     this.state = { ...this.start }; // with `open` undefined, draw opens the patch that is attended to most
     this.stages = data.models.map((_, number) => new Stage(this, number));
     this.thumbs = make("div", { class: "thumbs", role: "group", "aria-label": "Images" });
@@ -34,18 +35,21 @@ class Explorer {
     this.link = make("button", { type: "button", class: "gone", onclick: () => this.copyLink() }, "copy link");
     const figure = make("button", { type: "button", onclick: () => this.saveFigure(),
       title: "The image, both maps, their legends and a description, as PNG" }, "save figure");
+    this.tour = new Tour(this);
     this.about = make("p", { class: "about", "aria-live": "polite" });
     this.how = make("p", { class: "how" });
     this.notice = make("p", { class: "notice", role: "alert" });
     element.classList.add("titn-explorer");
-    element.append(make("div", { class: "bar" }, this.thumbs, make("div", { class: "take" }, this.link, figure)), this.about,
+    element.append(make("div", { class: "bar" }, this.thumbs,
+      make("div", { class: "take" }, this.tour.start, this.link, figure)), this.about,
       make("div", { class: "bar" },
         ...[this.mode, this.direction, this.weighting, this.blocks, this.opacity].map((control) => control.element)),
       this.how, this.notice,
       make("div", { class: `stages of${this.stages.length}` }, ...this.stages.map((stage) => stage.element)),
-      this.help());
+      this.help(), this.tour.element);
     element.addEventListener("keydown", (event) => this.key(event));
-    if (send) this.acceptImages(send);
+    this.send = send;
+    if (send) this.acceptImages();
     this.load(data);
     this.watch = new ResizeObserver(() => this.schedule());
     this.watch.observe(element);
@@ -152,7 +156,9 @@ class Explorer {
     const scales = Object.keys(this.stages[0].highest); // the same for both models
     const highest = scales.map((name) => [name, Math.max(...this.stages.map((stage) => stage.highest[name]))]);
     for (const stage of this.stages) stage.draw(Object.fromEntries(highest));
+    this.ask();
     this.remember();
+    this.tour.follow();
     this.drawTime = performance.now() - began; // milliseconds
     if (!this.element.dataset.ready) performance.mark("ready");
     this.element.dataset.ready = true;
@@ -218,6 +224,11 @@ class Explorer {
     const { state } = this, stage = this.stages.find(({ element }) => element.contains(target)) ?? this.stages[0];
     const stream = target.closest(".inner") ? "inner" : "outer";
     const heads = Math.max(...this.stages.map((one) => one.heads(stream)));
+    if (key === "Escape" && this.tour.stop !== null) {
+      this.tour.end();
+      return true;
+    }
+    if (target === stage.hiding.image && stage.hiding.key(key)) return true;
     if (target === stage.canvas.outer && stage.move(key)) return true;
     if (target === stage.canvas.inner && stage.moveInside(key)) return true;
     if (key === "Escape" && state.open !== null) {
@@ -233,14 +244,37 @@ class Explorer {
     return true;
   }
 
+  /** Only with a kernel: ask for the predictions without several patches, one question at a time. */
+  ask() {
+    const { image, hidden: patches } = this.state, key = `${image}: ${patches}`;
+    if (!this.send || patches.length < 2 || this.asked || this.answer?.key === key) return;
+    this.asked = key;
+    try {
+      this.send({ hide: { key, image, patches } });
+    } catch {
+      this.say("Python doesn't answer: run this cell again, then hide patches.", true);
+    }
+  }
+
+  /** The answer came; the question may be another by now. */
+  receive(answer) {
+    [this.answer, this.asked] = [answer, null];
+    this.schedule();
+  }
+
+  /** The answer for these patches of the image, for each model, if it is known. */
+  answered(patches) {
+    return this.answer?.key === `${this.state.image}: ${patches}` ? this.answer.models : null;
+  }
+
   /** Only with a kernel: dropped or chosen files go to Python, which resizes them and updates `data`. */
-  acceptImages(send) {
+  acceptImages() {
     const take = async (files) => {
       for (const file of [...files]) {
         this.say(`Reading ${file.name} … If it doesn't appear, run this cell again.`);
         const content = await file.arrayBuffer();
         try {
-          send(file.name, content);
+          this.send({ image: file.name }, content);
         } catch {
           this.say("Python doesn't answer: run this cell again, then add the image.", true);
         }
@@ -277,16 +311,16 @@ export function explore(element, data, send) {
 
 /** The entry point of anywidget. */
 function render({ model, el }) {
-  const send = (name, content) => model.send({ image: name }, undefined, [content]);
+  const send = (message, ...contents) => model.send(message, undefined, contents);
   const inside = el.appendChild(document.createElement("div"));
   const explorer = explore(inside, model.get("data"), send);
   const load = () => explorer.load(model.get("data"));
-  const showError = (message) => explorer.say(message.error ?? "", true);
+  const receive = ({ hidden, error }) => hidden ? explorer.receive(hidden) : explorer.say(error ?? "", true);
   model.on("change:data", load);
-  model.on("msg:custom", showError);
+  model.on("msg:custom", receive);
   return () => {
     model.off("change:data", load);
-    model.off("msg:custom", showError);
+    model.off("msg:custom", receive);
     explorer.end();
   };
 }

@@ -55,6 +55,7 @@ function attentionOf(rows, matrix, heads, head, token, reversed) {
 const range = (count) => [...Array(count).keys()];
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 const sum = (values) => values.reduce((total, one) => total + one, 0);
+const decimal = (number) => number.toFixed(2).replace(/^-0.00$/, "0.00").replace("-", "−");
 const verdict = (label, truth) => truth === null ? "" : label === truth ? " ✓" : " ✗";
 const most = (values) => values.indexOf(Math.max(...values));
 

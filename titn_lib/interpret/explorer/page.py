@@ -17,7 +17,17 @@ from titn_lib.io import write_atomically
 from titn_lib.plots import plot_attention
 
 HERE = Path(__file__).parent
-SCRIPTS = ("helpers.js", "words.js", "predictions.js", "arithmetic.js", "stage.js", "share.js", "explorer.js")
+SCRIPTS = (
+    "helpers.js",
+    "words.js",
+    "predictions.js",
+    "arithmetic.js",
+    "hide.js",
+    "stage.js",
+    "share.js",
+    "tour.js",
+    "explorer.js",
+)
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -18,7 +18,7 @@ class Stage {
     this.summary = make("p", { class: "summary", "aria-live": "polite" });
     this.words = make("p", { class: "unseen" }); // for screen readers
     this.predictions = new Predictions(explorer, number);
-    this.arithmetic = new Arithmetic(this);
+    [this.hiding, this.arithmetic] = [new Hiding(this), new Arithmetic(this)];
     this.lines = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     this.lines.setAttribute("aria-hidden", "true");
     this.lines.innerHTML = "<line/><line/>";
@@ -49,7 +49,7 @@ class Stage {
         column("outer", "Outer stream: patches", make("div", { class: "tokens" }, ...this.special)),
         column("inner", "Inner stream: pixel tokens", make("div", { class: "tokens" }, this.opened, this.close)),
         this.predictions.lists, this.predictions.lens, this.lines),
-      this.arithmetic.element);
+      this.hiding.element, this.arithmetic.element);
     this.listen();
   }
 
@@ -71,6 +71,7 @@ class Stage {
     this.top = view.predictions.map((best) => best[0]);
     this.predictions.load(image);
     this.arithmetic.load(view);
+    this.hiding.load(view);
   }
 
   // --- values
@@ -180,6 +181,7 @@ class Stage {
     }
     this.predictions.mark(relevance ? -1 : this.block);
     this.arithmetic.draw();
+    this.hiding.draw();
     write(this.summary, summaryOf(this));
     write(this.words, inWords(this));
   }

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import torch
 import traitlets
 from torch import Tensor, nn
 
 from titn_lib.data.images import load_image
 from titn_lib.errors import TITNError
-from titn_lib.interpret.explorer.data import MAX_IMAGES, ExplorerInput, collect
+from titn_lib.interpret.explorer.data import MAX_IMAGES, ExplorerInput, collect, hide_patches, normalized
 from titn_lib.interpret.explorer.page import explorer_script, iframe_html
 
 MAX_TITLE = 100  # characters
@@ -22,7 +23,8 @@ class Explorer(anywidget.AnyWidget):
     """The attention of a student in both streams, on images of your choice: hover over a patch, click to open it.
 
     Drop an image file on it to add the image: it is resized like the data sets' images and passed through the models. A
-    saved notebook keeps a page inside the page, which works without a kernel but takes no new images.
+    saved notebook keeps a page inside the page. It works without a kernel, but takes no new images and hides only one
+    patch at a time.
 
     Args:
         model: a student (TITN, TNT, ViT) in evaluation mode, with its `preprocessing`.
@@ -39,6 +41,7 @@ class Explorer(anywidget.AnyWidget):
 
     def __init__(self, model: nn.Module, images: Tensor, **options: Any):
         self._input = ExplorerInput(model, images, **options)
+        self._images = list(images)
         super().__init__(data=collect(self._input))
         self.on_msg(self._receive)
 
@@ -56,6 +59,7 @@ class Explorer(anywidget.AnyWidget):
         config = self._input.students[0].config
         image = load_image(path, config.in_channels, config.image_size)
         added = collect(replace(self._input, images=image[None], labels=None, titles=[title or Path(path).name]))
+        self._images.append(image)
         self.data = {**self.data, "images": self.data["images"] + added["images"]}
 
     def __repr__(self) -> str:
@@ -63,6 +67,22 @@ class Explorer(anywidget.AnyWidget):
         return f"Explorer of {models} on {len(self.data['images'])} images"
 
     def _receive(self, _: object, message: dict[str, Any], buffers: list[Any]) -> None:
+        if "hide" in message:
+            self._hide(**message["hide"])
+        else:
+            self._add_file(message, buffers)
+
+    def _hide(self, key: str, image: int, patches: list[int]) -> None:
+        """Answer with the predictions without these patches, for each model."""
+        answers = []
+        for model in self._input.students:
+            hidden = torch.zeros(1, model.config.patches, dtype=torch.bool)
+            hidden[0, patches] = True
+            classes, shares, _ = hide_patches(model, normalized(model, self._images[image]), hidden)
+            answers.append({"classes": classes, "shares": shares.flatten().tolist()})
+        self.send({"hidden": {"key": key, "models": answers}})
+
+    def _add_file(self, message: dict[str, Any], buffers: list[Any]) -> None:
         """Add a dropped file, given by its name and its bytes. An error goes back as its message.
 
         The name becomes a title, never a path: it may be too long for one, or hold any character.
