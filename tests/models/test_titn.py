@@ -181,6 +181,25 @@ def test_local_perception_convolves_the_patch_grid(name):
     assert torch.equal(model.forward_features(images).hidden_states[0], plain.forward_features(images).hidden_states[0])
 
 
+def test_the_mlps_convolution_is_local_perception_of_its_hidden_layer():
+    settings = {"image_size": (16, 24), "patch_size": 8, "depth": 1}
+    model = create_model("titn_nano", mlp_convolution=True, **settings).double().eval()
+    layer = model.blocks[0].outer
+    first, gelu, local, last = layer.mlp
+    tokens = torch.randn(2, 8, model.token_width, dtype=torch.float64)  # class, 2×3 patches, distillation
+    hidden = gelu(first(layer.mlp_norm(tokens)))
+    around = F.conv2d(
+        hidden[:, 1:7].mT.unflatten(-1, (2, 3)), local.convolution.weight, local.convolution.bias,
+        padding=1, groups=hidden.shape[-1],
+    )  # fmt: skip
+    expected = hidden.clone()
+    expected[:, 1:7] += around.flatten(2).mT
+    torch.testing.assert_close(layer.mlp(layer.mlp_norm(tokens)), last(expected))
+    plain = create_model("titn_nano", **settings)
+    more = sum(parameter.numel() for parameter in local.parameters())
+    assert count_parameters(model) == count_parameters(plain) + more > count_parameters(plain)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -5,8 +5,8 @@
     curve = perturbation_curve(head_logits_fn(model), images, blank, order, classes)         is the map faithful?
 
 All functions take normalized images and a student in evaluation mode, and return tensors. A `head` is "class" or
-"distillation". Maps made from attention ignore `local_perception`, a convolution that carries information between
-neighboring patches, one patch further in each block. Gradients include it.
+"distillation". Maps made from attention ignore `local_perception` and `mlp_convolution`, convolutions that carry
+information between neighboring patches. Gradients include them.
 """
 
 import math

@@ -67,11 +67,17 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Linear → GELU → Linear for each token; the hidden layer is `ratio` times as wide."""
+    """Linear → GELU → Linear for each token; the hidden layer is `ratio` times as wide.
 
-    def __init__(self, width: int, ratio: float = 4):
+    Args:
+        grid: rows and columns of patches for `LocalPerception` after GELU, as in CMT's inverted residual feed-forward
+            network (Guo et al. 2021); None for none.
+    """
+
+    def __init__(self, width: int, ratio: float = 4, grid: tuple[int, int] | None = None):
         hidden = int(width * ratio)
-        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        local = [LocalPerception(hidden, grid)] if grid else []
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), *local, nn.Linear(hidden, width))
 
 
 class DropPath(nn.Module):
@@ -102,6 +108,7 @@ class TransformerLayer(nn.Module):
     Args:
         drop_path: probability that each residual branch is dropped in training (`DropPath`).
         head_width: as in `Attention`.
+        mlp_grid: as in `MLP`.
     """
 
     def __init__(
@@ -112,12 +119,13 @@ class TransformerLayer(nn.Module):
         bias: bool = True,
         drop_path: float = 0.0,
         head_width: int | None = None,
+        mlp_grid: tuple[int, int] | None = None,
     ):
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
         self.attn = Attention(width, heads, bias, head_width)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = MLP(width, mlp_ratio)
+        self.mlp = MLP(width, mlp_ratio, mlp_grid)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(

@@ -54,6 +54,7 @@ class TITNConfig(TokenConfig):
         drop_path: probability that a residual branch of the last block's outer layer is dropped for an image; it grows
             linearly from 0 in the first block (0 as published).
         local_perception: depthwise convolution on the grid of patch tokens in every block (ours, after CMT).
+        mlp_convolution: one more inside the outer layer's MLP (ours, after CMT).
     """
 
     name: str = "titn_paper"
@@ -79,6 +80,7 @@ class TITNConfig(TokenConfig):
     init: Literal["normal", "trunc_normal"] = "normal"
     drop_path: float = 0.0
     local_perception: bool = False
+    mlp_convolution: bool = False
 
     def __post_init__(self) -> None:
         check_student(self)
@@ -199,7 +201,8 @@ class Block(nn.Module):
         self.inner = TransformerLayer(config.inner_width, config.inner_heads, ratio, bias, head_width=inner)
         self.projection = PixelToPatch(config, norm, bias=norm == "pixel")
         self.local = LocalPerception(config.outer_width, config.grid) if config.local_perception else nn.Identity()
-        self.outer = TransformerLayer(config.outer_width, config.outer_heads, ratio, bias, drop_path, outer)
+        grid = config.grid if config.mlp_convolution else None
+        self.outer = TransformerLayer(config.outer_width, config.outer_heads, ratio, bias, drop_path, outer, grid)
 
     def forward(
         self, inner: Inner, outer: Outer, return_attention: bool = False

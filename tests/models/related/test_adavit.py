@@ -310,8 +310,9 @@ def test_patch_threshold():
 def test_invalid_settings():
     with pytest.raises(TITNError, match="the first block has no gates: choose a depth of 2 or more"):
         create_model("adavit_nano", depth=1)
-    with pytest.raises(TITNError, match="a convolution over patches needs: set local_perception=False"):
-        create_model("adavit_nano", local_perception=True)
+    for setting in ("local_perception", "mlp_convolution"):
+        with pytest.raises(TITNError, match=f"a convolution over patches needs: set {setting}=False"):
+            create_model("adavit_nano", **{setting: True})
     with pytest.raises(TITNError, match="patch_threshold must be between 0 and 1 and is 1"):
         create_model("adavit_nano", patch_threshold=1)
     with pytest.raises(TITNError, match="titn_nano has no gates to close: choose adavit_nano"):

@@ -54,10 +54,11 @@ class AdaViTConfig(titn.TITNConfig):
         super().__post_init__()
         if self.depth < 2:
             raise TITNError("the first block has no gates: choose a depth of 2 or more")
-        if self.local_perception:
-            raise TITNError(
-                "AdaViT skips closed patches, which a convolution over patches needs: set local_perception=False"
-            )
+        for setting in ("local_perception", "mlp_convolution"):
+            if getattr(self, setting):
+                raise TITNError(
+                    f"AdaViT skips closed patches, which a convolution over patches needs: set {setting}=False"
+                )
         if not 0 < self.patch_threshold < 1:
             raise TITNError(f"patch_threshold must be between 0 and 1 and is {self.patch_threshold!r}")
 
