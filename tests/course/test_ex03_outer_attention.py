@@ -159,6 +159,8 @@ def test_sizes_are_the_librarys():
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
+        ((14, 320, 123_304), "✓"),
+        ((torch.tensor(3 * 4 + 2), 320.0, 320 * 384 + 384 + 40), "✓"),
         ((12, 320, 123_304), "stand for no patch"),
         ((13, 320, 123_304), "missing"),
         ((14, 16, 123_304), "each has 20 features"),

@@ -90,7 +90,8 @@ def test_calibration(answer, message, expect):
 
 @pytest.mark.parametrize(
     ("answers", "message"),
-    [((0, 0.75, 0.1), "✓"), ((360, 0.75, 0.1), "the largest stays the largest"),
+    [((0, 0.75, 0.1), "✓"), ((torch.tensor(0), 3 / 4, np.float32(0.1)), "✓"),
+     ((360, 0.75, 0.1), "the largest stays the largest"),
      ((0, 0.9**0.5, 0.1), "the ratio of the two prob"), ((0, 0.81, 0.1), "this is a square"), ((0, 75, 0.1), "percent"),
      ((0, 0.45, 0.1), "and not the probabilities"), ((0, 0.9, 0.1), "its probability doesn't"),
      ((0, 81 / 82, 0.1), "that is T = 1/2"), ((0, 0.75, 0.5), "there are ten classes"), ((0, 0.75, 1), "tends to 0"),

@@ -96,6 +96,12 @@ def by_sums(network, images, labels, size):
         (F.cross_entropy(network(some), theirs, reduction="sum") / len(images)).backward()
 
 
+def summed_losses(network, images, labels, size):
+    for start in range(0, len(images), size):
+        loss = F.cross_entropy(network(images[start : start + size]), labels[start : start + size], reduction="sum")
+        loss.backward(torch.tensor(1 / size, dtype=loss.dtype))
+
+
 def at_once(network, images, labels, size):
     F.cross_entropy(network(images), labels).backward()
 
@@ -183,6 +189,7 @@ def test_accumulate(answer, says, expect):
     ("answer", "factors", "says"),
     [
         (undivided, (4, 1), "✓"),
+        (summed_losses, (torch.tensor(4.0), np.float64(1)), "✓"),
         (undivided, (4, 4), "AdamW divides by the root"),
         (undivided, (2, 1), "no root"),
         (undivided, (1, 1), "times the gradient"),

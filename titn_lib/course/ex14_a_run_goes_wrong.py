@@ -142,11 +142,13 @@ def check_diagnosis(answer: Any) -> Verdict:
     if not isinstance(answer, Mapping):
         return Verdict(False, f"it is {describe(answer)}; a dict was asked for: the number of a run, and a letter.")
     truth = hidden_faults()
-    given = {run: letter for run, letter in answer.items() if not unwritten(letter)}
+    given = {run: str(letter).strip().lower() for run, letter in answer.items() if not unwritten(letter)}
     if not given:
         return NOT_YET
-    if unknown := [letter for letter in given.values() if letter not in FAULTS]:
-        return Verdict(False, f"{unknown[0]!r} is none of the letters {', '.join(FAULTS)}.")
+    if unknown := [run for run in given if run not in truth]:
+        return Verdict(False, f"there is no run {unknown[0]!r}: the runs have the numbers 1 to {len(truth)}.")
+    if unknown := [run for run in given if given[run] not in FAULTS]:
+        return Verdict(False, f"{describe(answer[unknown[0]])} is none of the letters {', '.join(FAULTS)}.")
     wrong = [run for run in truth if run in given and given[run] != truth[run]]
     right = sum(given.get(run) == fault for run, fault in truth.items())
     if wrong:
