@@ -398,10 +398,10 @@ def test_the_widget_carries_the_same_data_and_takes_images(tmp_path, monkeypatch
 
 
 def test_where_frames_are_dropped_a_figure_and_a_sentence_are_left():
-    """JupyterLab (a notebook that isn't trusted yet) and GitHub keep neither <iframe> nor <style>."""
+    """JupyterLab (a notebook that isn't trusted yet) and GitHub keep no <iframe>, <script> or <style>."""
     model = make("titn_nano")
     shown = explorer.iframe_html(explorer.explorer_data(model, random_images(model)))
-    left = re.sub(r"<(style|iframe)\b.*?</\1>", "", shown, flags=re.DOTALL)
+    left = re.sub(r"<(style|script|iframe)\b.*?</\1>", "", shown, flags=re.DOTALL)
     assert left.startswith("<figure><img src=")
     assert "trust the notebook" in left
     png = base64.b64decode(re.search(r"base64,([^\"]+)", left)[1])

@@ -701,6 +701,28 @@ def test_two_models_side_by_side(show, scene):
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
 
 
+CUT_OFF = """() => [...document.querySelectorAll("#explorer *")].filter((one) => {
+  const { left, right } = one.getBoundingClientRect(), { overflowX } = getComputedStyle(one);
+  if (!one.checkVisibility({ visibilityProperty: true }) || one.matches("details div *, .unseen")) return false;
+  return left < 0 || right > innerWidth || (overflowX === "hidden" && one.scrollWidth > one.clientWidth + 1);
+}).map((one) => `${one.className} ${one.textContent}`)"""  # the tables in `details` may scroll
+
+
+@pytest.mark.parametrize(("width", "size"), [(320, "100%"), (320, "200%"), (375, "200%"), (700, "200%")])
+def test_two_models_with_large_text_on_a_phone(show, scene, width, size):
+    model, images, *_ = scene
+    names = ["titn_nano.cifar10", "titn_mini-local.cifar100"]
+    page = show(explorer.explorer_data(model, images, compare=make(depth=2), names=names), width=width)
+    page.evaluate("(size) => { document.documentElement.style.fontSize = size; }", size)
+    page.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    for mode in ("attention", "rollout", "relevance"):
+        page.get_by_role("button", name=mode, exact=True).click()
+        settle(page)
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width, mode
+        assert page.evaluate(CUT_OFF) == [], mode
+        assert page.locator(".hiding .legend").first.evaluate("(one) => one.scrollWidth - one.clientWidth") <= 0, mode
+
+
 @pytest.mark.parametrize("width", [500, 700, 1280])
 def test_nothing_sticks_out_and_the_dark_is_dark(show, scene, width):
     page = show(scene[4], width=width, dark=True)
@@ -852,6 +874,27 @@ def test_hiding_a_patch_by_mouse(show, scene, width, dark):
     assert f"effect and rollout, as shown, on this image: {correlation:.2f} (" in text_of(
         page, ".hiding > p:last-child"
     )
+
+
+def test_the_largest_effect_is_named_be_it_a_fall_or_a_rise(show, scene):
+    model, _, floats, _, data = scene
+    page = show(data)
+    open_hiding(page)
+    show_drop = """([drop, patch]) => {
+      const { explorer } = document.querySelector("#explorer");
+      explorer.stages[0].hiding.drop = Float32Array.from(drop);
+      explorer.set({ hidden: [patch] }); // so that all is drawn again
+    }"""
+    before = probabilities(model, floats[:1], [])
+    for strongest, effect in ((5, 0.5), (9, -0.5)):
+        drop = [0.01 * (patch - 7) for patch in range(PATCHES)]  # among them no effect, small falls and small rises
+        drop[strongest] = effect
+        page.evaluate(show_drop, [drop, strongest])
+        settle(page)
+        label = page.locator(".hiding canvas").nth(1).get_attribute("aria-label").replace("\u00a0", " ")
+        changed = change(before, probabilities(model, floats[:1], [strongest]))
+        wanted = f"Without patch {strongest + 1}, whose effect is the largest: {changed}."
+        assert label == f"Effect of hiding one patch. {wanted}"
 
 
 def test_the_probabilities_fit(show, scene):
@@ -1236,6 +1279,44 @@ def test_the_address_holds_the_state(show, scene):
     assert shown == pytest.approx(interpret.rollout(scene[3].outer[:2])[1, :, 6].tolist(), abs=1 / 255)
 
 
+def test_the_address_holds_the_hidden_patches(show, scene):
+    page = show(scene[4])
+    start, first = page.url, state_of(page)
+    open_hiding(page)
+    for patch in (6, 2):
+        page.mouse.click(*over_patch(page, patch))
+    page.wait_for_url(lambda url: url.endswith("&hide=7,3"), timeout=3000)
+    page.evaluate("() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; }")
+    page.get_by_role("button", name="copy link").click()
+    link, before = page.evaluate("() => copied"), state_of(page)
+    assert link == page.url
+    page.goto("about:blank")
+    page.goto(link)
+    page.wait_for_selector("#explorer[data-ready]")
+    settle(page)
+    assert state_of(page) == before
+    assert before["hidden"] == [6, 2]
+    image = page.locator(".hiding canvas").first  # open, without a click
+    assert [color_at(page, image, patch) == [102, 102, 102] for patch in (2, 3, 6)] == [True, False, True]
+    page.goto("about:blank")
+    page.goto(start)
+    page.wait_for_selector("#explorer[data-ready]")
+    assert not page.locator(".hiding table").is_visible()
+    for given, hidden in (("0,17,-1,x,1.5,,1e0, 2", []), ("", []), ("99,16,4,4,__proto__", [15, 3])):
+        page.evaluate("(given) => { location.hash = `hide=${given}`; }", given)
+        settle(page)
+        assert state_of(page) == {**first, "hidden": hidden}, given
+
+
+def test_no_address_hides_patches_of_a_model_with_many(show, scene):
+    image = scene[4]["images"][0]
+    views = [{**view, "hiding": None} for view in image["models"]]
+    page = show({**scene[4], "images": [{**image, "models": views}]})
+    page.evaluate("() => { location.hash = 'hide=3&block=1'; }")
+    settle(page)
+    assert [state_of(page)[key] for key in ("hidden", "block")] == [[], 0]
+
+
 def test_wrong_addresses_and_other_windows(show, scene):
     page = show(scene[4])
     first = state_of(page)
@@ -1338,6 +1419,12 @@ def test_an_exported_notebook_works_without_a_kernel(show, scene):
     frame = page.frame_locator("iframe[title='Attention explorer']")
     frame.locator("#explorer[data-ready]").wait_for()
     assert not page.locator("figure").is_visible()  # only for where frames are dropped
+    for width in (1280, 600):  # the frame is as high as its page
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_function("() => document.querySelector('iframe').clientHeight > 1000")
+        page.wait_for_timeout(200)
+        high = frame.locator("html").evaluate("(one) => [one.scrollHeight, one.clientHeight]")
+        assert high[0] == high[1] == page.locator("iframe").evaluate("(one) => one.clientHeight")
     inside = next(one for one in page.frames if one.parent_frame)
     frame.locator("input[aria-label=opacity]").fill("10")
     frame.locator("input[aria-label=block]").fill("0")

@@ -172,6 +172,7 @@ class Explorer {
     const follow = () => {
       const changes = changesOf(this, place.location.hash);
       if (Object.keys(changes).length) this.set({ ...this.start, ...changes });
+      if (changes.hidden) for (const { hiding } of this.stages) hiding.element.open = true;
     };
     follow();
     this.draw();

@@ -44,8 +44,17 @@ const element = document.getElementById("explorer");
 const explorer = explore(element, JSON.parse(document.getElementById("data").textContent));
 explorer.rememberIn(window);
 document.body.addEventListener("keydown", (event) => explorer.key(event)); // keys work before the first click, too
+new ResizeObserver(() => parent.postMessage(element.scrollHeight, "*")).observe(element); // for `FRAME_HEIGHT`
 </script></body></html>
 """
+
+# Makes a notebook's frame as high as its page, which says its height: a scrollbar inside another is hard to use.
+FRAME_HEIGHT = """<script>
+addEventListener("message", ({ data, source }) => {
+  for (const frame of document.querySelectorAll("iframe[title='Attention explorer']"))
+    if (frame.contentWindow === source) frame.style.height = `${data}px`;
+});
+</script>"""
 
 
 def explorer_script() -> str:
@@ -77,11 +86,12 @@ def page_html(data: dict[str, Any], title: str = "", theme: str = "") -> str:
 def iframe_html(data: dict[str, Any]) -> str:
     """The page inside an <iframe>, for a saved notebook: it works without a kernel and without a network.
 
-    JupyterLab, until the notebook is trusted, and GitHub drop <iframe> and <style>. A figure and a sentence are left.
+    JupyterLab, until the notebook is trusted, and GitHub drop <iframe>, <script> and <style>. A figure and a sentence
+    are left.
     """
     page = html.escape(page_html(data, theme="light"), quote=True)
     return (
-        "<style>iframe[title='Attention explorer'] + figure {display: none}</style>"
+        f"{FRAME_HEIGHT}<style>iframe[title='Attention explorer'] + figure {{display: none}}</style>"
         f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-downloads" title="Attention explorer" '
         f'style="width: 100%; height: 60rem; border: 0"></iframe>{still_html(data)}'
     )

@@ -25,23 +25,32 @@ function fieldsOf({ data, deepest }) {
   ];
 }
 
-/** The state as "#image=2&block=3&patch=7", without what is as at the start. */
+/** The hidden patches of "3,8", counted from 1. What isn't a patch is left out. */
+function hiddenIn({ data }, text) {
+  const [{ hiding }] = data.images[0].models;
+  const names = range(hiding ? data.models[0].patches : 0).map((i) => String(i + 1));
+  return [...new Set(text?.split(","))].map((name) => names.indexOf(name)).filter((patch) => patch >= 0);
+}
+
+/** The state as "#image=2&block=3&patch=7&hide=3,8", without what is as at the start. */
 function hashOf(explorer) {
   const { state, start } = explorer, parts = [];
   for (const [name, key, pairs] of fieldsOf(explorer)) {
     const pair = pairs.find(([, value]) => value === state[key]);
     if (pair && state[key] !== start[key]) parts.push(`${name}=${pair[0]}`);
   }
+  if (state.hidden.length) parts.push(`hide=${state.hidden.map((patch) => patch + 1)}`);
   return `#${parts.join("&")}`;
 }
 
 /** The changes that an address asks for. What it doesn't know or can't be is ignored. */
 function changesOf(explorer, hash) {
-  const given = new URLSearchParams(hash.slice(1)), changes = {};
+  const given = new URLSearchParams(hash.slice(1)), changes = {}, hidden = hiddenIn(explorer, given.get("hide"));
   for (const [name, key, pairs] of fieldsOf(explorer)) {
     const pair = pairs.find(([text]) => text === given.get(name));
     if (pair) changes[key] = pair[1];
   }
+  if (hidden.length) changes.hidden = hidden;
   return changes;
 }
 
