@@ -54,6 +54,7 @@ extensions = [
 # Notebooks are shown with their saved outputs: nothing is run.
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # of cells' outputs: with tables, as in the text
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 4
 myst_dmath_double_inline = True

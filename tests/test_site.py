@@ -212,6 +212,7 @@ def test_the_site_is_whole(site):
     assert {path.relative_to(TOP).with_suffix(".html").as_posix() for path in NOTEBOOKS} <= there
     assert {path.relative_to(TOP).with_suffix(".html").as_posix() for path in (TOP / "docs").rglob("*.md")} <= there
     for page, content in pages.items():
+        assert "| ——" not in page.read_text(encoding="utf-8"), f"{page} shows a table as text"
         assert not [link for link in content.loaded if link and re.match(r"(https?:)?//", link)], page
         assert content.missing_alt == [], page
         for link in content.links:

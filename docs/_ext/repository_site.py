@@ -182,14 +182,6 @@ def link_to_source(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             link.replace_self(nodes.reference("", "", *link.children, internal=True, refuri=page))
 
 
-def link_outputs(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """A link to a notebook in a cell's output: to its page."""
-    for link in doctree.findall(nodes.reference):
-        path = Path(docname).parent / link.get("refuri", "")
-        if path.suffix == ".ipynb" and path.with_suffix("").as_posix() in app.env.all_docs:
-            link["refuri"] = app.builder.get_relative_uri(docname, path.with_suffix("").as_posix()) or "#"
-
-
 def hide_solutions(app: Sphinx, doctree: nodes.document) -> None:
     """Solutions are reached from their notebooks, not from the sidebar."""
     if app.env.docname.startswith("notebooks/solutions/"):
@@ -261,5 +253,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", redirect_links, priority=400)
     app.connect("doctree-read", hide_solutions, priority=400)
     app.connect("doctree-resolved", link_to_source)
-    app.connect("doctree-resolved", link_outputs)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
