@@ -100,14 +100,19 @@ def alt_texts(name: str, book: nbformat.NotebookNode) -> list[tuple[int, str]]:
     return [(index, next(remaining[heading])) for index, heading in there]
 
 
-def describe_figures(app: Sphinx, doctree: nodes.document) -> None:
-    """Put the alt texts into a notebook's page."""
+def change_notebook(app: Sphinx, doctree: nodes.document) -> None:
+    """Describe a notebook's figures, and fold the outputs that a reader is asked to predict."""
     source = Path(app.env.doc2path(app.env.docname))
-    if source.suffix != ".ipynb":
-        return
-    name = source.relative_to(TOP / "notebooks").with_suffix("").as_posix()
+    if source.suffix == ".ipynb":
+        book = nbformat.read(source, as_version=4)
+        describe_figures(app, doctree, source.relative_to(TOP / "notebooks").with_suffix("").as_posix(), book)
+        fold_predictions(doctree, book)
+
+
+def describe_figures(app: Sphinx, doctree: nodes.document, name: str, book: nbformat.NotebookNode) -> None:
+    """Put the alt texts into a notebook's page."""
     try:
-        texts = alt_texts(name, nbformat.read(source, as_version=4))
+        texts = alt_texts(name, book)
     except ValueError as problem:
         log.warning(str(problem), location=app.env.docname)
         return
@@ -129,12 +134,8 @@ def predicted_cells(book: nbformat.NotebookNode) -> list[int]:
     return found
 
 
-def fold_predictions(app: Sphinx, doctree: nodes.document) -> None:
-    """Fold the outputs that a reader is asked to predict."""
-    source = Path(app.env.doc2path(app.env.docname))
-    if source.suffix != ".ipynb":
-        return
-    folded = predicted_cells(nbformat.read(source, as_version=4))
+def fold_predictions(doctree: nodes.document, book: nbformat.NotebookNode) -> None:
+    folded = predicted_cells(book)
     for node in doctree.findall(nodes.container):
         if node.get("nb_element") == "cell_code" and node["cell_index"] in folded:
             node.attributes |= {"hide_mode": "output", "prompt_show": PREDICTED, "prompt_hide": "Fold the output"}
@@ -246,8 +247,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", docstring_to_rst, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", keep_forward)
     # before Sphinx collects titles and links, at priority 500
-    app.connect("doctree-read", describe_figures, priority=400)
-    app.connect("doctree-read", fold_predictions, priority=400)
+    app.connect("doctree-read", change_notebook, priority=400)
     app.connect("doctree-read", remove_badge, priority=400)
     app.connect("doctree-read", join_sections, priority=400)
     app.connect("doctree-read", redirect_links, priority=400)

@@ -186,13 +186,20 @@ def is_timm_tnt(weights: dict[str, Tensor]) -> bool:
     return {"pixel_pos", "patch_pos", "blocks.0.attn_in.qk.weight", "head.weight"} <= weights.keys()
 
 
-def our_name(name: str) -> str:
-    """Our name of a weight of timm's TNT; the same name for one that has no counterpart."""
+def our_name(name: str, outside: dict[str, str], inside: dict[str, str]) -> str:
+    """Our name of a weight of timm's; the same name for one that has no counterpart."""
     block, rest = re.fullmatch(r"(blocks\.\d+\.)?(.*)", name).groups(default="")  # type: ignore[union-attr]
-    for theirs, ours in (INSIDE if block else OUTSIDE).items():
+    for theirs, ours in (inside if block else outside).items():
         if rest.startswith(theirs):
             return f"{block}{ours}{rest.removeprefix(theirs)}"
     return name
+
+
+def reshape_all(weights: dict[str, Tensor], wanted: dict[str, torch.Size]) -> dict[str, Tensor] | None:
+    """The weights in these shapes; None if their names or numbers of values are others."""
+    if {name: value.numel() for name, value in weights.items()} != {name: one.numel() for name, one in wanted.items()}:
+        return None
+    return {name: value.reshape(wanted[name]) for name, value in weights.items()}
 
 
 def from_timm_tnt(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], TITNConfig]:
@@ -216,23 +223,26 @@ def from_timm_tnt(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], TITNCon
         )  # fmt: skip
         if len(theirs["blocks.0.norm1_proj.weight"]) == config.inner_width:  # timm's legacy TNT
             config = replace(config, pixel_embedding="conv_across", projection_norm="pixel")
-        wanted = shapes(build_on_meta(TITN, config).state_dict())
-        found = {our_name(name): value for name, value in weights.items()}
-        if {name: value.numel() for name, value in found.items()} == {n: s.numel() for n, s in wanted.items()}:
-            return {name: value.reshape(wanted[name]) for name, value in found.items()}, config
+        found = {our_name(name, OUTSIDE, INSIDE): value for name, value in weights.items()}
+        ours = reshape_all(found, shapes(build_on_meta(TITN, config).state_dict()))
+        if ours is not None:
+            return ours, config
     raise TITNError("these weights of timm's TNT are neither of its small nor of its base size: take one of those")
 
 
 # --- timm's ViT and DeiT as ours
 
-VIT = {
+VIT_OUTSIDE = {
     "patch_embed.proj.": "embed.",
+    "norm.": "heads.class_head.0.",
+    "head.": "heads.class_head.1.",
+    "head_dist.": "heads.distillation_head.1.",
+}
+VIT_INSIDE = {
     "norm1.": "attention_norm.",
     "norm2.": "mlp_norm.",
     "mlp.fc1.": "mlp.0.",
     "mlp.fc2.": "mlp.2.",
-    "head.": "heads.class_head.1.",
-    "head_dist.": "heads.distillation_head.1.",
 }
 
 
@@ -265,20 +275,14 @@ def from_timm_vit(network: nn.Module) -> ViT | None:
     if config.distillation_token:  # timm's second token, our last
         first, distillation, patches = theirs["pos_embed"].split([1, 1, config.patches], dim=1)
         theirs["pos_embed"] = torch.cat([first, patches, distillation], dim=1)
-    ours = {}
-    for key, value in theirs.items():
-        block, rest = re.fullmatch(r"(blocks\.\d+\.)?(.*)", key).groups(default="")  # type: ignore[union-attr]
-        if not block and rest.startswith("norm."):  # one before both heads
-            for head in ("class_head", "distillation_head")[: 1 + config.distillation_token]:
-                ours[f"heads.{head}.0.{rest.removeprefix('norm.')}"] = value
-            continue
-        start = next((start for start in VIT if rest.startswith(start)), "")
-        ours[block + VIT.get(start, "") + rest.removeprefix(start)] = value
+    found = {our_name(key, VIT_OUTSIDE, VIT_INSIDE): value for key, value in theirs.items()}
+    if config.distillation_token:  # both heads have the one norm
+        found |= {f"heads.distillation_head.0.{key}": theirs[f"norm.{key}"] for key in ("weight", "bias")}
     model = cast(ViT, build_on_meta(ViT, config).train(vit.training))
-    wanted = shapes(model.state_dict())
-    if {key: value.numel() for key, value in ours.items()} != {key: shape.numel() for key, shape in wanted.items()}:
+    ours = reshape_all(found, shapes(model.state_dict()))
+    if ours is None:
         return None
-    model.load_state_dict({key: value.reshape(wanted[key]) for key, value in ours.items()}, assign=True)
+    model.load_state_dict(ours, assign=True)
     if preprocessing is None and known.get("mean"):
         preprocessing = timm_preprocessing(config.name, config.num_classes, known)
     model.preprocessing = preprocessing
