@@ -8,4 +8,4 @@ python=${PYTHON:-python3}
 "$python" -m pytest -o addopts= -p no:cacheprovider -W ignore -q -m gpu tests/kernels tests/training
 "$python" benchmarks/profile_step.py --out "$out/profile-cuda.json"
 "$python" benchmarks/speed.py --rounds 3 --modes float32 "bfloat16 compiled" --jobs "${JOB:-training}" \
-    --only ${ONLY:-ours timm} --out "$out/speed-cuda${JOB:+-$JOB}.json"  # notebook 10 shows the one of training
+    --only ${ONLY:-ours timm} --out "$out/speed-cuda${JOB:+-$JOB}.json"  # notebook 11 shows the one of training

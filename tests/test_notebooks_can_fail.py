@@ -20,7 +20,7 @@ FAULTS = {
         "02_inner_attention", "Cell outputs differ",
     ),
     "a teacher in training mode": (
-        "losses/distillation.py", "return teacher.eval()", "return teacher.train()", "06_distillation",
+        "losses/distillation.py", "return teacher.eval()", "return teacher.train()", "07_distillation",
         "the teacher is in training mode",
     ),
 }  # fmt: skip

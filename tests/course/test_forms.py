@@ -18,13 +18,13 @@ from titn_lib.course import ex02_inner_attention as ex02
 from titn_lib.course import ex03_outer_attention as ex03
 from titn_lib.course import ex04_titn as ex04
 from titn_lib.course import ex05_teacher as ex05
-from titn_lib.course import ex06_distillation as ex06
-from titn_lib.course import ex07_ablations as ex07
-from titn_lib.course import ex08_attention as ex08
-from titn_lib.course import ex10_scaling as ex10
-from titn_lib.course import ex11_related_attention as ex11
-from titn_lib.course import ex12_related_training as ex12
-from titn_lib.course import ex13_related_cost as ex13
+from titn_lib.course import ex07_distillation as ex07
+from titn_lib.course import ex08_ablations as ex08
+from titn_lib.course import ex09_attention as ex09
+from titn_lib.course import ex11_scaling as ex11
+from titn_lib.course import ex12_related_attention as ex12
+from titn_lib.course import ex14_related_training as ex14
+from titn_lib.course import ex15_related_cost as ex15
 from titn_lib.course.checks import Verdict
 from titn_lib.data.mixing import cutmix
 from titn_lib.losses.distillation import soft_loss, teacher_forward
@@ -90,27 +90,27 @@ RIGHT: dict[Callable, Any] = {
     ex04.check_projection: tnt_update,
     ex04.check_isolated: isolated,
     ex05.check_calibration: ex05.calibration_error,
-    ex06.check_soft_loss: soft_loss,
-    ex06.check_wrong_student: lambda student, teacher, T: soft_loss(student.detach(), teacher, T),
-    ex06.check_prepare: prepared,
-    ex07.check_gap: ex07.gap,
-    ex07.check_report: lambda change, base: change.max() - base.min(),
-    ex08.check_rollout: ex08.rollout,
-    ex10.check_rate: lambda *arguments: torch.tensor(ex10.rate(*arguments)),
-    ex11.check_carry: ex11.carry,
-    ex11.check_feature_map: lambda x: x,
-    ex12.check_relabel: relabel,
-    ex12.check_stranger: lambda teacher: torch.cat([teacher, torch.zeros(6, 5)], dim=-1),
-    ex13.check_straight_through: lambda soft: soft + ((4 * soft).round() / 4 - soft).detach(),
-    ex13.check_idle: half_open,
+    ex07.check_soft_loss: soft_loss,
+    ex07.check_wrong_student: lambda student, teacher, T: soft_loss(student.detach(), teacher, T),
+    ex07.check_prepare: prepared,
+    ex08.check_gap: ex08.gap,
+    ex08.check_report: lambda change, base: change.max() - base.min(),
+    ex09.check_rollout: ex09.rollout,
+    ex11.check_rate: lambda *arguments: torch.tensor(ex11.rate(*arguments)),
+    ex12.check_carry: ex12.carry,
+    ex12.check_feature_map: lambda x: x,
+    ex14.check_relabel: relabel,
+    ex14.check_stranger: lambda teacher: torch.cat([teacher, torch.zeros(6, 5)], dim=-1),
+    ex15.check_straight_through: lambda soft: soft + ((4 * soft).round() / 4 - soft).detach(),
+    ex15.check_idle: half_open,
 }
 NUMBERS = ("NumPy, backwards in memory", "list")
 REFUSED = {
-    (ex06.check_prepare, "with gradient"): "carry a gradient",
-    (ex13.check_straight_through, "sparse"): "but the gradient is off",  # none reaches the zeros
-    **{(ex06.check_soft_loss, form): "the value is right, but no gradient" for form in NUMBERS},
-    **{(ex06.check_wrong_student, form): "gradient" for form in NUMBERS},
-    **{(ex13.check_straight_through, form): "no gradient gets through" for form in NUMBERS},
+    (ex07.check_prepare, "with gradient"): "carry a gradient",
+    (ex15.check_straight_through, "sparse"): "but the gradient is off",  # none reaches the zeros
+    **{(ex07.check_soft_loss, form): "the value is right, but no gradient" for form in NUMBERS},
+    **{(ex07.check_wrong_student, form): "gradient" for form in NUMBERS},
+    **{(ex15.check_straight_through, form): "no gradient gets through" for form in NUMBERS},
 }
 
 

@@ -1,4 +1,4 @@
-"""Notebook 09 runs on a folder of other images: only `folder` changes."""
+"""Notebook 10 runs on a folder of other images: only `folder` changes."""
 
 import subprocess
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 from IPython.core.inputtransformer2 import TransformerManager
 from PIL import Image
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "09_your_images.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "10_your_images.ipynb"
 CLASSES = {"a<b> & 5$": 20, "собака": 11, "x_^$": 7}  # unequal, and names that are markup or formulas elsewhere
 
 
@@ -31,7 +31,7 @@ def make_folder(top):
     return top
 
 
-def test_notebook_09_runs_on_another_folder(tmp_path, monkeypatch, capsys):
+def test_notebook_10_runs_on_another_folder(tmp_path, monkeypatch, capsys):
     folder = make_folder(tmp_path / "mine")
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     changed = [

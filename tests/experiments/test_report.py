@@ -126,7 +126,7 @@ def test_thresholds_are_the_quantiles_of_t(runs, base_runs, freedom, threshold):
 
 
 def test_unequal_numbers_of_runs_count():
-    """Against a simulation under the null hypothesis, as in notebook 07."""
+    """Against a simulation under the null hypothesis, as in notebook 08."""
     runs, base_runs, freedom, t = [1, 2, 2, 6], 3, 8, 2.4
     random = torch.Generator().manual_seed(0)
     counts = torch.tensor([base_runs, *runs])

@@ -1,6 +1,6 @@
 """Five questions on each notebook, with an explanation for every choice.
 
-    quiz("06")         in a notebook; without a kernel, its choices fold out
+    quiz("07")         in a notebook; without a kernel, its choices fold out
     quiz_progress()    how many questions have been answered right
 
     python -m titn_lib.course.quiz cards.tsv    all questions as flash cards, for Anki
