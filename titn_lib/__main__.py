@@ -149,8 +149,9 @@ def predict(paths: list[Path], weights: Path) -> None:
 
 
 def explore(
-    paths: list[Path], weights: Path, compare: Path | None, teacher: Path | None, labels: list[str] | None, out: Path
-) -> None:
+    paths: list[Path], weights: Path, compare: Path | None, teacher: Path | None, labels: list[str] | None,
+    heads: str | None, live: Path | None, out: Path,
+) -> None:  # fmt: skip
     """Write an interactive page of a student's attention maps, one HTML file for any browser."""
     from titn_lib.data.images import load_images
     from titn_lib.interpret.attribution import require_attention
@@ -164,7 +165,8 @@ def explore(
     images = load_images(paths, model.config.in_channels, model.config.image_size)
     names = [path.parent.name if path.name == "model.safetensors" else path.name for path in (weights, compare) if path]
     titles = [path.name for path in paths]
-    write_page(out, model, images, labels=labels, compare=other, teacher=teacher_model, names=names, titles=titles)
+    shown = {"labels": labels, "compare": other, "teacher": teacher_model, "names": names, "titles": titles}
+    write_page(out, model, images, live=live, heads=heads, **shown)
     print(f"open it in a browser: {out}")
 
 
@@ -310,6 +312,8 @@ def add_model_commands(commands: Any) -> None:
     parser.add_argument("--compare", type=path_of, metavar="WEIGHTS", help="a second student, shown next to the first")
     parser.add_argument("--teacher", type=path_of, metavar="WEIGHTS", help="a teacher, whose predictions are shown too")
     parser.add_argument("--labels", nargs="+", metavar="CLASS", help="the true class of each image, in their order")
+    parser.add_argument("--heads", type=text_of, metavar="DATA", help="summarize every head on images of a data set")
+    parser.add_argument("--live", type=path_of, metavar="FOLDER", help="of onnxruntime-web: a page that computes, 8 MB")
     parser.add_argument("--out", type=path_of, default="attention.html", metavar="FILE", help="default: %(default)s")
 
     parser = add_command(commands, "download", download)

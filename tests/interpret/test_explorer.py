@@ -23,6 +23,7 @@ from titn_lib.data.images import load_image
 from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.interpret import explorer
 from titn_lib.interpret.explorer import data as explorer_arrays
+from titn_lib.interpret.explorer import forward as explorer_forward
 
 TOP = Path(__file__).parents[2]
 SMALL = {"num_classes": 6, "in_channels": 1, "image_size": (8, 12), "patch_size": 4, "depth": 3}
@@ -150,7 +151,7 @@ def test_the_arithmetic_of_the_last_inner_attention(student, monkeypatch):
     query, key, _ = linear.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     shares = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1)
     torch.testing.assert_close(shares, wanted[-1][0], atol=2e-3, rtol=0)
-    monkeypatch.setattr(explorer_arrays, "MAX_BYTES_ALL_HEADS", 100)  # the mean over heads has no such arithmetic
+    monkeypatch.setattr(explorer_forward, "MAX_BYTES_ALL_HEADS", 100)  # the mean over heads has no such arithmetic
     assert explorer.explorer_data(student, images)["images"][0]["models"][0]["pixel_tokens"] is None
 
 
@@ -218,11 +219,11 @@ def test_the_palette_is_that_of_the_figures():
 def test_a_model_with_much_attention_comes_with_the_mean(monkeypatch):
     model, images = make("titn_paper"), torch.zeros(1, 1, 8, 12, dtype=torch.uint8)
     wanted = interpret.attention(model, normalized(images))
-    monkeypatch.setattr(explorer_arrays, "MAX_BYTES_ALL_HEADS", 100)
+    monkeypatch.setattr(explorer_forward, "MAX_BYTES_ALL_HEADS", 100)
     kept = explorer.attention_maps(explorer.explorer_data(model, images))
     torch.testing.assert_close(kept.outer[1], wanted.outer[1].mean(dim=1, keepdim=True), atol=1 / 510 + 1e-6, rtol=0)
     torch.testing.assert_close(kept.inner[1], wanted.inner[1].mean(dim=2, keepdim=True), atol=1 / 510 + 1e-6, rtol=0)
-    monkeypatch.setattr(explorer_arrays, "MAX_BYTES", 200)
+    monkeypatch.setattr(explorer_forward, "MAX_BYTES", 200)
     with pytest.raises(TITNError, match=r"attention of titn_paper on one image of 8×12 takes .* load it for smaller"):
         explorer.explorer_data(model, images)
 

@@ -1,17 +1,12 @@
-"""The explorer in a real browser, without network: what is on the screen is what the model did.
-
-Needs the group `browser` (uv sync --group browser) and a Chromium: where CHROMIUM points, /usr/bin/chromium, or the one
-that `playwright install chromium` fetches.
-"""
+"""The explorer in a real browser, without network: what is on the screen is what the model did."""
 
 import base64
 import html
 import json
-import os
 import re
-import warnings
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -21,11 +16,11 @@ from PIL import Image
 from torch import nn
 
 from titn_lib import create_model, interpret
+from titn_lib.data.datasets import ImageDataset
 from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.interpret import explorer
+from titn_lib.interpret.explorer import overview
 from titn_lib.plots import palette
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: uv sync --group browser")
 
 PREPROCESSING = Preprocessing("photos/x", ("cat", "dog", "ship", "frog"), (0.4,) * 3, (0.3,) * 3)
 COLUMNS, PATCHES = 4, 16  # of titn_paper on 32×32 images
@@ -53,44 +48,6 @@ def scene():
         interpret.attention(model, floats),
         explorer.explorer_data(model, images, labels=[2, 0]),
     )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = os.environ.get("CHROMIUM") or next((str(p) for p in [Path("/usr/bin/chromium")] if p.exists()), None)
-    with warnings.catch_warnings(), playwright.sync_playwright() as driver:
-        try:
-            opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        except playwright.Error as problem:
-            pytest.skip(f"no Chromium to test with (set CHROMIUM to its path): {str(problem).splitlines()[0]}")
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    """Opens an explorer without network; afterwards there must have been no error in its console."""
-    problems, contexts = [], []
-
-    def open_page(data, width=1280, height=900, dark=False, text=None, **options):
-        size, scheme = {"width": width, "height": height}, "dark" if dark else "light"
-        context = browser.new_context(viewport=size, color_scheme=scheme, **options)
-        contexts.append(context)
-        context.set_offline(True)
-        page = context.new_page()
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda problem: problems.append(str(problem)))
-        file = tmp_path / f"{len(contexts)}.html"
-        file.write_text(text or explorer.page_html(data))
-        page.goto(file.as_uri())
-        if text is None:
-            page.wait_for_selector("#explorer[data-ready]")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert [problem for problem in problems if "ERR_INTERNET_DISCONNECTED" not in problem] == []
 
 
 def canvas(page, stream="outer", stage=0):
@@ -565,7 +522,7 @@ def test_an_image_that_python_does_not_take(show, scene):
       document.body.prepend(element);
       window.sent = [];
       const send = (name) => { if (sent.push(name) > 1) throw new Error("Cannot send"); };
-      window.live = new explorer.constructor(element, explorer.data, send);
+      window.live = new explorer.constructor(element, explorer.data, { send, hint: "" });
     }""")
     notice = page.locator(".notice").first
     for name, text in (("cat.jpg", "Reading cat.jpg …"), ("dog.jpg", "Python doesn't answer: run this cell again")):
@@ -1023,7 +980,7 @@ def test_python_answers_for_several_hidden_patches(show, scene):
     for patch in (1, 2, 12):
         page.evaluate("(patch) => explorer.stages[0].hiding.set(patch, true)", patch)
         settle(page)
-    assert status.first.inner_text().startswith("Asking Python … If no answer comes, run this cell again.")
+    assert status.first.inner_text().startswith("Computing … If no answer comes, run this cell again.")
     page.evaluate("() => resume()")
     page.wait_for_function("() => document.querySelector('.hiding > p[aria-live]').textContent.startsWith('Without')")
     assert [message["hide"]["patches"] for message in sent[1:]] == [[3, 8, 1], [3, 8, 1, 2, 12]]
@@ -1035,10 +992,68 @@ def test_python_answers_for_several_hidden_patches(show, scene):
     wanted = change(probabilities(model, floats[1:], []), probabilities(model, floats[1:], [3, 8, 1, 2, 12]))
     assert status.first.inner_text().replace("\u00a0", " ") == f"Without 5 patches: {wanted}."
     page.evaluate(
-        "() => { explorer.send = () => { throw new Error('Cannot send'); }; explorer.set({ hidden: [1, 2] }); }"
+        "() => { explorer.backend.send = () => { throw new Error('Cannot send'); }; explorer.set({ hidden: [1, 2] }); }"
     )
     settle(page)
     assert page.locator(".notice").inner_text() == "Python doesn't answer: run this cell again, then hide patches."
+
+
+# --- every head over many images
+
+
+def test_the_overview_of_heads(show, scene, monkeypatch):
+    """Sorted by what was measured; a head leads to the image where its class token attends to the fewest patches."""
+    model, images, floats, attention, data = scene
+    labels = model(floats).argmax(dim=-1).repeat(20)
+    splits = SimpleNamespace(classes=PREPROCESSING.classes, validation=ImageDataset(images.repeat(20, 1, 1, 1), labels))
+    monkeypatch.setattr(overview, "load_dataset", lambda *arguments: splits)
+    found = overview.overview_data([model], "photos")
+    page = show({**data, "heads": found}, dark=True)
+    tiles = page.locator(".heads button")
+    assert tiles.count() == 0  # nothing is drawn until it is opened
+    page.locator(".overview summary").click()
+    settle(page)
+    assert page.locator(".overview > p").inner_text().startswith(
+        f"On 40 images of photos, of which {found['accuracy'][0]:.1f} % are classified correctly."
+    )  # fmt: skip
+    names = page.locator(".heads b").all_inner_texts
+    assert names() == [f"block {block}, head {head}" for block in (1, 2, 3) for head in range(1, 9)]
+    for button, part in (("distance", "distance"), ("evenness", "tokens"), ("effect", "effect")):
+        page.get_by_role("button", name=button, exact=True).click()
+        settle(page)
+        values = found["models"][0]["outer"][part]
+        shown = [
+            values[int(block) - 1][int(head) - 1] for block, head in (re.findall(r"\d+", name) for name in names())
+        ]
+        assert shown == sorted(shown, reverse=True)
+        assert len(shown) == 24
+    outer = found["models"][0]["outer"]
+    block, head = (int(number) - 1 for number in re.findall(r"\d+", names()[0]))
+    assert outer["effect"][block][head] > 1  # something is lost
+    text = tiles.first.inner_text().split("\n")
+    points, error = outer["effect"][block][head], outer["error"][block][head]
+    assert text[1] == f"−{points:.1f} ± {error:.1f} points"
+    assert text[2:] == [
+        f"{outer['distance'][block][head]:.1f} patches far",
+        f"{outer['tokens'][block][head]:.1f} tokens",
+    ]
+    assert f"distance {outer['distance'][block][head]:.1f} patches" in tiles.first.get_attribute("aria-label")
+    tiles.first.focus()
+    page.keyboard.press("Enter")
+    settle(page)
+    state = page.evaluate("() => document.querySelector('#explorer').explorer.state")
+    rows = attention.outer[block][:, head, 0]
+    assert (state["mode"], state["block"], state["outer"]) == ("attention", block, head)
+    assert state["image"] == int(torch.special.entr(rows).sum(dim=-1).argmin())
+    assert [tile.get_attribute("aria-pressed") for tile in tiles.all()] == ["true"] + 23 * ["false"]
+    assert tiles.first.evaluate("(one) => one === document.activeElement")
+    page.get_by_role("button", name="inner", exact=True).click()
+    settle(page)
+    assert tiles.count() == 12
+    assert "pixel tokens far" in tiles.first.inner_text()
+    page.set_viewport_size({"width": 320, "height": 700})
+    settle(page)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 320
 
 
 # --- the tour

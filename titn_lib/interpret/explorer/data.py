@@ -3,7 +3,6 @@
 Switching block, head or method in the browser then needs no model.
 """
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -18,15 +17,13 @@ from torch import Tensor, nn
 from titn_lib import interpret
 from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.errors import TITNError, unknown
+from titn_lib.interpret.explorer.forward import ExplorerForward, last_inner_attention
 from titn_lib.models.base import AttentionMaps, Classifier, TokenClassifier
 from titn_lib.models.inference import predict
-from titn_lib.models.layers import Attention
-from titn_lib.models.titn import TITN
 from titn_lib.plots import palette
 
 MAX_IMAGES = 24
-MAX_BYTES_ALL_HEADS = 700_000  # per image and model; above, the explorer shows the mean over heads
-MAX_BYTES = 3_000_000  # per image and model
+MAPS = ("outer", "inner", "rolled_outer", "rolled_inner")
 MAX_HIDDEN = 100  # patches; with more, a prediction without each would take minutes
 
 
@@ -166,12 +163,6 @@ def pack_numbers(values: Float[Tensor, "*any"]) -> dict[str, Any]:
     return {"shape": list(values.shape), "bytes": rounded.numpy().astype("<i2").tobytes(), "scale": scale}
 
 
-def last_inner_attention(model: nn.Module) -> Attention | None:
-    """The inner attention of the last block, whose arithmetic is shown."""
-    attn = model.blocks[-1].inner.attn if isinstance(model, TITN) else None  # type: ignore[union-attr]
-    return attn if type(attn) is Attention else None
-
-
 def attention_maps(data: dict[str, Any], image: int = 0, model: int = 0) -> AttentionMaps:
     """The attention of one image in `explorer_data`, as a batch of one, for the functions of `plots`."""
     view = data["images"][image]["models"][model]
@@ -185,31 +176,23 @@ def top_classes(logits: Float[Tensor, "1 classes"], count: int = 5) -> list[list
     return [[label, share] for label, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def logit_lens(model: TokenClassifier, hidden_states: list[Float[Tensor, "1 token width"]]) -> list[list[list[float]]]:
+def logit_lens(logits: Float[Tensor, "block head class"]) -> list[list[list[float]]]:
     """Each head's prediction after every block: [class, probability] by block and head.
 
     The logit lens (nostalgebraist 2020) applies the heads, with their norms, to the tokens after an earlier block. They
     were trained on those of the last block only, so it is an approximation. After the last block it is the prediction.
     """
-    heads = 1 + model.config.distillation_token
-    return [
-        [top_classes(logits, count=1)[0] for logits in model.heads.forward_all(tokens)[:heads]]
-        for tokens in hidden_states
-    ]
+    return [[top_classes(head[None], count=1)[0] for head in block] for block in logits]
 
 
 def relevance_maps(
-    model: TokenClassifier, images: Float[Tensor, "1 channel height width"], logits: tuple[Tensor, ...]
+    model: TokenClassifier, images: Float[Tensor, "1 channel height width"], logits: Float[Tensor, "head class"]
 ) -> dict[str, Any]:
-    """Relevance of every pixel token for each head: first for any class, then for the head's predicted class.
-
-    Args:
-        logits: of each head.
-    """
+    """Relevance of every pixel token for each head: first for any class, then for the head's predicted class."""
     side = getattr(model.config, "pixel_size", None) or model.config.image_size[0] // model.config.grid[0]
     maps, classes = [], []
     for head, head_logits in zip(("class", "distillation"), logits, strict=False):
-        predicted = head_logits.argmax(dim=-1)
+        predicted = head_logits.argmax(dim=-1, keepdim=True)
         for target in (None, predicted):
             maps.append(interpret.cells(interpret.relevance(model, images, head, target).image, side))
         classes.append(int(predicted))
@@ -218,48 +201,18 @@ def relevance_maps(
 
 def model_view(model: TokenClassifier, images: Float[Tensor, "1 channel height width"]) -> dict[str, Any]:
     """Attention, rollout, relevance and predictions of one model on one normalized image."""
-    arithmetic, tokens = last_inner_attention(model), []
-    with torch.no_grad(), contextlib.ExitStack() as hooks:
-        if arithmetic is not None:
-            handle = arithmetic.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0][0]))
-            hooks.callback(handle.remove)
-        encoding = model.forward_features(images, return_attention=True)
-        both = model.heads.forward_all(encoding.hidden_states[-1])
-        lens = logit_lens(model, encoding.hidden_states)
-    logits = both[: 1 + model.config.distillation_token]
-    attention: dict[str, list[Tensor]] = dict(zip(("inner", "outer"), encoding.attention, strict=True))
-    rolled = {  # with an axis for a single head
-        f"rolled_{stream}": [rollout.unsqueeze(-3) for rollout in interpret.rollouts(blocks)]
-        for stream, blocks in attention.items()
-    }
-    if size_in_bytes(attention | rolled) > MAX_BYTES_ALL_HEADS:
-        attention = {
-            stream: [block.mean(dim=-3, keepdim=True) for block in blocks] for stream, blocks in attention.items()
-        }
-        tokens.clear()  # the arithmetic is that of single heads
-    if (size := size_in_bytes(attention | rolled)) > MAX_BYTES:
-        raise TITNError(
-            f"the attention of {model.config.name} on one image of {'×'.join(map(str, model.config.image_size))} "
-            f"takes {size / 1e6:.0f} MB, more than the explorer carries ({MAX_BYTES / 1e6:.0f} MB): take a model with "
-            "larger patches, or load it for smaller images with load_model(path, image_size=…)"
-        )
-    packed = {
-        name: pack(torch.stack(blocks)[:, 0]) if blocks else None for name, blocks in (attention | rolled).items()
-    }
+    with torch.no_grad():
+        found = {name: values[0] for name, values in ExplorerForward(model)(images).items()}
+    logits = found["logits"]  # block head class
     return {
-        **packed,
-        "relevance": relevance_maps(model, images, logits),
-        "output": top_classes(torch.stack(logits).mean(dim=0)),  # in evaluation, the mean of both heads
-        "predictions": [top_classes(head_logits) for head_logits in logits],
-        "lens": lens,
-        "pixel_tokens": pack_numbers(tokens[0]) if tokens else None,
+        **{name: pack(found[name]) if name in found else None for name in MAPS},
+        "relevance": relevance_maps(model, images, logits[-1]),
+        "output": top_classes(logits[-1].mean(dim=0, keepdim=True)),  # in evaluation, the mean of both heads
+        "predictions": [top_classes(head[None]) for head in logits[-1]],
+        "lens": logit_lens(logits),
+        "pixel_tokens": pack_numbers(found["pixel_tokens"]) if "pixel_tokens" in found else None,
         "hiding": hiding_view(model, images) if model.config.patches <= MAX_HIDDEN else None,
     }
-
-
-def size_in_bytes(maps: dict[str, list[Tensor]]) -> int:
-    """Of packed maps: one byte per value."""
-    return sum(block.numel() for blocks in maps.values() for block in blocks)
 
 
 # --- hidden patches
@@ -377,6 +330,7 @@ def describe(name: str, model: TokenClassifier) -> dict[str, Any]:
         "name": name,
         "data": Path(cast(Preprocessing, model.preprocessing).data).name,  # of a folder, the last part of its path
         "mean": list(cast(Preprocessing, model.preprocessing).mean),  # a hidden patch's color
+        "std": list(cast(Preprocessing, model.preprocessing).std),
         "depth": config.depth,
         "distillation": bool(config.distillation_token),
         "patches": config.patches,

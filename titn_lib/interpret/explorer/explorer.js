@@ -1,7 +1,7 @@
 // The attention explorer: its state, its controls, and one stage for each model, without dependencies.
 //
 // `explorer_script` in page.py joins the files into one module, for the widget (`render`) and for a page (`explore`).
-// Python is needed only to add an image, and for the effect of hiding several patches.
+// A backend, Python or `Live`, is needed only to add an image, and for the effect of hiding several patches.
 
 const HOW = { // what each map shows
   attention: "Attention: how much of its update a token takes from each other token, in one block. A head is one of "
@@ -12,7 +12,8 @@ const HOW = { // what each map shows
 const MODES = Object.keys(HOW);
 
 class Explorer {
-  constructor(element, data, send) {
+  /** The backend has `send`, which takes a message, and `hint`, what to do if no answer comes. */
+  constructor(element, data, backend) {
     performance.mark("data");
     this.element = element;
     this.data = data;
@@ -48,8 +49,8 @@ class Explorer {
       make("div", { class: `stages of${this.stages.length}` }, ...this.stages.map((stage) => stage.element)),
       this.help(), this.tour.element);
     element.addEventListener("keydown", (event) => this.key(event));
-    this.send = send;
-    if (send) this.acceptImages();
+    this.backend = backend;
+    if (backend) this.acceptImages();
     this.load(data);
     this.watch = new ResizeObserver(() => this.schedule());
     this.watch.observe(element);
@@ -131,6 +132,7 @@ class Explorer {
     this.em = parseFloat(style.fontSize); // in pixels
     if (this.loaded !== state.image) {
       this.stages.forEach((stage) => stage.load(data.images[state.image]));
+      this.offerRelevance(data.images[state.image]);
       write(this.about, this.aboutImage(data.images[state.image]));
       this.loaded = state.image;
     }
@@ -162,6 +164,14 @@ class Explorer {
     this.drawTime = performance.now() - began; // milliseconds
     if (!this.element.dataset.ready) performance.mark("ready");
     this.element.dataset.ready = true;
+  }
+
+  /** Relevance needs gradients: a page that computes has none of an image that was added. */
+  offerRelevance({ models }) {
+    const button = this.mode.element.children[MODES.indexOf("relevance")], missing = models.some((view) => !view.relevance);
+    button.disabled = missing;
+    button.title = missing ? "Relevance needs gradients, which are computed in Python only" : "";
+    if (missing && this.state.mode === "relevance") this.state.mode = "attention";
   }
 
   // --- to take along
@@ -240,18 +250,21 @@ class Explorer {
     else if (key === "," || key === ".")
       this.set({ [stream]: clamp(state[stream] + (key === "," ? -1 : 1), MEAN, heads - 1) });
     else if (key === "t") this.set({ reversed: !state.reversed });
-    else if (key === "m") this.set({ mode: MODES[(MODES.indexOf(state.mode) + 1) % MODES.length] });
+    else if (key === "m") {
+      const offered = MODES.filter((_, i) => !this.mode.element.children[i].disabled);
+      this.set({ mode: offered[(offered.indexOf(state.mode) + 1) % offered.length] });
+    }
     else return false;
     return true;
   }
 
-  /** Only with a kernel: ask for the predictions without several patches, one question at a time. */
+  /** Only with a backend: ask for the predictions without several patches, one question at a time. */
   ask() {
     const { image, hidden: patches } = this.state, key = `${image}: ${patches}`;
-    if (!this.send || patches.length < 2 || this.asked || this.answer?.key === key) return;
+    if (!this.backend || patches.length < 2 || this.asked || this.answer?.key === key) return;
     this.asked = key;
     try {
-      this.send({ hide: { key, image, patches } });
+      this.backend.send({ hide: { key, image, patches } });
     } catch {
       this.say("Python doesn't answer: run this cell again, then hide patches.", true);
     }
@@ -268,14 +281,14 @@ class Explorer {
     return this.answer?.key === `${this.state.image}: ${patches}` ? this.answer.models : null;
   }
 
-  /** Only with a kernel: dropped or chosen files go to Python, which resizes them and updates `data`. */
+  /** Only with a backend: dropped or chosen files go to it; it resizes them and updates `data`. */
   acceptImages() {
     const take = async (files) => {
       for (const file of [...files]) {
-        this.say(`Reading ${file.name} … If it doesn't appear, run this cell again.`);
+        this.say(`Reading ${file.name} … ${this.backend.hint}`);
         const content = await file.arrayBuffer();
         try {
-          this.send({ image: file.name }, content);
+          this.backend.send({ image: file.name }, content);
         } catch {
           this.say("Python doesn't answer: run this cell again, then add the image.", true);
         }
@@ -306,15 +319,15 @@ class Explorer {
 }
 
 /** Show the explorer in an element. */
-export function explore(element, data, send) {
-  return (element.explorer = new Explorer(element, data, send));
+export function explore(element, data, backend) {
+  return (element.explorer = new Explorer(element, data, backend));
 }
 
 /** The entry point of anywidget. */
 function render({ model, el }) {
   const send = (message, ...contents) => model.send(message, undefined, contents);
   const inside = el.appendChild(document.createElement("div"));
-  const explorer = explore(inside, model.get("data"), send);
+  const explorer = explore(inside, model.get("data"), { send, hint: "If no answer comes, run this cell again." });
   const load = () => explorer.load(model.get("data"));
   const receive = ({ hidden, error }) => hidden ? explorer.receive(hidden) : explorer.say(error ?? "", true);
   model.on("change:data", load);

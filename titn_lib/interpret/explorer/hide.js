@@ -1,6 +1,6 @@
 // Hide patches by hand, and see what becomes of the prediction.
 //
-// The effect of each single patch was computed with the page. That of several together needs Python (`explorer.ask`).
+// The effect of each single patch was computed with the page. That of several together needs a backend (`explorer.ask`).
 
 /** Spearman's rank correlation: 1 for the same order, 0 for unrelated values. Equal values share their rank. */
 function rankCorrelation(first, second) {
@@ -60,7 +60,7 @@ class Hiding {
 
   /** The model, then each head if there are two. */
   get outputs() {
-    const heads = HEADS.slice(0, this.stage.classes.length);
+    const heads = HEADS.slice(0, this.stage.top.length);
     return heads.length > 1 ? ["mean", ...heads] : ["prediction"];
   }
 
@@ -155,7 +155,7 @@ class Hiding {
     if (!hidden.length) return `${at}Nothing is hidden.`;
     const without = hidden.length > 1 ? `${hidden.length} patches` : `patch ${hidden[0] + 1}`;
     if (found) return `${at}Without ${without}: ${this.inWords(hidden)}.`;
-    return at + (explorer.send ? "Asking Python … If no answer comes, run this cell again."
+    return at + (explorer.backend ? `Computing … ${explorer.backend.hint}`
       : "Several hidden patches need a running notebook: this page knows the effect of one at a time.");
   }
 

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from titn_lib.interpret.explorer.data import attention_maps, explorer_data
+from titn_lib.interpret.explorer.data import ExplorerInput, attention_maps, collect
+from titn_lib.interpret.explorer.live import live_data
+from titn_lib.interpret.explorer.overview import overview_data
 from titn_lib.io import write_atomically
 from titn_lib.plots import plot_attention
 
@@ -23,6 +25,7 @@ SCRIPTS = (
     "predictions.js",
     "arithmetic.js",
     "hide.js",
+    "heads.js",
     "stage.js",
     "share.js",
     "tour.js",
@@ -37,11 +40,11 @@ PAGE = """<!DOCTYPE html>
 </style></head><body class="titn-page">
 <main id="explorer" class="{theme}"><h1>{title}</h1>
 <noscript>The explorer needs JavaScript: allow it for this page.</noscript></main>
-<script type="application/json" id="data">{data}</script>
+<script type="application/json" id="data">{data}</script>{live}
 <script type="module">
 {script}
-const element = document.getElementById("explorer");
-const explorer = explore(element, JSON.parse(document.getElementById("data").textContent));
+const element = document.getElementById("explorer"), data = JSON.parse(document.getElementById("data").textContent);
+const explorer = explore(element, data, {backend});
 explorer.rememberIn(window);
 document.body.addEventListener("keydown", (event) => explorer.key(event)); // keys work before the first click, too
 new ResizeObserver(() => parent.postMessage(element.scrollHeight, "*")).observe(element); // for `FRAME_HEIGHT`
@@ -57,18 +60,19 @@ addEventListener("message", ({ data, source }) => {
 </script>"""
 
 
-def explorer_script() -> str:
-    """The explorer's JavaScript, one module."""
-    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+def explorer_script(*more: str) -> str:
+    """The explorer's JavaScript, one module, with more files at its end."""
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in (*SCRIPTS, *more))
 
 
-def page_html(data: dict[str, Any], title: str = "", theme: str = "") -> str:
+def page_html(data: dict[str, Any], title: str = "", theme: str = "", live: dict[str, Any] | None = None) -> str:
     """One HTML page that contains data, script and style.
 
     Args:
         data: of `explorer_data`.
         title: by default "Attention of" the models.
         theme: "light", "dark", or "" for the system's preference.
+        live: of `live_data`: the page computes, too.
     """
 
     def to_base64(value: bytes) -> str:
@@ -78,7 +82,9 @@ def page_html(data: dict[str, Any], title: str = "", theme: str = "") -> str:
         title=html.escape(title or "Attention of " + " and ".join(model["name"] for model in data["models"])),
         theme=theme,
         css=(HERE / "explorer.css").read_text(encoding="utf-8"),
-        script=explorer_script(),
+        script=explorer_script(*([] if live is None else ["live.js"])),
+        live="" if live is None else f'\n<script type="application/json" id="live">{json.dumps(live)}</script>',
+        backend="null" if live is None else "liveIn(element, data)",
         data=json.dumps(data, default=to_base64, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
@@ -114,15 +120,28 @@ def still_html(data: dict[str, Any]) -> str:
     )
 
 
-def write_page(path: str | Path, model: nn.Module, images: Tensor, **options: Any) -> None:
+def write_page(
+    path: str | Path,
+    model: nn.Module,
+    images: Tensor,
+    live: str | Path | None = None,
+    heads: str | None = None,
+    **options: Any,
+) -> None:
     """Write the explorer as one HTML file that works anywhere.
 
     Args:
         model: a student in evaluation mode.
         images: uint8, "image channel height width", at most 24.
+        live: the folder of the npm package onnxruntime-web, to put the models into the page, too: it then takes images
+            and hides several patches without Python. Some 8 MB; needs the package onnx.
+        heads: a data set's name or folder: the page gets an overview of every head on 256 of its validation images.
         options: labels, teacher, compare, names, titles; see `ExplorerInput`.
 
     Raises:
-        TITNError: as `ExplorerInput`; or the file can't be written.
+        TITNError: as `ExplorerInput`, `live_data` and `overview_data`; or the file can't be written.
     """
-    write_atomically(path, page_html(explorer_data(model, images, **options)).encode())
+    shown = ExplorerInput(model, images, **options)
+    models = None if live is None else live_data(shown.students, images[0], live)
+    overview = {} if heads is None else {"heads": overview_data(shown.students, heads)}
+    write_atomically(path, page_html(collect(shown) | overview, live=models).encode())

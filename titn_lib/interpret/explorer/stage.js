@@ -18,7 +18,7 @@ class Stage {
     this.summary = make("p", { class: "summary", "aria-live": "polite" });
     this.words = make("p", { class: "unseen" }); // for screen readers
     this.predictions = new Predictions(explorer, number);
-    [this.hiding, this.arithmetic] = [new Hiding(this), new Arithmetic(this)];
+    [this.hiding, this.arithmetic, this.overview] = [new Hiding(this), new Arithmetic(this), new HeadOverview(this)];
     this.lines = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     this.lines.setAttribute("aria-hidden", "true");
     this.lines.innerHTML = "<line/><line/>";
@@ -49,7 +49,7 @@ class Stage {
         column("outer", "Outer stream: patches", make("div", { class: "tokens" }, ...this.special)),
         column("inner", "Inner stream: pixel tokens", make("div", { class: "tokens" }, this.opened, this.close)),
         this.predictions.lists, this.predictions.lens, this.lines),
-      this.hiding.element, this.arithmetic.element);
+      this.hiding.element, this.arithmetic.element, this.overview.element);
     this.listen();
   }
 
@@ -60,15 +60,14 @@ class Stage {
     this.rows = {};
     for (const name of ["outer", "inner", "rolled_outer", "rolled_inner", "relevance"])
       if (view[name]) this.rows[name] = new Rows(view[name]);
-    this.classes = view.relevance.classes;
-    this.side = view.relevance.side; // of a relevance cell, in image pixels
+    this.side = view.relevance?.side; // of a relevance cell, in image pixels
     this.patch = data.size[0] / data.grid[0];
     this.within = this.rows.inner ? Math.sqrt(this.rows.inner.width) : 1;
     this.canvas.outer.style.aspectRatio = `${data.size[1]} / ${data.size[0]}`;
     const rgb = bytesOf(image.rgb);
     this.image = imageCanvas(rgb, data.size);
     this.shading = imageCanvas(grayOf(rgb), data.size);
-    this.top = view.predictions.map((best) => best[0]);
+    this.top = view.predictions.map((best) => best[0]); // what each head predicts: [class, probability]
     this.predictions.load(image);
     this.arithmetic.load(view);
     this.hiding.load(view);
@@ -92,7 +91,7 @@ class Stage {
     return Float32Array.from({ length: this.rows.relevance.width }, (_, cell) => this.rows.relevance.at(map, cell));
   }
   relevanceHead() {
-    return Math.min(this.explorer.state.head, this.classes.length - 1);
+    return Math.min(this.explorer.state.head, this.top.length - 1);
   }
   isPatch(token) {
     return token > 0 && token <= this.config.patches;
@@ -182,6 +181,7 @@ class Stage {
     this.predictions.mark(relevance ? -1 : this.block);
     this.arithmetic.draw();
     this.hiding.draw();
+    this.overview.draw();
     write(this.summary, summaryOf(this));
     write(this.words, inWords(this));
   }
@@ -312,7 +312,7 @@ class Stage {
   }
 
   planRelevance(stream) {
-    const heads = range(this.classes.length), title = "both heads; for any class and the predicted one";
+    const heads = range(this.top.length), title = "both heads; for any class and the predicted one";
     return {
       title: stream === "outer" ? `Outer stream, ${title}` : "Inner stream, the same inside the patch",
       rows: heads.map((head) => ["class", "dist."][head]), columns: ["any", "pred."],

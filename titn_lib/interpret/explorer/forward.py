@@ -1,0 +1,80 @@
+"""The forward pass of a student with everything that the explorer shows of it, except relevance.
+
+It is a module of its own so that it can be exported: `live` puts it into the page.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from titn_lib import interpret
+from titn_lib.errors import TITNError
+from titn_lib.models.base import TokenClassifier
+from titn_lib.models.layers import Attention
+from titn_lib.models.titn import TITN
+
+MAX_BYTES_ALL_HEADS = 700_000  # per image and model; above, the explorer shows the mean over heads
+MAX_BYTES = 3_000_000  # per image and model
+
+
+def last_inner_attention(model: nn.Module) -> Attention | None:
+    """The inner attention of the last block, whose arithmetic is shown."""
+    attn = model.blocks[-1].inner.attn if isinstance(model, TITN) else None  # type: ignore[union-attr]
+    return attn if type(attn) is Attention else None
+
+
+class ExplorerForward(nn.Module):
+    """A student that returns tensors by name, each beginning with "image":
+
+        logits        block head class: of each head, applied to the tokens after every block (see `lens` in `data`)
+        outer         block head query key: attention of the outer stream
+        rolled_outer  block 1 query key: its rollout from the first block through each block
+        inner, rolled_inner    the same with "patch" after "block", for a student with an inner stream
+        pixel_tokens  patch pixel width: the input of the last block's inner attention, if its heads are shown
+
+    Where all heads would take more than MAX_BYTES_ALL_HEADS, attention is the mean over heads, "head" 1.
+    """
+
+    def __init__(self, model: TokenClassifier):
+        super().__init__()
+        self.model = model
+        self.heads = 1 + model.config.distillation_token
+
+    def forward(self, images: Float[Tensor, "image channel height width"]) -> dict[str, Tensor]:
+        """
+        Raises:
+            TITNError: the attention of one image takes more than MAX_BYTES.
+        """
+        arithmetic, tokens = last_inner_attention(self.model), []
+        if arithmetic is not None:
+            hook = arithmetic.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0]))
+        try:
+            encoding = self.model.forward_features(images, return_attention=True)
+        finally:
+            if arithmetic is not None:
+                hook.remove()
+        logits = [
+            torch.stack(self.model.heads.forward_all(hidden)[: self.heads], dim=1) for hidden in encoding.hidden_states
+        ]
+        streams = {name: torch.stack(maps, dim=1) for name, maps in encoding.attention._asdict().items() if maps}
+        rolled = {  # with an axis for a single head
+            f"rolled_{name}": torch.stack(interpret.rollouts(list(maps.unbind(dim=1))), dim=1).unsqueeze(-3)
+            for name, maps in streams.items()
+        }
+        if size_in_bytes(streams | rolled) > MAX_BYTES_ALL_HEADS:
+            streams = {name: maps.mean(dim=-3, keepdim=True) for name, maps in streams.items()}
+            tokens.clear()  # the arithmetic is that of single heads
+        if (size := size_in_bytes(streams | rolled)) > MAX_BYTES:
+            config = self.model.config
+            raise TITNError(
+                f"the attention of {config.name} on one image of {'×'.join(map(str, config.image_size))} takes "
+                f"{size / 1e6:.0f} MB, more than the explorer carries ({MAX_BYTES / 1e6:.0f} MB): take a model with "
+                "larger patches, or load it for smaller images with load_model(path, image_size=…)"
+            )
+        found = {"logits": torch.stack(logits, dim=1), **streams, **rolled}
+        return found | {"pixel_tokens": tokens[0]} if tokens else found
+
+
+def size_in_bytes(maps: dict[str, Tensor]) -> int:
+    """Of the packed maps of one image: one byte for each value."""
+    return sum(values[0].numel() for values in maps.values())
