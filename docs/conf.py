@@ -97,4 +97,3 @@ html_theme_options = {
     **html_theme_links(PROJECT["urls"]["Repository"]),
 }
 copybutton_exclude = ".linenos, .gp, .go"
-suppress_warnings = ["myst.header"]  # notebooks 12 to 15 have parts of their own, with subsections of the third level

@@ -22,6 +22,8 @@ CHAPTERS = {
     "08_ablations": ("pooled", "thresholds", "significance"),
     "09_attention": ("trace_back",),
     "10_your_images": ("wilson", "coverage", "mcnemar_test", "extract_features", "fit_heads", "WithPreprocessing"),
+    "12_related_attention": ("phi", "with_matrix", "with_summary"),
+    "13_related_convolutions": ("local_perception",),
     "14_related_training": ("by_hand",),
     "15_related_cost": ("my_gate",),
 }

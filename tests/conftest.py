@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[1]
 
 # The files that take longest, the longest first. If they came last, one process would wait for the other.
 FIRST = [
-    "15_related_cost.ipynb", "12_related_attention.ipynb", "00_start_here.ipynb", "14_related_training.ipynb",
-    "06_a_run_goes_wrong.ipynb", "10_your_images.ipynb", "09_attention.ipynb", "test_training.py",
-    "test_explorer_browser.py", "test_adavit.py", "test_interpreter.py", "test_notebooks_can_fail.py",
-    "test_cuda_graph.py", "test_launches.py", "test_own_folder.py", "05_teacher.ipynb", "test_ex06_a_run_goes_wrong.py",
-    "test_kernels.py",
+    "15_related_cost.ipynb", "13_related_convolutions.ipynb", "00_start_here.ipynb", "14_related_training.ipynb",
+    "12_related_attention.ipynb", "06_a_run_goes_wrong.ipynb", "10_your_images.ipynb", "09_attention.ipynb",
+    "16_claims.ipynb", "test_training.py", "test_explorer_browser.py", "test_adavit.py", "test_interpreter.py",
+    "test_notebooks_can_fail.py", "test_cuda_graph.py", "test_launches.py", "test_own_folder.py", "05_teacher.ipynb",
+    "test_ex06_a_run_goes_wrong.py", "test_kernels.py",
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The site: every page in its lists, every figure described, no broken link, nothing from another server."""
 
+import html
 import importlib.util
 import os
 import re
@@ -102,8 +103,10 @@ def prose_of(path):
 
 
 def anchors(path):
-    """The anchors of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub makes them; of a notebook's, as JupyterLab does."""
     headings = re.findall(r"^#+ +(.*)$", prose_of(path), re.M)
+    if path.suffix == ".ipynb":
+        return {heading.strip().replace(" ", "-") for heading in headings}
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
@@ -142,7 +145,7 @@ def opening_of(path):
 
 def exercise_minutes(path):
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
-    pattern = r"^(?:\*\*|### )\d · (?:Write|Predict|Break|Diagnose) it[^(\n]*\((\w+) minutes\)"
+    pattern = r"^(?:\*\*|### )\d · (?:Write|Predict|Break|Diagnose) it[^(\n]*\((\w+) minutes[,)]"
     return [COUNTS.get(found) or int(found) for found in re.findall(pattern, "\n".join(cells), re.M)]
 
 
@@ -224,6 +227,19 @@ def test_the_site_is_whole(site):
             if "_modules" in page.parts:  # viewcode links back to names that have no entry, such as class variables
                 continue
             assert not anchor or target not in pages or anchor in pages[target].ids, (page, link)
+
+
+@pytest.mark.filterwarnings("default")
+@builds_site
+@pytest.mark.parametrize("path", CHAPTERS, ids=notebook_name)
+def test_a_checklist_leads_to_its_sections_on_the_site(site, path):
+    wanted = re.findall(r"\]\(#([^)\s]+)\)", prose_of(path))
+    page = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+    there = re.findall(r'<a class="reference internal" href="#([\w-]+)"><span class="xref myst">', page)
+    assert len(there) == len(wanted)
+    for anchor, heading in zip(there, wanted, strict=True):
+        title = re.search(rf'<section id="{anchor}">.*?<h\d>(.*?)<a class="headerlink"', page, re.S)[1]
+        assert re.sub(r"\W|<[^>]*>", "", html.unescape(title)) == re.sub(r"\W", "", heading)
 
 
 @pytest.mark.filterwarnings("default")

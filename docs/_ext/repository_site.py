@@ -2,6 +2,7 @@
 
 - A notebook's figures get their alt texts from docs/alt_texts.toml. A figure without one is a warning.
 - The Colab badge below a notebook's title is left out: its image is on another server. The launch button replaces it.
+- A link to a section of the same notebook, in JupyterLab's form (`#Its-title`), leads to it here, too.
 - A link to a Python file leads to its highlighted source; one to README.md or to a folder, to the page on its subject.
 - Outputs that answer a "Predict" question are folded.
 - Parts of a notebook that are titles of their own ("# 2 · …") become sections of it, so that the sidebar has it once.
@@ -71,7 +72,7 @@ def figures(book: nbformat.NotebookNode) -> list[tuple[int, str]]:
     """Index of its cell, and heading, for each figure in a notebook's outputs, in order."""
     heading, found = "", []
     for index, cell in enumerate(book.cells):
-        if cell.cell_type == "markdown":
+        if cell.cell_type == "markdown" and "solution" not in cell.metadata.get("tags", []):  # there, # is a comment
             heading = [heading, *re.findall(r"^#+ (.*)$", cell.source, re.M)][-1]
         elif cell.cell_type == "code":
             found += [(index, heading) for output in cell.outputs if "image/png" in output.get("data", {})]
@@ -162,6 +163,15 @@ def join_sections(app: Sphinx, doctree: nodes.document) -> None:
         sections[0].append(section)
 
 
+def link_to_sections(app: Sphinx, doctree: nodes.document) -> None:
+    """Point links to a notebook's own sections, which are named as in JupyterLab, at their ids on the site."""
+    sections = app.env.metadata[app.env.docname].get("myst_slugs", {}).values()
+    ids = {title.replace(" ", "-"): section_id for _, section_id, title in sections}
+    for link in list(doctree.findall(addnodes.pending_xref)):
+        if link.get("reftype") == "myst" and link.get("reftarget") in ids:
+            link.replace_self(nodes.reference("", "", *link.children, internal=True, refid=ids[link["reftarget"]]))
+
+
 def redirect_links(app: Sphinx, doctree: nodes.document) -> None:
     """Point links that only GitHub can follow, to README.md and to folders, at the site's pages."""
     here = Path(app.env.docname).parent
@@ -250,6 +260,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", change_notebook, priority=400)
     app.connect("doctree-read", remove_badge, priority=400)
     app.connect("doctree-read", join_sections, priority=400)
+    app.connect("doctree-read", link_to_sections, priority=400)
     app.connect("doctree-read", redirect_links, priority=400)
     app.connect("doctree-read", hide_solutions, priority=400)
     app.connect("doctree-resolved", link_to_source)

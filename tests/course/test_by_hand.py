@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 from torch.nn import functional as F
 
 from titn_lib import create_model, interpret, load_model, predict
@@ -98,6 +99,15 @@ def test_losses_and_gates():
     torch.testing.assert_close(by_hand.standardize(logits), F.layer_norm(logits, (7,)))
     pairs = F.cosine_similarity(logits[:, None], logits[None], dim=-1)
     torch.testing.assert_close(by_hand.similarity(logits), pairs)
+
+    q, k, v = torch.randn(3, 2, 10, 4)
+    linear = chapter("related_attention")
+    weights = torch.tensor([[[float((F.elu(a) + 1) @ (F.elu(b) + 1)) for b in k[i]] for a in q[i]] for i in range(2)])
+    for function in (linear.with_matrix, linear.with_summary):
+        torch.testing.assert_close(function(q, k, v), F.normalize(weights, p=1, dim=-1) @ v)
+    maps, convolution = torch.randn(2, 3, 16, 16), nn.Conv2d(3, 3, 3, padding=1, groups=3)
+    perceived = chapter("related_convolutions").local_perception(maps, convolution.weight, convolution.bias)
+    torch.testing.assert_close(perceived, maps + convolution(maps))
 
     z, y = F.normalize(torch.randn(8, 4), dim=-1), torch.tensor([0, 0, 1, 1, 2, 2, 2, 3])
     torch.testing.assert_close(chapter("related_training").by_hand(z, y), contrastive_loss(z, y, temperature=0.1))

@@ -1,10 +1,10 @@
 """The checks of 12_related_attention detect wrong answers and say what is wrong."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from titn_lib import create_model
 from titn_lib.course import ex12_related_attention as exercise
 from titn_lib.models.layers import TransformerLayer
 from titn_lib.models.related.revit import ResidualLayer
@@ -73,43 +73,46 @@ def test_the_library_carries_so():
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        ((16.5, 16, 1024, 19), "✓ all four"),
-        ((torch.tensor(16.5), 16.0, 64 * 16, 7 + 6 * 2), "✓"),
-        ((16, 16, 1024, 19), "The denominator costs"),
-        ((17, 16, 1024, 19), "no integer"),
-        ((33, 16, 1024, 19), "both costs have the factor 2"),
-        ((256, 16, 1024, 19), "divide by N·d"),
-        ((16.5, 64, 1024, 19), "that is softmax's"),
-        ((16.5, 32, 1024, 19), "the smaller number counts"),
-        ((16.5, 16, 4096, 19), "full attention"),
-        ((16.5, 16, 2048, 19), "k² times fewer"),
-        ((16.5, 16, 256, 19), "every position of the full map"),
-        ((16.5, 16, 64, 19), "a score for every key"),
-        ((16.5, 16, 16, 19), "those are the keys"),
-        ((16.5, 16, 1024, 21), "no gap behind it"),
-        ((16.5, 16, 1024, 18), "count both ends"),
-        ((16.5, 16, 1024, 13), "that is dilation 2"),
-        ((16.5, 16, 1024, 30), "30 is too large"),
-        ((16.5, 16, 1024, ...), "not written yet"),
-        ((16.5, "all", 1024, 19), "a number was asked for"),
+        ((0.125, 16.5, 16, 272), "✓ all four"),
+        ((torch.tensor(0.125), 33 / 2, 16.0, 17 * 16), "✓"),
+        ((0.5**3, np.float32(16.5), torch.tensor(16), np.int64(272)), "✓"),
+        ((0.13, 16.5, 16, 272), "✓"),  # two digits
+        ((0.0625, 16.5, 16, 272), "without α: only the three steps"),
+        ((0.25, 16.5, 16, 272), "the weight of S_3"),
+        ((0.5, 16.5, 16, 272), "the weight of S_4"),
+        ((0, 16.5, 16, 272), "A_2 contains S_1"),
+        ((12.5, 16.5, 16, 272), "per cent"),
+        ((0.125, 16, 16, 272), "The denominator costs"),
+        ((0.125, 17, 16, 272), "no integer"),
+        ((0.125, 33, 16, 272), "both costs have the factor 2"),
+        ((0.125, 256, 16, 272), "divide by N·d"),
+        ((0.125, 16.5, 64, 272), "that is softmax's"),
+        ((0.125, 16.5, 32, 272), "the smaller number counts"),
+        ((0.125, 16.5, 16, 256), "needs the second one"),
+        ((0.125, 16.5, 16, 16), "that is the second bracket"),
+        ((0.125, 16.5, 16, 512), "a sum of rows"),
+        ((0.125, 16.5, 16, 1024), "doesn't depend on their number"),
+        ((0.125, 16.5, 16, 2048), "those are keys and values"),
+        ((0.125, 16.5, 16, 4096), "never computed"),
+        ((0.125, 16.5, 16, 300), "300 is too large"),
+        ((0.125, 16.5, 16, ...), "not written yet"),
+        ((0.125, "all", 16, 272), "a number was asked for"),
     ],
 )
-def test_counts(answers, says):
-    assert says in repr(exercise.check_counts(*answers))
+def test_numbers(answers, says):
+    assert says in repr(exercise.check_numbers(*answers))
 
 
-def test_the_counts_are_what_tensors_say():
+def test_the_numbers_are_what_tensors_say():
     tokens, width = 64, 16
     query, key = (F.elu(torch.randn(tokens, width, dtype=torch.float64)) + 1 for _ in range(2))
     rank = torch.linalg.matrix_rank(query @ key.T)
     even = next(n / 2 for n in range(1, 200) if 2 * (n / 2) ** 2 * width >= 2 * (n / 2) * width**2 + (n / 2) * width)
-    image = torch.zeros(1, 1, 41, 41)
-    image[..., 20, 20] = 1
-    reached = F.conv2d(image, torch.ones(1, 1, 7, 7), dilation=3)[0, 0].any(dim=0).nonzero()
-    span = int(reached[-1] - reached[0]) + 1
-    model = create_model("cmt_nano", image_size=(32, 32))
-    assert model.config.stages[1][3] == 2
-    assert exercise.check_counts(even, int(rank), model.biases[1][0].numel(), span).right
+    one = torch.zeros(4, 1, 1, 1)
+    one[0] = 1
+    summary, total = key.T @ torch.randn(tokens, width, dtype=torch.float64), key.sum(dim=0)
+    values = summary.numel() + total.numel()
+    assert exercise.check_numbers(by_loop(one, 0.5)[3], even, int(rank), values).right
 
 
 @pytest.mark.parametrize(

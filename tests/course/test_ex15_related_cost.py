@@ -108,30 +108,6 @@ def test_counts(answers, says):
     assert says in repr(exercise.check_counts(*answers))
 
 
-def test_the_best_of_ten():
-    torch.manual_seed(0)
-    assert torch.randn(400_000, 10).amax(dim=1).mean().item() == pytest.approx(exercise.EXPECTED_BEST_OF_TEN, abs=5e-3)
-
-
-@pytest.mark.parametrize(
-    ("answers", "says"),
-    [
-        ((0.3, 0.424, 6.018), "✓"), ((0.3, 0.42, 6.0), "✓"), ((torch.tensor(0.3), 0.3 * 2**0.5, 9.26 / 1.54), "✓"),
-        ((0.003, 0.42, 6), "a share of 1"), ((0.09, 0.42, 6), "the variance"), ((30, 0.42, 6), "a hundred times"),
-        ((0.949, 0.42, 6), "not p alone"), ((0.1, 0.42, 6), "alone"), ((0.59, 0.42, 6), "1.96"),
-        ((0.3, 0.6, 6), "variances add"), ((0.3, 0.3, 6), "both networks"), ((0.3, 0.18, 6), "take its root"),
-        ((0.3, 0.212, 6), "Their difference isn't"), ((0.3, 0.42, 9.26), "further out"), ((0.3, 0.42, 14.2), "divide"),
-        ((0.3, 0.42, 6.17), "two decimals"), ((0.3, 0.42, 6.01), "✓"),
-        ((0.3, 0.42, 0.926), "the best of them gets larger"), ((0.3, 0.42, 2.93), "root of ten"),
-        ((0.3, 0.42, 3.03), "ten seeds, not a thousand"), ((0.3, 0.42, 20), "too large"), ((0.2, 0.42, 6), "too small"),
-        (("small", 0.42, 6), "a number was asked for"), ((0.3, 0.42, ...), "not written yet"),
-        ((..., ..., ...), "not written yet"),
-    ],
-)  # fmt: skip
-def test_claim(answers, says):
-    assert says in repr(exercise.check_claim(*answers))
-
-
 def all_or_nothing(images, patches):
     return (torch.arange(images) % 2 == 0).float()[:, None].expand(images, patches)
 
@@ -157,7 +133,7 @@ def one_keeps_all(images, patches):
         (lambda n, p: torch.zeros(n, p), "0% of the gates"),
         (lambda n, p: torch.full((n, p), 0.5), "a gate is 0 or 1"),
         (lambda n, p: torch.full((n, p), torch.nan), "a gate is 0 or 1"),
-        (lambda n, p: all_or_nothing(n, p).T, "was asked for"),
+        (lambda n, p: all_or_nothing(n, p + 4).T, "was asked for"),
         (lambda n, p: 3, "was asked for"),
         (lambda n, p: 1 / 0, "it stopped with ZeroDivisionError"),
         (lambda n, p: ..., "not written yet"),

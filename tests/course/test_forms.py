@@ -23,8 +23,10 @@ from titn_lib.course import ex08_ablations as ex08
 from titn_lib.course import ex09_attention as ex09
 from titn_lib.course import ex11_scaling as ex11
 from titn_lib.course import ex12_related_attention as ex12
+from titn_lib.course import ex13_related_convolutions as ex13
 from titn_lib.course import ex14_related_training as ex14
 from titn_lib.course import ex15_related_cost as ex15
+from titn_lib.course import ex16_claims as ex16
 from titn_lib.course.checks import Verdict
 from titn_lib.data.mixing import cutmix
 from titn_lib.losses.distillation import soft_loss, teacher_forward
@@ -72,6 +74,12 @@ def half_open(images, patches):
     return (torch.arange(images) % 2 == 0).float()[:, None].expand(images, patches).clone()
 
 
+def painted(image):
+    image = image.clone()
+    image[:, ::2] = image[:, :, ::2] = 1
+    return image
+
+
 def mirrored():
     image = torch.rand(3, 32, 32)
     image[:, 1::2, 0::2] = image[:, 0::2, 1::2]
@@ -99,10 +107,14 @@ RIGHT: dict[Callable, Any] = {
     ex11.check_rate: lambda *arguments: torch.tensor(ex11.rate(*arguments)),
     ex12.check_carry: ex12.carry,
     ex12.check_feature_map: lambda x: x,
+    ex13.check_dilated: ex13.dilated,
+    ex13.check_unseen: painted,
     ex14.check_relabel: relabel,
     ex14.check_stranger: lambda teacher: torch.cat([teacher, torch.zeros(6, 5)], dim=-1),
     ex15.check_straight_through: lambda soft: soft + ((4 * soft).round() / 4 - soft).detach(),
     ex15.check_idle: half_open,
+    ex16.check_honest: lambda validation, test: test[torch.arange(len(test)), validation.argmax(dim=1)],
+    ex16.check_leak: lambda image_of: image_of.argsort().reshape(-1, 2).unbind(1),
 }
 NUMBERS = ("NumPy, backwards in memory", "list")
 REFUSED = {

@@ -33,7 +33,7 @@ def progress(tmp_path, monkeypatch):
 
 def test_every_notebook_has_its_questions():
     assert [file.stem for file in FILES] == [path.stem for path in NOTEBOOKS]
-    assert [len(load_questions(file)) for file in FILES] == [3] + 14 * [5]
+    assert [len(load_questions(file)) for file in FILES] == [3] + 16 * [5]
 
 
 def test_one_choice_is_right_and_all_are_explained():
@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_written_is_no_error(progress):
 
 def test_an_unknown_notebook_is_one_sentence():
     for number in ("99", "6", ""):
-        with pytest.raises(TITNError, match=r"no quiz on notebook .*: choose one from '00' to '15'"):
+        with pytest.raises(TITNError, match=r"no quiz on notebook .*: choose one from '00' to '16'"):
             quiz(number)
 
 

@@ -1,6 +1,6 @@
 """The solutions, each in a namespace of its own, print what is saved in them.
 
-All run in this process: the fourteen kernels that nbval would start take a minute for their imports alone.
+All run in this process: the sixteen kernels that nbval would start take a minute for their imports alone.
 """
 
 from pathlib import Path

@@ -533,6 +533,16 @@ def test_an_image_that_python_does_not_take(show, scene):
     assert notice.inner_text() == ""
 
 
+def test_notebooks_leave_the_keys_alone(show, scene):
+    """Notebook 7 takes keys before the explorer can: x would cut the cell."""
+    page = show(scene[4])
+    page.locator(".hiding summary").click()
+    taken = """() => [...document.querySelectorAll("button, input, summary, [tabindex]")]
+      .filter((one) => one.tabIndex >= 0 && !one.hasAttribute("data-lm-suppress-shortcuts")).length"""
+    assert page.evaluate(taken) == 0
+    assert page.locator("[data-lm-suppress-shortcuts]").count() > 20
+
+
 def test_keys(show, scene):
     _, _, _, attention, data = scene
     page = show(data)

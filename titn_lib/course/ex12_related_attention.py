@@ -62,18 +62,30 @@ def check_carry(answer: Callable[[Tensor, float], Tensor]) -> Verdict:
     return compare(answer, carry, inputs, mistakes)
 
 
-def check_counts(even: Any, rank: Any, scores: Any, span: Any) -> Verdict:
-    """Check four counts.
+def check_numbers(first_weight: Any, tokens: Any, rank: Any, values: Any) -> Verdict:
+    """Check four numbers.
 
     Args:
-        even: the number of tokens at which linear and softmax attention cost the same, with a head width of 16.
+        first_weight: of S_1 in A_4, with α = ½.
+        tokens: the number of tokens at which linear and softmax attention cost the same, with a head width of 16.
         rank: the highest rank of linear attention's 64×64 attention matrix, with a head width of 16.
-        scores: the scores of one head in CMT's attention on a map of 8×8, k = 2.
-        span: the pixels that a 7×7 kernel with dilation 3 spans in one direction.
+        values: how many values the two brackets of linear attention hold, with a head width of 16.
     """
     return all_of(
+        first_weight=number(
+            first_weight,
+            1 / 8,
+            {
+                1 / 16: "A_1 is S_1 itself, without α: only the three steps after it halve its weight.",
+                1 / 4: "that is the weight of S_3. From A_1 to A_4 there are three steps.",
+                1 / 2: "that is the weight of S_4, the block's own scores.",
+                0: "A_2 contains S_1, A_3 contains A_2, and so on.",
+                1: "all four weights sum to 1.",
+                12.5: "that is per cent; a share was asked for.",
+            },
+        ),
         tokens=number(
-            even,
+            tokens,
             16.5,
             {
                 16: "nearly. The denominator costs N·d more.",
@@ -95,27 +107,17 @@ def check_counts(even: Any, rank: Any, scores: Any, span: Any) -> Verdict:
                 256: "a 64×64 matrix has at most rank 64.",
             },
         ),
-        scores_of_a_head=number(
-            scores,
-            64 * 16,
+        values=number(
+            values,
+            16 * 16 + 16,
             {
-                64**2: "that is full attention: here K and V come from a map downsampled k times in each direction.",
-                64 * 32: "downsampled k times in each direction: k² times fewer positions.",
-                16**2: "every position of the full map is a query; only the keys are fewer.",
-                64: "every position is a query, and each has a score for every key.",
-                16: "those are the keys. How many queries does each of them have?",
-            },
-        ),
-        span=number(
-            span,
-            19,
-            {
-                21: "the last pixel has no gap behind it.",
-                18: "there are six steps of 3 from the first pixel to the last: count both ends.",
-                7: "that is dilation 1: the pixels are adjacent.",
-                13: "that is dilation 2.",
-                49: "in one direction, not both.",
-                361: "in one direction, not both.",
+                256: "that is the first bracket. The denominator needs the second one, too.",
+                16: "that is the second bracket. The first one is a matrix.",
+                32: "the first bracket is a matrix: a column times a row, summed over the tokens.",
+                512: "the second bracket is a sum of rows, not a matrix.",
+                64 * 16: "a bracket is a sum over the tokens: its size doesn't depend on their number.",
+                2 * 64 * 16: "those are keys and values. A bracket is a sum over them.",
+                64**2: "that is the attention matrix, which is never computed.",
             },
             "all four are right.",
         ),

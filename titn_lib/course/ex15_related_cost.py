@@ -8,8 +8,6 @@ from torch import Tensor
 
 from titn_lib.course.checks import ROUNDS, Verdict, all_of, as_tensor, call_answer, compare, describe, number
 
-EXPECTED_BEST_OF_TEN = 1.53875  # standard deviations: the expected largest of ten standard normal values
-
 
 def check_straight_through(answer: Callable[[Tensor], Tensor]) -> Verdict:
     """Check a straight-through estimator.
@@ -124,53 +122,6 @@ def check_counts(everything: Any, half_tokens: Any, half_heads: Any, computed: A
                 192: "64 for each is the cost without gathering.",
             },
             "all four are right.",
-        ),
-    )
-
-
-def check_claim(error: Any, of_difference: Any, spread: Any) -> Verdict:
-    """Check three statistics, in percentage points.
-
-    Args:
-        error: the standard error of an accuracy of 90 % on 10,000 images.
-        of_difference: the standard error of the difference of two such networks, each with its own test images.
-        spread: the seeds' standard deviation with which the best of ten would lead their mean by 9.26.
-    """
-    return all_of(
-        standard_error=number(
-            error,
-            0.3,
-            {
-                0.003: "that is a share of 1; in points it is a hundred times as much.",
-                0.09: "that is the variance, p(1 − p), in shares; take the root of p(1 − p)/n.",
-                30: "that is one image's; the mean of 10,000 is a hundred times as precise.",
-                0.949: "p(1 − p), not p alone.",
-                0.1: "p(1 − p), not (1 − p)² alone.",
-                0.588: "that is 1.96 standard errors; one was asked for.",
-            },
-        ),
-        of_the_difference=number(
-            of_difference,
-            0.3 * 2**0.5,
-            {
-                0.6: "variances add, not standard errors: the root of 0.3² + 0.3².",
-                0.3: "both networks are uncertain, not one.",
-                0.18: "that is the sum of the variances; take its root.",
-                0.212: "that is for the mean of both: halved. Their difference isn't.",
-            },
-        ),
-        spread_of_seeds=number(
-            spread,
-            9.26 / EXPECTED_BEST_OF_TEN,
-            {
-                9.26: "the best of ten lies further out than one standard deviation.",
-                9.26 / 1.5: "take two decimals: the best of ten leads by 1.54, not by 1.5.",
-                9.26 * EXPECTED_BEST_OF_TEN: "divide: it takes 1.54 of them to make 9.26 points.",
-                0.926: "a mean gets more precise with ten seeds; the best of them gets larger.",
-                9.26 / 10**0.5: "the root of ten is for means; the best of ten is 1.54 standard deviations out.",
-                3.01: "use ten seeds, not a thousand.",
-            },
-            "all three are right. A network that varies by six points from seed to seed would be of no use.",
         ),
     )
 

@@ -260,7 +260,7 @@ class Explorer {
 
   /** Only with a backend: ask for the predictions without several patches, one question at a time. */
   ask() {
-    const { image, hidden: patches } = this.state, key = `${image}: ${patches}`;
+    const { image, hidden: patches } = this.state, key = this.question(patches);
     if (!this.backend || patches.length < 2 || this.asked || this.answer?.key === key) return;
     this.asked = key;
     try {
@@ -278,7 +278,10 @@ class Explorer {
 
   /** The answer for these patches of the image, for each model, if it is known. */
   answered(patches) {
-    return this.answer?.key === `${this.state.image}: ${patches}` ? this.answer.models : null;
+    return this.answer?.key === this.question(patches) ? this.answer.models : null;
+  }
+  question(patches) {
+    return `${this.state.image}: ${patches}`;
   }
 
   /** Only with a backend: dropped or chosen files go to it; it resizes them and updates `data`. */

@@ -61,6 +61,8 @@ const most = (values) => values.indexOf(Math.max(...values));
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
+  // Notebook 7 sees a key before the explorer: without this, x would cut the cell. (JupyterLab: see `Explorer.key`.)
+  if (tag.match(/button|input|summary/) || "tabindex" in attributes) element.dataset.lmSuppressShortcuts = "true";
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value !== false && value != null) element.setAttribute(name, value === true ? "" : value);
