@@ -30,10 +30,10 @@ NANO = replace(
 MINI = replace(NANO, inner_width=24, depth=4, pixel_embedding="stem")
 # Ours, for grayscale digits and clothes: the paper's larger patches halve the time.
 PICO = replace(NANO, depth=3, patch_size=8, pixel_embedding="stem")
-# Ours, for a GPU; not trained yet. What helped MINI in short runs (results/README.md), wider and deeper.
+# Ours, for a GPU; not trained yet. What helped MINI in short runs (results/README.md), with 256 patches instead of 64.
 PLUS = replace(
-    NANO, inner_width=24, inner_heads=4, outer_width=256, outer_heads=8, depth=7, mlp_ratio=3,
-    pixel_embedding="stem", drop_path=0.1, local_perception=True, init="normal",
+    MINI, patch_size=2, pixel_size=1, inner_heads=4, outer_width=192, outer_heads=6, depth=9,
+    drop_path=0.1, local_perception=True, mlp_convolution=True,
 )  # fmt: skip
 
 PRESETS = {
