@@ -176,7 +176,16 @@ def test_the_architecture_names_every_folder():
     assert not [folder for folder in folders if folder not in text]
 
 
-SIZED = ["titn_paper", "titn_paper_224", "titn_nano", "titn_mini", "titn_pico", "titn_plus", "tnt_paper"]
+SIZED = [
+    "titn_paper",
+    "titn_paper_224",
+    "titn_nano",
+    "titn_mini",
+    "titn_mini_conv",
+    "titn_pico",
+    "titn_plus",
+    "tnt_paper",
+]
 
 
 @pytest.mark.parametrize("name", SIZED)
