@@ -1,6 +1,7 @@
 """The explorer in a real browser, without network: what is on the screen is what the model did."""
 
 import base64
+import copy
 import html
 import json
 import re
@@ -392,6 +393,14 @@ def test_large_text_and_print(show, scene):
     assert (ink, adjust, shown) == ("rgb(27, 31, 36)", "exact", ink)
 
 
+def test_predictions_with_large_text_on_a_phone(show, scene):
+    data = {**scene[4], "classes": ["automobile", "airplane", "ship", "frog"]}
+    page = show(data, width=320)
+    page.evaluate("() => { document.documentElement.style.fontSize = '200%'; }")
+    settle(page)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 320
+
+
 def test_a_phone(show, scene):
     page = show(scene[4], width=375, height=667, has_touch=True)
     assert canvas(page).bounding_box()["y"] < 480
@@ -509,6 +518,10 @@ def test_names_and_values_for_screen_readers(show, scene):
         shown = [float(cell.replace("<", "").replace("\u00a0%", "")) for cell in cells]
         assert shown == pytest.approx((100 * values).tolist(), abs=0.6)
     assert page.locator("kbd").all_inner_texts() == ["arrows", "Enter", "Escape", "[", "]", ",", ".", "t", "m"]
+    most = int(wanted[1].argmax()) + 1
+    assert page.locator(".unseen").inner_text().endswith(f"the largest at pixel token {most}.")
+    assert "Enter" in canvas(page).get_attribute("aria-label")
+    assert "Enter" not in canvas(page, "inner").get_attribute("aria-label")  # it does nothing there
     for mode, start in (("rollout", "Rollout: where"), ("relevance", "Relevance: the share")):
         page.get_by_role("button", name=mode).click()
         settle(page)
@@ -616,6 +629,18 @@ def test_another_image_and_its_predictions(show, scene):
     assert page.locator(".upload").count() == 0  # no kernel, no drop zone
 
 
+def test_what_an_added_image_is_missing(show, scene):
+    """In a page that computes, an added image has no relevance, and none of the teacher's predictions."""
+    first, second = scene[4]["images"]
+    added = {**second, "teacher": None, "models": [{**second["models"][0], "relevance": None}]}
+    page = show({**scene[4], "teacher": "vgg7_bn", "images": [{**first, "teacher": [[2, 0.5]]}, added]})
+    assert "Missing" not in page.locator(".about").inner_text()
+    page.locator(".thumbs button").last.click()
+    settle(page)
+    wanted = "Missing here: relevance and the teacher's prediction, which only Python computes."
+    assert page.locator(".about").inner_text().endswith(wanted)
+
+
 def test_the_prediction_after_every_block(show, scene):
     page = show(scene[4])
     lens = scene[4]["images"][0]["models"][0]["lens"]
@@ -640,6 +665,22 @@ def test_the_prediction_after_every_block(show, scene):
     page.keyboard.press("m")
     settle(page)
     assert rows.locator("button[aria-pressed=true]").count() == 0  # relevance goes through all blocks
+
+
+@pytest.mark.parametrize(
+    ("labels", "end"),
+    [
+        ([[2, 2], [0, 1], [1, 1]], "So does the model, their mean, from block 3 on at the latest."),
+        ([[2, 2], [1, 2], [1, 1]], "So does the model, their mean, from block 3 on at the latest."),
+        ([[1, 2], [1, 1], [1, 1]], "So does the model, their mean, from block 2 on at the latest."),
+        ([[1, 2], [1, 1], [1, 0]], "The distillation head predicts cat from block 3 on."),  # the model is between them
+    ],
+)
+def test_the_block_from_which_the_model_predicts_its_class(show, scene, labels, end):
+    data = copy.deepcopy(scene[4])
+    for image in data["images"]:
+        image["models"][0]["lens"] = [[[label, 0.5] for label in block] for block in labels]
+    assert show(data).locator(".lens p").first.inner_text().endswith(end)
 
 
 def test_two_models_side_by_side(show, scene):
@@ -775,6 +816,13 @@ CONTRAST = """(one) => {
 }"""
 
 
+def frame_at(canvas, patch):
+    """The color at the middle of a patch's upper edge."""
+    script = """(canvas, [row, column]) => [...canvas.getContext("2d").getImageData(
+      (column + 0.5) * canvas.width / 4, row * canvas.height / 4, 1, 1).data.slice(0, 3)]"""
+    return canvas.evaluate(script, [patch // COLUMNS, patch % COLUMNS])
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, True), (320, False)])
 def test_hiding_a_patch_by_mouse(show, scene, width, dark):
     model, _, floats, attention, data = scene
@@ -798,8 +846,13 @@ def test_hiding_a_patch_by_mouse(show, scene, width, dark):
     row = attention.outer[2][0].mean(dim=0)[0, 1:17]
     correlation = float(interpret.rank_correlation(row[None], drop[None]))
     sentence = text_of(page, ".hiding > p:last-child").replace("−", "-")
-    found = re.search(r"effect and attention, as shown, on this image: (\S+) \(", sentence)
+    found = re.search(r"effect and attention of the class token, as shown, on this image: (\S+) \(", sentence)
     assert float(found[1]) == pytest.approx(correlation, abs=0.02)
+    title = ".hiding .maps > div:nth-child(3) p"
+    assert text_of(page, title) == "The map above: attention of the class token"
+    opened = page.evaluate("() => document.querySelector('#explorer').explorer.state.open")
+    assert frame_at(above, opened) == [213, 94, 0]  # marked, as on the large map
+    assert frame_at(above, (opened + 8) % 16) != [213, 94, 0]
     assert text_of(page, ".hiding .maps > div:nth-child(2) p") == f"Effect on “{PREPROCESSING.classes[label]}”"
     strongest = int(drop.abs().argmax())
     assert effect.get_attribute("aria-label").replace("\u00a0", " ") == (
@@ -838,9 +891,30 @@ def test_hiding_a_patch_by_mouse(show, scene, width, dark):
     settle(page)
     row = explorer.unpack(data["images"][0]["models"][0]["rolled_outer"])[2, 0, 0, 1:17]  # as shown: 8 bits
     correlation = float(interpret.rank_correlation(row[None], drop[None]))
-    assert f"effect and rollout, as shown, on this image: {correlation:.2f} (" in text_of(
+    assert f"effect and rollout of the class token, as shown, on this image: {correlation:.2f} (" in text_of(
         page, ".hiding > p:last-child"
     )
+    page.keyboard.press("t")
+    page.get_by_role("button", name="distillation").click()
+    settle(page)
+    assert text_of(page, title) == "The map above: rollout to the distillation token"
+    page.get_by_role("button", name="relevance").click()
+    settle(page)
+    assert text_of(page, title) == "The map above: relevance"
+
+
+def test_an_open_patch_is_the_one_whose_map_is_compared(show, scene):
+    """Whoever opened a patch, and then another image, must not take its attention for the class token's."""
+    page = show(scene[4])
+    open_hiding(page)
+    canvas(page).click(position={"x": 5, "y": 5})
+    page.get_by_role("button", name="image 2").click()
+    page.mouse.move(5, 5)
+    settle(page)
+    assert text_of(page, ".hiding .maps > div:nth-child(3) p") == "The map above: attention of patch 1"
+    assert "effect and attention of patch 1, as shown" in text_of(page, ".hiding > p:last-child")
+    tops = [one.bounding_box()["y"] for one in page.locator(".hiding canvas").all()]
+    assert max(tops) - min(tops) < 1  # side by side, be the titles of one line or two
 
 
 def test_the_largest_effect_is_named_be_it_a_fall_or_a_rise(show, scene):
@@ -1023,12 +1097,15 @@ def test_the_overview_of_heads(show, scene, monkeypatch):
     assert tiles.count() == 0  # nothing is drawn until it is opened
     page.locator(".overview summary").click()
     settle(page)
-    assert page.locator(".overview > p").inner_text().startswith(
+    assert page.locator(".overview > p").first.inner_text().startswith(
         f"On 40 images of photos, of which {found['accuracy'][0]:.1f} % are classified correctly."
     )  # fmt: skip
+    for word in ("Effect, in points: ", "two standard errors", "Distance: ", "Tokens: "):  # on the tiles
+        assert word in page.locator(".overview > p").first.inner_text()
+    assert text_of(page, ".chosen") == "No head is selected."
     names = page.locator(".heads b").all_inner_texts
     assert names() == [f"block {block}, head {head}" for block in (1, 2, 3) for head in range(1, 9)]
-    for button, part in (("distance", "distance"), ("evenness", "tokens"), ("effect", "effect")):
+    for button, part in (("distance", "distance"), ("tokens", "tokens"), ("effect", "effect")):
         page.get_by_role("button", name=button, exact=True).click()
         settle(page)
         values = found["models"][0]["outer"][part]
@@ -1057,10 +1134,22 @@ def test_the_overview_of_heads(show, scene, monkeypatch):
     assert state["image"] == int(torch.special.entr(rows).sum(dim=-1).argmin())
     assert [tile.get_attribute("aria-pressed") for tile in tiles.all()] == ["true"] + 23 * ["false"]
     assert tiles.first.evaluate("(one) => one === document.activeElement")
+    title = data["images"][state["image"]]["title"]
+    assert text_of(page, ".chosen") == f"Shown above: block {block + 1}, head {head + 1}, on {title}."
+    other = data["images"][1 - state["image"]]["title"]
+    page.get_by_role("button", name=other).click()
     page.get_by_role("button", name="inner", exact=True).click()
     settle(page)
     assert tiles.count() == 12
     assert "pixel tokens far" in tiles.first.inner_text()
+    assert "class token" not in page.locator(".overview > p").first.inner_text()
+    for tile in tiles.all():  # an inner head has no class token, so the image stays
+        tile.click()
+        settle(page)
+        found = re.search(r"block \d, head \d", tile.inner_text())
+        assert text_of(page, ".chosen") == f"Shown above: {found[0]}, on {other}."
+    for place in (".chosen", ".overview > p", ".heads span"):
+        assert page.locator(place).first.evaluate(CONTRAST) > 4.5, place
     page.set_viewport_size({"width": 320, "height": 700})
     settle(page)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 320

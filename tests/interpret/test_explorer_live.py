@@ -162,6 +162,8 @@ def test_relevance_is_for_stored_images(open_live, image):
     page.wait_for_function("() => document.querySelector('.about').textContent.startsWith('mine.png')")
     assert page.evaluate(mode) == "attention"
     assert button.is_disabled()
+    about = page.locator(".about").inner_text()
+    assert about.endswith("Missing here: relevance, which only Python computes.")  # also for who can't point at it
     page.locator("canvas").first.focus()
     for expected in ("rollout", "attention"):
         page.keyboard.press("m")
@@ -169,6 +171,7 @@ def test_relevance_is_for_stored_images(open_live, image):
     page.get_by_role("button", name="gray.png").click()
     page.wait_for_function("() => document.querySelector('.about').textContent.startsWith('gray.png')")
     assert button.is_enabled()
+    assert "Missing" not in page.locator(".about").inner_text()
 
 
 @computes

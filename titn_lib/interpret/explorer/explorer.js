@@ -91,7 +91,10 @@ class Explorer {
       `${who} predicts ${classes[best]} (${percent(share)})${verdict(best, label)}`;
     const all = students.map((student, i) => predicts(student.name, models[i].output));
     if (teacher) all.push(predicts(`the teacher ${name}`, teacher));
-    return `${title}${label === null ? "" : `, label ${classes[label]}`}: ${all.join(", ")}.`;
+    const missing = models.some((view) => !view.relevance) ? ["relevance"] : []; // see `Live`
+    if (name && !teacher) missing.push("the teacher's prediction");
+    const only = missing.length ? ` Missing here: ${missing.join(" and ")}, which only Python computes.` : "";
+    return `${title}${label === null ? "" : `, label ${classes[label]}`}: ${all.join(", ")}.${only}`;
   }
 
   /** A notice, or none. */

@@ -87,16 +87,18 @@ class Hiding {
   draw() {
     if (!this.known || !this.element.open) return;
     const { stage } = this, { explorer } = stage, { state, data } = explorer, { hidden } = state;
-    const values = stage.perPatch(stage.shown.outer), found = this.probabilities(hidden);
+    const values = stage.perPatch(stage.shown.outer), found = this.probabilities(hidden), map = mapName(stage);
     const size = [this.element.clientWidth, window.devicePixelRatio];
-    if (!stage.changed("hiding", state.image, hidden, this.cursor, values, found?.table, explorer.asked, ...size)) return;
+    const parts = [state.image, hidden, this.cursor, state.open, map, values, found?.table, explorer.asked, ...size];
+    if (!stage.changed("hiding", ...parts)) return;
     const highest = Math.max(...this.drop.map(Math.abs));
     this.paintImage(fit(this.image));
     this.paintEffect(fit(this.effect), highest);
     const above = fit(this.above), small = stage.paint("above", [values], ...data.grid, [Math.max(...values)]);
     above.context.drawImage(small, 0, 0, above.width, above.height);
     write(this.title.effect, `Effect on “${data.classes[this.known.classes[0]]}”`);
-    write(this.title.above, `The map above: ${state.mode}`);
+    if (state.open !== null) outline(above.context, ...this.box(state.open, above), explorer.accent, 2);
+    write(this.title.above, `The map above: ${map}`);
     const points = Number((100 * highest).toPrecision(2)); // percentage points
     write(this.range[0], `+${points}`);
     write(this.range[1], `−${points} points`);
@@ -106,8 +108,8 @@ class Hiding {
     this.above.setAttribute("aria-label", summaryOf(stage));
     this.tabulate(found, hidden.length);
     write(this.status, this.statusOf(hidden, found));
-    write(this.agreement, `Spearman's rank correlation of effect and ${state.mode}, as shown, on this image: ${decimal(
-      rankCorrelation(values, this.drop))} (1: the same order of patches; 0: unrelated).`);
+    write(this.agreement, `Spearman's rank correlation of effect and ${map}, as shown, on this image: ${decimal(
+      rankCorrelation(values, this.drop))} (1: the same order of patches; 0: unrelated; −1: the opposite order).`);
   }
 
   /** A patch's rectangle. */

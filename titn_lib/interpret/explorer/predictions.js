@@ -41,8 +41,11 @@ class Predictions {
     this.table.replaceChildren(make("tr", {}, make("th", { scope: "col" }, "block"),
       ...last.map((_, head) => make("th", { scope: "col" }, HEADS[head]))), ...this.rows);
     const from = (head) => 2 + lens.findLastIndex((best) => best[head][0] !== last[head]);
-    write(this.decided, last.map((label, head) =>
-      `The ${HEADS[head]} predicts ${classes[label]} from block ${from(head)} on.`).join(" "));
+    const sentences = last.map((label, head) =>
+      `The ${HEADS[head]} predicts ${classes[label]} from block ${from(head)} on.`);
+    if (last.length > 1 && last[0] === last[1]) // the class with both largest logits has the largest mean
+      sentences.push(`So does the model, their mean, from block ${Math.max(from(0), from(1))} on at the latest.`);
+    write(this.decided, sentences.join(" "));
   }
 
   /** Mark a block; none in relevance, which goes through all of them. */

@@ -8,9 +8,9 @@ class Stage {
     this.explorer = explorer;
     this.number = number;
     this.buffers = {}; // canvases with one pixel per cell, before upsampling
-    const map = (name) => make("canvas", { tabindex: 0, role: "application",
-      "aria-label": `${name}. Arrow keys move, Enter opens a patch, Escape closes it.` });
-    this.canvas = { outer: map("Patches of the image"), inner: map("Pixel tokens of the opened patch") };
+    const map = (label) => make("canvas", { tabindex: 0, role: "application", "aria-label": label });
+    this.canvas = { outer: map("Patches of the image. Arrow keys move, Enter opens a patch, Escape closes it."),
+      inner: map("Pixel tokens of the opened patch. Arrow keys move, Escape closes the patch.") };
     this.layout = {}; // of the small maps
     this.tiles = { outer: make("canvas", { role: "img" }), inner: make("canvas", { role: "img" }) };
     this.special = ["class", "distillation"].map((name) =>

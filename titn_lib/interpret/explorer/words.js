@@ -10,6 +10,12 @@ function headName(stage, stream) {
   return head < 0 || stage.heads(stream) < 2 ? `${head === MAX ? "max" : "mean"} of heads` : `head ${head + 1}`;
 }
 
+/** The outer map: what it shows, and of which token. */
+function mapName(stage) {
+  const { state: { mode, reversed } } = stage.explorer, token = tokenName(stage, stage.explorer.selectedToken());
+  return mode === "relevance" ? mode : `${mode} ${reversed ? "to" : "of"} ${token}`;
+}
+
 /** The largest values of what is selected. */
 function summaryOf(stage) {
   const { explorer, block } = stage, { state } = explorer, { outer, inner } = stage.shown;
@@ -52,6 +58,7 @@ function inWords(stage) {
   if (mode !== "relevance" && outer.length > config.patches)
     sentences.push(`Class token: ${percent(outer[0])}.`,
       ...(config.distillation ? [`Distillation token: ${percent(outer[config.patches + 1])}.`] : []));
-  if (inner) sentences.push(`Patch ${open + 1} is opened: ${inner.length} pixel tokens, ${span(inner)}.`);
+  if (inner) sentences.push(`Patch ${open + 1} is opened: ${inner.length} pixel tokens, ${span(inner)}, `
+    + `the largest at pixel token ${most(inner) + 1}.`);
   return sentences.join(" ");
 }
