@@ -47,8 +47,8 @@ def summarize_heads(
 ) -> dict[str, HeadSummary]:
     """Summarize the heads of each stream, "outer" and, if there is one, "inner".
 
-    One pass over the images for attention, and one for each head: for 256 images, `titn_mini` takes less than a minute on
-    one CPU core.
+    One pass over the images for attention, and one for each head: for 256 images, `titn_mini` takes less than a minute
+    on one CPU core.
 
     Args:
         images: normalized.
