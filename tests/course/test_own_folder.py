@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import torch
 from IPython.core.inputtransformer2 import TransformerManager
 from PIL import Image
+
+from titn_lib.data import load_dataset
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "10_your_images.ipynb"
 CLASSES = {"a<b> & 5$": 20, "собака": 11, "x_^$": 7}  # unequal, and names that are markup or formulas elsewhere
@@ -29,6 +32,17 @@ def make_folder(top):
     (top / "train" / "notes.txt").write_text("mine", encoding="utf-8")
     (top / "Test" / ".DS_Store").write_bytes(b"x")
     return top
+
+
+def test_the_folder_that_comes_with_the_course():
+    """Sixty photographs, with their license."""
+    folder = NOTEBOOK.parent / "images" / "clothes"
+    data = load_dataset(str(folder))
+    assert data.classes == ("coat", "dress", "shirt")
+    labels = torch.cat([part.labels for part in (data.train, data.validation, data.test)])
+    assert labels.bincount().tolist() == [20, 20, 20]
+    assert len(torch.cat([part.images for part in (data.train, data.validation, data.test)]).unique(dim=0)) == 60
+    assert "MIT License" in (folder / "LICENSE.txt").read_text(encoding="utf-8")
 
 
 def test_notebook_10_runs_on_another_folder(tmp_path, monkeypatch, capsys):
