@@ -5,14 +5,13 @@ summary.effect                                       "block head": accuracy lost
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from einops import einsum
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError
@@ -123,9 +122,8 @@ def classified_correctly(
     return (predicted == labels).float()
 
 
-@contextmanager
-def head_removed(attention: Attention, head: int) -> Iterator[None]:
-    """Set a head's output to 0."""
+def head_removed(attention: Attention, head: int) -> RemovableHandle:
+    """Set a head's output to 0, as a context manager."""
     width = attention.proj.in_features // attention.heads
 
     def remove(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -133,8 +131,4 @@ def head_removed(attention: Attention, head: int) -> Iterator[None]:
         kept[..., head * width : (head + 1) * width] = 0
         return (kept,)
 
-    handle = attention.proj.register_forward_pre_hook(remove)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return attention.proj.register_forward_pre_hook(remove)

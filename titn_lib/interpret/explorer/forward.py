@@ -3,6 +3,8 @@
 It is a module of its own so that it can be exported: `live` puts it into the page.
 """
 
+import contextlib
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,21 +47,19 @@ class ExplorerForward(nn.Module):
         Raises:
             TITNError: the attention of one image takes more than MAX_BYTES.
         """
-        arithmetic, tokens = last_inner_attention(self.model), []
-        if arithmetic is not None:
-            hook = arithmetic.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0]))
-        try:
-            encoding = self.model.forward_features(images, return_attention=True)
-        finally:
+        arithmetic, tokens = last_inner_attention(self.model), list[Tensor]()
+        with contextlib.ExitStack() as hooks:
             if arithmetic is not None:
-                hook.remove()
+                hooks.enter_context(arithmetic.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0])))
+            encoding = self.model.forward_features(images, return_attention=True)
         logits = [
             torch.stack(self.model.heads.forward_all(hidden)[: self.heads], dim=1) for hidden in encoding.hidden_states
         ]
-        streams = {name: torch.stack(maps, dim=1) for name, maps in encoding.attention._asdict().items() if maps}
+        attention = {name: maps for name, maps in encoding.attention._asdict().items() if maps}
+        streams = {name: torch.stack(maps, dim=1) for name, maps in attention.items()}
         rolled = {  # with an axis for a single head
-            f"rolled_{name}": torch.stack(interpret.rollouts(list(maps.unbind(dim=1))), dim=1).unsqueeze(-3)
-            for name, maps in streams.items()
+            f"rolled_{name}": torch.stack(interpret.rollouts(maps), dim=1).unsqueeze(-3)
+            for name, maps in attention.items()
         }
         if size_in_bytes(streams | rolled) > MAX_BYTES_ALL_HEADS:
             streams = {name: maps.mean(dim=-3, keepdim=True) for name, maps in streams.items()}
