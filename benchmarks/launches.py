@@ -4,8 +4,8 @@
 
 The step of `titn_paper` with a VGG16-BN teacher runs on fake tensors, which have a shape and no values, so nothing can
 wait for one. torch.compile's generated code is read instead of run. On the way, the graphs' tensors move to a GPU that
-isn't there. A CUDA graph contains the launches that are counted here, and the operations' own number is exact to a few:
-a library's matrix product or convolution sometimes takes two.
+isn't there. A CUDA graph contains the launches that are counted here, except the augmentation's. The operations' own
+number is exact to a few: a library's matrix product or convolution sometimes takes two.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._inductor import compile_fx, graph
@@ -33,14 +34,13 @@ from titn_lib import create_model, kernels, torch_compat
 from titn_lib.data.datasets import DataSplits
 from titn_lib.data.images import ImageDataset
 from titn_lib.data.mixing import MixedTargets
-from titn_lib.kernels import dispatch
-from titn_lib.losses.distillation import teacher_forward
+from titn_lib.kernels import dispatch, fused_layer, image_ops
 from titn_lib.training import optim
-from titn_lib.training import trainer as trainer_module
 from titn_lib.training.config import Run
 from titn_lib.training.cuda_graph import StepInputs
 from titn_lib.training.distributed import start_fabric
-from titn_lib.training.networks import compile_teacher
+from titn_lib.training.evaluation import add_metrics
+from titn_lib.training.networks import compile_on_gpu, compile_teacher
 from titn_lib.training.optim import compile_blocks, make_optimizer
 from titn_lib.training.recipes import published_recipe
 from titn_lib.training.trainer import Trainer
@@ -59,7 +59,8 @@ PRETENDED = {
     "get_device_capability": lambda *_: (9, 0), "_lazy_init": lambda: None, "_exchange_device": lambda _: 0,
     "_maybe_exchange_device": lambda _: 0, "get_rng_state": lambda *_: torch.zeros(1), "set_rng_state": lambda *_: None,
 }  # fmt: skip
-OF_OPERATOR = {"titn::layer_backward": 2}  # the kernel, and the sum over its programs
+PROGRAMS = 8 * 132  # of an inner layer's gradient
+NOT_LAUNCHED = "empty", "as_strided", "device", "lift_fresh", "_record_function"
 TENSORS_PER_LAUNCH, BLOCKS_PER_LAUNCH, CHUNK = 48, 320, 65536  # of a fused optimizer with momentum
 
 
@@ -79,7 +80,7 @@ class Counting(TorchDispatchMode):
         if name.startswith("_fused"):
             self.counts[name] += fused_launches(args[0])
             return None
-        if not func.is_view and not name.startswith(("empty", "device", "_record_function")):
+        if not func.is_view and not name.startswith(NOT_LAUNCHED):
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -89,7 +90,7 @@ class Counting(TorchDispatchMode):
         self.counts[f"{part}: Triton"] += len(re.findall(r"^\s+triton_\w+\.run\(", body, re.M))
         self.counts[f"{part}: products and convolutions"] += len(re.findall(r"extern_kernels\.", body))
         for operator in re.findall(r"= torch\.ops\.titn\.(\w+)\.default\(", body):
-            self.counts[f"{part}: titn::{operator}"] += OF_OPERATOR.get(f"titn::{operator}", 1)
+            self.counts[f"{part}: titn::{operator}"] += 1
         for operator in re.findall(r"= torch\.ops\.aten\.(\w+)\.", body):
             self.counts[f"{part}: {operator}"] += 1
 
@@ -188,7 +189,25 @@ def make_fake(trainer: Trainer) -> None:
     torch.__future__.set_overwrite_module_params_on_conversion(False)
     trainer.objective.train()
     trainer.optimizer = make_optimizer(trainer.objective, trainer.recipe)
-    trainer.sums = torch.zeros(2)
+    trainer.sums, trainer.one = torch.zeros(2), torch.ones(())
+
+
+def count_augmentation(trainer: Trainer) -> Counter[str]:
+    """The launches that make a batch and copy it to the CUDA graph's inputs, counted on the device "meta"."""
+    counting = Counting()
+
+    def launch(name: str, images: Tensor, dtype: torch.dtype, *_: Any) -> Tensor:
+        counting.counts[name] += 1
+        return torch.empty(images.shape, dtype=dtype, device="meta")
+
+    trainer.train_set = trainer.train_set.to(torch.device("meta"))
+    order = torch.arange(len(trainer.train_set), device="meta")
+    with patch.object(image_ops, "launch", launch), patch.object(kernels, "can_augment", lambda _: True):
+        inputs = StepInputs.like(*trainer.batch(order, np.random.default_rng(0)))  # it creates what all batches share
+        counting.counts.clear()
+        with counting:
+            inputs.fill(*trainer.batch(order, np.random.default_rng(0)), lr=0.1)
+    return Counter({f"augmentation: {name}": number for name, number in counting.counts.items()})
 
 
 def count_launches(depth: int = 12, teacher: bool = True) -> Counter[str]:
@@ -198,20 +217,24 @@ def count_launches(depth: int = 12, teacher: bool = True) -> Counter[str]:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         for target, name, value in (
             (dispatch, "can_use_fused_layer", lambda *_: True),  # as on a GPU
+            (dispatch, "can_use_fused_mlp", lambda *_: True),
+            (fused_layer, "num_sums", lambda *_: PROGRAMS),
             (kernels, "can_use_fused_attention", lambda *_: True),
             (kernels, "triton_available", lambda: True),
             (optim, "inductor", recording_inductor(counting)),
-            (trainer_module, "teacher_forward", counting.without(teacher_forward)),
         ):
             stack.enter_context(patch.object(target, name, value))
         trainer = make_trainer(depth, teacher, folder)
+        augmentation = count_augmentation(trainer)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         make_fake(trainer)
         compile_blocks(trainer.network, 10**9, GPU, whole=trainer.objective)
         if trainer.teacher is not None:
             compile_teacher(trainer.teacher, GPU)
-        trainer.forward = counting.without(trainer.forward)  # type: ignore[method-assign]
-        trainer.fabric.backward = counting.without(trainer.fabric.backward)  # type: ignore[method-assign]
+            trainer.teacher.forward_features = counting.without(trainer.teacher.forward_features)  # type: ignore
+        trainer.objective = counting.without(trainer.objective)  # type: ignore[assignment]
+        trainer.add_metrics = counting.without(compile_on_gpu(add_metrics, GPU))
+        trainer.fabric.backward = lambda loss, one: counting.without(loss.backward)(one)  # type: ignore
         images, labels = torch.empty(1024, 3, 32, 32), torch.zeros(1024, dtype=torch.long)
         inputs = StepInputs.like(images, MixedTargets(labels, labels))
         with counting:
@@ -220,7 +243,9 @@ def count_launches(depth: int = 12, teacher: bool = True) -> Counter[str]:
             for name in outside:  # the first step creates the optimizer's state
                 del counting.counts[name]
             trainer.step(*inputs)
-    return counting.counts
+    if optim.FAILURES:
+        raise RuntimeError(f"torch.compile failed: {optim.FAILURES[0]}")
+    return counting.counts + augmentation
 
 
 def main() -> None:

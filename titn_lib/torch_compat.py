@@ -77,9 +77,23 @@ def combine_kernels() -> dict[str, Any]:
 
     A transformer has dozens of small ones in each block: casts of weights, and sums for the gradients of biases.
 
-    2.15: off by default, and at most 8 become one.
+    2.15: off by default, and at most 8 become one, within 64 of each other (−1: anywhere). The parameters of an inner
+    layer are 14 tensors. `torch.cat` of more than 8 would be a kernel that is never combined with others.
     """
     from torch._inductor import config
 
-    wanted = {"combo_kernels": True, "combo_kernel_max_num_nodes": 64}
+    wanted = {
+        "combo_kernels": True,
+        "combo_kernel_max_num_nodes": 64,
+        "combo_kernel_max_distance": -1,
+        "max_pointwise_cat_inputs": 14,
+    }
     return {name: value for name, value in wanted.items() if hasattr(config, name)}
+
+
+def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Copy each source to its target; in one launch on a GPU, if all have one dtype.
+
+    2.15: `torch.optim.swa_utils` uses the same function.
+    """
+    torch._foreach_copy_(targets, sources)

@@ -54,11 +54,11 @@ def compare(kernels: ModuleType, sizes: tuple, sequences: int, dtype: torch.dtyp
     gradient, normed_gradient = torch.randn_like(output), torch.randn_like(normed)
     wanted = torch.autograd.grad([output, normed], [tokens, *parameters], [gradient, normed_gradient])
     x, options = tokens.detach().float(), (heads, int(width * ratio), norm.weight.numel())
-    got_output, got_normed = kernels.layer(x, flat, *options, dtype)
-    got, got_flat = kernels.layer_backward(x, flat, gradient.float(), normed_gradient.to(dtype), *options)
+    got_output, got_normed = kernels.layer(x, flat, dtype, *options)
+    got, sums = kernels.layer_backward(x, flat, gradient.float(), normed_gradient.to(dtype), *options)
     assert got_normed.dtype == dtype
     pairs = [(got_output, output), (got_normed, normed), (got, wanted[0])]
-    split = got_flat.split([p.numel() for p in parameters])
+    split = sums.sum(dim=0).split([p.numel() for p in parameters])
     pairs += [(a, b.flatten()) for a, b in zip(split, wanted[1:], strict=True)]
     return max(relative_error(a, b.detach()) for a, b in pairs)
 
@@ -121,7 +121,7 @@ def test_attention_layer_equals_softmax(kernels, length, heads, width, dtype, bo
 @offline.INTERPRETED
 def test_a_layer_refuses_parameters_of_another_size(kernels):
     with pytest.raises(TITNError, match="a layer of this size has 1908 parameters, not 1907"):
-        kernels.layer(torch.randn(4, 16, 12), torch.zeros(1907), 4, 48, 12, torch.float32)
+        kernels.layer(torch.randn(4, 16, 12), torch.zeros(1907), torch.float32, 4, 48, 12)
 
 
 @offline.INTERPRETED
@@ -131,7 +131,7 @@ def test_nan_stays_nan(kernels):
     layer, norm = make_layer(16, 12, 4, 4, False, 0)
     tokens = torch.randn(4, 16, 12)
     tokens[2, 1, 3] = float("nan")
-    output, _ = kernels.layer(tokens, flatten_params([*layer.modules(), norm]).detach(), 4, 48, 12, torch.float32)
+    output, _ = kernels.layer(tokens, flatten_params([*layer.modules(), norm]).detach(), torch.float32, 4, 48, 12)
     assert output.isnan().flatten(1).any(dim=1).tolist() == [False, False, True, False]
 
 

@@ -7,11 +7,11 @@ import pytest
 pytest.importorskip("triton", reason="Triton is for Linux")
 import offline
 
-FILES = ["test_fused_layer_triton.py", "test_augment_triton.py"]
+FILES = ["test_fused_layer_triton.py", "test_augment_triton.py", "test_mlp_triton.py"]
 
 
 @offline.COMPILED
 def test_in_interpreter():
-    """Both files in one process: its start takes as long as a third of the tests."""
+    """All files in one process: its start takes as long as a third of the tests."""
     passed = offline.run_interpreted(*(str(Path(__file__).with_name(file)) for file in FILES))
-    assert "27 passed" in passed
+    assert "44 passed" in passed

@@ -8,12 +8,15 @@ import torch
 
 from titn_lib import TITNError, create_model, load_model
 from titn_lib.data import load_dataset, normalize
+from titn_lib.data.mixing import MixedTargets
 from titn_lib.losses.distillation import freeze, teacher_forward
 from titn_lib.losses.objective import Objective
 from titn_lib.training import Recipe, make_optimizer, make_run, train
 from titn_lib.training.config import Run
 from titn_lib.training.distributed import start_fabric
+from titn_lib.training.evaluation import add_metrics
 from titn_lib.training.networks import (
+    compile_on_gpu,
     compile_teacher,
     data_kwargs,
     freeze_start,
@@ -69,6 +72,22 @@ def test_the_teacher_is_compiled_on_a_gpu_only(device, convolutions, monkeypatch
     compile_teacher(teacher, torch.device(device))
     teacher_forward(teacher, torch.randn(2, 3, 32, 32))
     assert graphs == convolutions
+
+
+@pytest.mark.usefixtures("compiler")
+def test_metrics_compiled_for_a_gpu_are_the_same(monkeypatch):
+    """In one graph, in which λ is a tensor, as in a CUDA graph."""
+    graphs = []
+    monkeypatch.setattr(
+        "titn_lib.training.networks.compile_or_run_eagerly", lambda graph, _: graphs.append(graph) or graph.forward
+    )
+    assert compile_on_gpu(add_metrics, torch.device("cpu")) is add_metrics
+    logits, loss = torch.eye(4)[[0, 1, 2, 2]], torch.tensor(0.5)
+    targets = MixedTargets(torch.tensor([0, 1, 1, 2]), torch.tensor([3, 3, 3, 3]), torch.tensor(0.75))
+    sums = torch.tensor([1.0, 100.0])
+    compile_on_gpu(add_metrics, torch.device("cuda"))(sums, loss, logits, targets)
+    assert sums.tolist() == [1.5, 175]
+    assert len(graphs) == 1
 
 
 @pytest.mark.gpu

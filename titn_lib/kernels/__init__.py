@@ -1,7 +1,7 @@
 """Kernels that make training and inference fast: in C++ for a CPU, in Triton for a GPU. Everything works without."""
 
 from titn_lib.kernels.build import find_compiler, first_error, load, tune_malloc
-from titn_lib.kernels.dispatch import fused_layer_or_none, register_standard_layer
+from titn_lib.kernels.dispatch import fused_layer_or_none, fused_mlp_or_none, register_standard_layer
 from titn_lib.kernels.fused_layer import (
     attention,
     attention_backward,
@@ -39,6 +39,7 @@ __all__ = [
     "first_error",
     "flatten_params",
     "fused_layer_or_none",
+    "fused_mlp_or_none",
     "histogram",
     "layer",
     "load",

@@ -1,8 +1,8 @@
-"""Decide between the kernel of a whole layer (C++ or Triton) and plain PyTorch.
+"""Decide between the kernels of a whole layer or its MLP (C++ or Triton) and plain PyTorch.
 
-The kernel computes what an unmodified `models.layers.TransformerLayer` and the LayerNorm after it compute. A user may
-have replaced a submodule (LoRA, pruning, quantization), registered a hook or changed a setting. Then the layer's own
-`forward` must run.
+The kernels compute what an unmodified `models.layers.TransformerLayer` and the LayerNorm after it compute, or its MLP
+and the LayerNorm before it. A user may have replaced a submodule (LoRA, pruning, quantization), registered a hook or
+changed a setting. Then the modules' own `forward` must run.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from titn_lib.kernels.fused_layer import can_use_fused_layer, flatten_params, layer
+from titn_lib.kernels.fused_mlp import can_use_fused_mlp, mlp
 from titn_lib.torch_compat import has_global_hooks
 
 STANDARD_TYPES: list[type] = []  # of an unmodified layer's modules, and of the LayerNorm after it
@@ -39,6 +40,40 @@ def fused_layer_or_none(standard: nn.Module, norm: nn.Module, tokens: Tensor) ->
     if not can_use_fused_layer(tokens, *sizes):
         return None
     return layer(tokens, flatten_params(parts), *sizes)
+
+
+def fused_mlp_or_none(
+    norm: nn.Module, standard: nn.Module, tokens: Tensor, update: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """tokens + update and mlp(norm(tokens + update)), from the kernel; None if that doesn't apply.
+
+    Args:
+        norm: the LayerNorm before the MLP.
+        standard: the MLP.
+        tokens, update: "*batch token width".
+    """
+    if not can_use_fused_mlp(tokens) or not is_standard_mlp(parts := [norm, *standard.modules()]):
+        return None
+    weights: list[Any] = [weight for part in parts for weight in part._parameters.values()]
+    return mlp(tokens, update, *weights)
+
+
+def is_standard_mlp(parts: list[Any]) -> bool:
+    """As `is_standard_layer`."""
+    if [type(part) for part in parts] != STANDARD_TYPES[5:10] or is_hooked(parts):
+        return False
+    norm, _, up, gelu, down = parts
+    weights = [part._parameters[name] for part in (norm, up, down) for name in ("weight", "bias")]
+    if not {(type(weight), getattr(weight, "dtype", None)) for weight in weights} <= WEIGHT_TYPES:
+        return False
+    hidden, width = up._parameters["weight"].shape
+    shapes = [weight.shape for weight in weights]
+    return (
+        hidden % 16 == 0
+        and shapes == [(width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,)]
+        and norm.eps == 1e-5
+        and gelu.approximate == "none"
+    )
 
 
 def is_standard_layer(parts: list[Any]) -> bool:

@@ -161,15 +161,15 @@ def layer(
         x and normed. Under autocast to bfloat16, normed is bfloat16, the dtype that the next product takes.
     """
     bfloat16 = matmul_dtype(tokens) == torch.bfloat16
-    return layer_op(tokens, parameters, heads, hidden, norm_size, torch.bfloat16 if bfloat16 else torch.float32)
+    return layer_op(tokens, parameters, torch.bfloat16 if bfloat16 else torch.float32, heads, hidden, norm_size)
 
 
-@operator(
-    "layer(Tensor tokens, Tensor parameters, int heads, int hidden, int norm_size, ScalarType dtype)"
+@operator(  # torch.compile keeps code by this schema: change it, too, when the gradient's output changes
+    "layer(Tensor tokens, Tensor parameters, ScalarType dtype, int heads, int hidden, int norm_size)"
     " -> (Tensor, Tensor)"
 )
 def layer_op(
-    tokens: Tensor, parameters: Tensor, heads: int, hidden: int, norm_size: int, dtype: torch.dtype
+    tokens: Tensor, parameters: Tensor, dtype: torch.dtype, heads: int, hidden: int, norm_size: int
 ) -> tuple[Tensor, Tensor]:
     check_parameters(tokens, parameters, hidden, norm_size)
     tokens, result, normed = tokens.contiguous(), contiguous_like(tokens), contiguous_like(tokens, dtype)
@@ -191,30 +191,45 @@ def layer_backward(
     hidden: int,
     norm_size: int,
 ) -> tuple[Tensor, Tensor]:
+    """The gradient of the tokens, and sums of the parameters' gradients, one for each thread: "sum parameter"."""
     tokens, result = tokens.contiguous(), contiguous_like(tokens)
     sums = parameters.new_zeros(torch.get_num_threads(), len(parameters))
     library = build.load(*tokens.shape[-2:], heads, hidden, norm_size)
     tensors = [tokens, parameters, gradient.contiguous(), normed_gradient.contiguous(), result, sums]
     call(library, f"layer_backward_{C_TYPES[normed_gradient.dtype]}", tensors, tokens)
-    return result, sums.sum(dim=0)
+    return result, sums
 
 
 def setup_layer_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    tokens, parameters, *ctx.sizes, _ = inputs
+    tokens, parameters, _, *ctx.sizes = inputs
     ctx.save_for_backward(tokens, parameters)
 
 
 def backward_layer(ctx: Any, *gradients: Tensor) -> tuple:
+    """The last sum is here, and not in the kernel, so that torch.compile makes one launch of those of all layers."""
     refuse_double_backward()
-    return *layer_backward(*ctx.saved_tensors, *gradients, *ctx.sizes), None, None, None, None
+    result, sums = layer_backward(*ctx.saved_tensors, *gradients, *ctx.sizes)
+    return result, sums.sum(dim=0), None, None, None, None
+
+
+def num_sums(tokens: Tensor, dtype: torch.dtype, *sizes: int) -> int:
+    """How many sums `layer_backward` returns: one for each thread of a CPU, or each program of a GPU."""
+    if tokens.device.type == "cpu":
+        return torch.get_num_threads()
+    return call_triton("plan", tokens, *sizes, dtype, True)[0]
+
+
+def fake_layer_backward(
+    tokens: Tensor, parameters: Tensor, gradient: Tensor, normed_gradient: Tensor, *sizes: int
+) -> tuple[Tensor, Tensor]:
+    sums = num_sums(tokens, normed_gradient.dtype, *sizes)
+    return contiguous_like(tokens), parameters.new_empty(sums, len(parameters))
 
 
 torch.library.register_fake(
-    "titn::layer", lambda tokens, parameters, *sizes: (contiguous_like(tokens), contiguous_like(tokens, sizes[-1]))
+    "titn::layer", lambda tokens, parameters, dtype, *_: (contiguous_like(tokens), contiguous_like(tokens, dtype))
 )
-torch.library.register_fake(
-    "titn::layer_backward", lambda tokens, parameters, *rest: (contiguous_like(tokens), contiguous_like(parameters))
-)
+torch.library.register_fake("titn::layer_backward", fake_layer_backward)
 torch.library.register_autograd("titn::layer", backward_layer, setup_context=setup_layer_context)
 
 

@@ -133,8 +133,14 @@ class TransformerLayer(nn.Module):
     ) -> tuple[Float[Tensor, "*batch token width"], Float[Tensor, "*batch head token token"] | None]:
         """Returns the tokens and, if requested, the attention."""
         update, attention = self.attn(self.attention_norm(tokens), return_attention)
-        tokens = tokens + self.drop_path(update)
-        return tokens + self.drop_path(self.mlp(self.mlp_norm(tokens))), attention
+        update = self.drop_path(update)
+        fused = kernels.fused_mlp_or_none(self.mlp_norm, self.mlp, tokens, update)  # one call, where there is a kernel
+        if fused is None:
+            tokens = tokens + update
+            update = self.mlp(self.mlp_norm(tokens))
+        else:
+            tokens, update = fused
+        return tokens + self.drop_path(update), attention
 
 
 with torch.device("meta"):  # no memory, and no draws from the global generator

@@ -25,6 +25,7 @@ from titn_lib.data.transforms import Images, Preprocessing
 from titn_lib.losses.objective import Objective
 from titn_lib.models.base import Classifier
 from titn_lib.models.inference import predict
+from titn_lib.torch_compat import copy_all
 from titn_lib.training.optim import set_learning_rate
 
 WARM_UP_STEPS = 3  # they compile, choose algorithms and create the optimizer's state, none of which a graph can record
@@ -52,8 +53,7 @@ class StepInputs(NamedTuple):
     def fill(self, images: Images, targets: MixedTargets, lr: float) -> None:
         """Overwrite them with the values of the next step."""
         self.images.copy_(images)
-        self.targets.a.copy_(targets.a)
-        self.targets.b.copy_(targets.b)
+        copy_all([self.targets.a, self.targets.b], [targets.a, targets.b])
         self.targets.lam.fill_(targets.lam)  # type: ignore[union-attr]
         self.lr.fill_(lr)
 

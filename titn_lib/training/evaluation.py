@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from titn_lib.data.datasets import DATASETS, data_fingerprint, load_dataset
 from titn_lib.data.folders import list_own_images, load_class_folders
 from titn_lib.data.images import ImageDataset
+from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.errors import TITNError
 from titn_lib.io import markdown_table
@@ -22,6 +23,17 @@ from titn_lib.models.registry import count_macs
 from titn_lib.training.config import resolve_dataset
 from titn_lib.training.distributed import all_reduce_sum
 from titn_lib.training.records import RECORD, RunResult, load_record
+
+
+def add_metrics(
+    sums: Float[Tensor, " two"],
+    loss: Float[Tensor, ""],
+    logits: Float[Tensor, "batch classes"],
+    targets: MixedTargets,
+) -> None:
+    """Add the loss of a training batch and its top-1 accuracy in percent to their sums, in place."""
+    accuracy = (logits.argmax(dim=-1) == targets.dominant).float().mean()
+    sums += torch.stack([loss, 100 * accuracy])
 
 
 def evaluate(

@@ -1,6 +1,7 @@
 """What a run's networks need before training: settings from the data, a checked teacher, initial weights."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -131,18 +132,23 @@ def check_logits(teacher: nn.Module, data: DataSplits) -> None:
         )
 
 
-def compile_teacher(teacher: nn.Module, device: torch.device) -> None:
-    """Compile a frozen teacher with torch.compile, on a GPU.
+def compile_on_gpu(function: Callable, device: torch.device) -> Callable:
+    """The function, compiled with torch.compile if the device is a GPU.
 
-    There, bias and ReLU cost as much as the convolutions, and the compiler fuses them. On a CPU it would save less than
-    it costs in most runs.
+    There, each small operation costs as much as a large one, and the compiler fuses them. On a CPU it would save less
+    than it costs in most runs.
     """
-    if device.type == "cuda" and isinstance(teacher, Teacher):
-        set_recompile_limit(COMPILED_NETWORKS)
+    if device.type != "cuda":
+        return function
+    set_recompile_limit(COMPILED_NETWORKS)
+    return torch.compile(function, dynamic=False, backend=compile_or_run_eagerly)
+
+
+def compile_teacher(teacher: nn.Module, device: torch.device) -> None:
+    """Compile a frozen teacher on a GPU, where bias and ReLU cost as much as the convolutions."""
+    if isinstance(teacher, Teacher):
         # Not stage.compile(): it would skip PyTorch's own modules, and a stage is an nn.Sequential.
-        teacher.forward_features = torch.compile(  # type: ignore[method-assign]
-            teacher.forward_features, dynamic=False, backend=compile_or_run_eagerly
-        )
+        teacher.forward_features = compile_on_gpu(teacher.forward_features, device)  # type: ignore[method-assign]
 
 
 def use_normalization(data: DataSplits, initial: Classifier | None) -> DataSplits:

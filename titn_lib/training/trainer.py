@@ -31,8 +31,9 @@ from titn_lib.models.weights import save_model
 from titn_lib.training.config import Run, require_same_run
 from titn_lib.training.cuda_graph import GraphedPredict, graphed_step
 from titn_lib.training.distributed import TIME_LIMIT, Deadline, all_reduce_sum, graceful_interrupt
-from titn_lib.training.evaluation import evaluate, evaluate_classes, recall
+from titn_lib.training.evaluation import add_metrics, evaluate, evaluate_classes, recall
 from titn_lib.training.networks import (
+    compile_on_gpu,
     compile_teacher,
     layers_below_head,
     make_network,
@@ -84,6 +85,7 @@ class Trainer:
         self.compiled = compile_blocks(self.network, self.num_images, fabric.device, whole)
         if self.teacher is not None and self.compiled:
             compile_teacher(self.teacher, fabric.device)
+        self.add_metrics = compile_on_gpu(add_metrics, fabric.device) if self.compiled else add_metrics
         self.ema = None
         if self.recipe.ema_decay:
             self.ema = AveragedModel(
@@ -92,6 +94,7 @@ class Trainer:
         self.predict = GraphedPredict(self.eval_model(), self.preprocessing, fabric.device)
         self.state = TrainState()
         self.sums = torch.zeros(2, device=fabric.device)  # loss and top-1 of the epoch's steps
+        self.one = torch.ones((), device=fabric.device)  # the loss's gradient; PyTorch would make one in every step
 
     def prepare_data(self) -> None:
         """The splits that the recipe asks for, and this process's share of each batch."""
@@ -219,7 +222,7 @@ class Trainer:
             with self.fabric.autocast():
                 teacher_output = teacher_forward(self.teacher, images)
         loss, logits = self.forward(images, targets, teacher_output)
-        self.fabric.backward(loss)
+        self.fabric.backward(loss, self.one)
         if recipe.clip_norm:
             self.fabric.clip_gradients(
                 self.objective_ddp, self.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
@@ -229,8 +232,7 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(self.network)
-        accuracy = (logits.argmax(dim=-1) == targets.dominant).float().mean()
-        self.sums += torch.stack([loss.detach(), 100 * accuracy])
+        self.add_metrics(self.sums, loss.detach(), logits.detach(), targets)
 
     def forward(self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None) -> LossAndLogits:
         """The objective's output, in the run's precision.
