@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+CAMERA = "--use-fake-device-for-media-stream"  # shows a test pattern
+
 
 @pytest.fixture(scope="session")
 def browser():
@@ -17,7 +19,7 @@ def browser():
     path = os.environ.get("CHROMIUM") or next((str(p) for p in [Path("/usr/bin/chromium")] if p.exists()), None)
     with warnings.catch_warnings(), playwright.sync_playwright() as driver:
         try:
-            opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox", CAMERA])
         except playwright.Error as problem:
             pytest.skip(f"no Chromium to test with (set CHROMIUM to its path): {str(problem).splitlines()[0]}")
         yield opened

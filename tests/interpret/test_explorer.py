@@ -195,6 +195,27 @@ def test_the_predictions_without_each_patch(student):
     assert explorer.explorer_data(student, images)["models"][0]["mean"] == [0.4]  # the color of a hidden patch
 
 
+def test_the_prediction_without_any_pixels(student):
+    """Sets of pixel tokens, on an image that is wider than high."""
+    image, sets = normalized(random_images(student, 1)), torch.rand(3, 6, 4) < 0.5
+    shown = image.repeat(4, 1, 1, 1)
+    for number, patch, pixel in sets.nonzero().tolist():
+        y, x = 4 * (patch // 3) + 2 * (pixel // 2), 4 * (patch % 3) + 2 * (pixel % 2)
+        shown[1 + number, :, y : y + 2, x : x + 2] = 0
+    found = explorer_arrays.hide_pixels(student, image, sets)
+    wanted = shares_by_hand(student, shown)
+    torch.testing.assert_close(found.shares, wanted[..., found.classes], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.drop, wanted[0, 0, found.classes[0]] - wanted[1:, 0, found.classes[0]])
+
+
+def test_the_squares_that_can_be_hidden_fit_into_the_pixel_tokens_of_both_students():
+    sizes = {"patch_size": 12, "image_size": (12, 24)}
+    vit = make("vit_paper", **sizes)
+    two, three = (make("titn_paper", pixel_size=size, **sizes) for size in (6, 4))
+    for one, other, split in ((vit, None, 1), (vit, two, 2), (two, three, 6), (three, three, 3)):
+        assert explorer.explorer_data(one, random_images(one, 1), compare=other)["split"] == split
+
+
 def test_images_labels_and_teacher():
     model, teacher = (
         make("titn_nano", in_channels=3, image_size=(32, 32)),
@@ -294,7 +315,8 @@ def test_the_page_holds_all_it_needs(tmp_path):
     model.preprocessing = Preprocessing("x", ("</script><b>", "<!--", "&amp;", '"', "é", "f"), (0.4,), (0.3,))
     explorer.write_page(tmp_path / "page.html", model, images, compare=make_like(model), names=["<one>", "two"])
     text = (tmp_path / "page.html").read_text()
-    assert re.findall(r"https?://[^\"'` ]*", text) == ["http://www.w3.org/2000/svg"]  # a name, not an address
+    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # not addresses
+    assert set(re.findall(r"https?://[^\"'` ]*", text)) == names
     for word in ("import ", "fetch(", "XMLHttpRequest", "url(", " src=", " href=", "@import"):
         assert word not in text, word
     assert text.count("</script>") == 2
@@ -382,7 +404,7 @@ def test_the_widget_carries_the_same_data_and_takes_images(tmp_path, monkeypatch
         widget.data["images"][2]["models"]
         == explorer.explorer_data(model, own[None], compare=other)["images"][0]["models"]
     )
-    hide = {"key": "any", "image": 2, "patches": [1, 5]}  # of the added image
+    hide = {"key": "any", "image": 2, "pixels": [4, 5, 6, 7, 20, 21, 22, 23]}  # patches 1 and 5 of the added image
     widget._receive(None, {"hide": hide}, [])
     answer = sent.pop()["hidden"]
     assert answer["key"] == "any"

@@ -3,11 +3,13 @@
 import base64
 import copy
 import html
+import io
 import json
 import re
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import nbformat
 import numpy as np
@@ -184,7 +186,7 @@ def test_small_maps_choose_block_and_head(show, scene):
     page = show(data)
     cover(page)
     small = page.locator(".stream.outer figure canvas")
-    place = page.evaluate("() => document.querySelector('#explorer').explorer.stages[0].layout.outer")
+    place = page.evaluate("() => document.querySelector('#explorer').explorer.stages[0].small.outer.layout")
     step = {"x": place["tile"] + 4, "y": place["high"] + 4}
     small.click(position={"x": place["left"] + 1.5 * step["x"], "y": place["top"] + 4.5 * step["y"]})
     settle(page)
@@ -542,7 +544,7 @@ def test_an_image_that_python_does_not_take(show, scene):
         page.locator("input[type=file]").set_input_files({"name": name, "mimeType": "image/jpeg", "buffer": b"x"})
         page.wait_for_function("(text) => document.querySelector('.notice').textContent.startsWith(text)", arg=text)
         assert ("error" in notice.get_attribute("class")) == (name == "dog.jpg")
-    page.evaluate("() => live.load(live.data)")
+    page.evaluate("() => live.load({ ...live.data, images: [...live.data.images, live.data.images[0]] })")
     assert notice.inner_text() == ""
 
 
@@ -759,11 +761,13 @@ def test_it_waits_until_it_is_on_the_page(show, scene):
 
 
 def probabilities(model, floats, hidden):
-    """Of the model and both heads, with patches replaced by 0, the mean color: output class."""
+    """Of the model and both heads, with patches or (patch, pixel token) replaced by 0, the mean color: output class."""
     floats = floats.clone()
-    for patch in hidden:
-        row, column = divmod(patch, COLUMNS)
-        floats[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 0
+    for part in hidden:
+        (patch, pixel), size = (part, 2) if isinstance(part, tuple) else ((part, 0), 8)
+        (row, column), (down, across) = divmod(patch, COLUMNS), divmod(pixel, 4)
+        y, x = 8 * row + 2 * down, 8 * column + 2 * across
+        floats[:, :, y : y + size, x : x + size] = 0
     with torch.no_grad():
         logits = [interpret.head_logits_fn(model, head)(floats)[0] for head in ("class", "distillation")]
     return torch.stack([(logits[0] + logits[1]) / 2, *logits]).softmax(dim=-1)
@@ -780,15 +784,24 @@ def change(before, after):
     return f"“{PREPROCESSING.classes[label]}” {percent(before[0, label])} % → {percent(after[0, label])} %{now}"
 
 
+def squares(*patches):
+    """What is hidden with these patches: their pixel tokens, 16 each."""
+    return [16 * patch + pixel for patch in patches for pixel in range(16)]
+
+
+def hidden_now(page):
+    return page.evaluate("() => document.querySelector('#explorer').explorer.state.hidden")
+
+
 def open_hiding(page):
     page.locator(".hiding summary").click()
     settle(page)
-    page.locator(".hiding [role=application]").scroll_into_view_if_needed()
+    page.locator(".hiding [role=application]").first.scroll_into_view_if_needed()
 
 
 def over_patch(page, patch):
     """Where a patch is, in the image whose patches can be hidden."""
-    box = page.locator(".hiding [role=application]").bounding_box()
+    box = page.locator(".hiding [role=application]").first.bounding_box()
     size = box["width"] / COLUMNS
     return box["x"] + (patch % COLUMNS + 0.5) * size, box["y"] + (patch // COLUMNS + 0.5) * size
 
@@ -883,7 +896,7 @@ def test_hiding_a_patch_by_mouse(show, scene, width, dark):
         page.mouse.click(*over_patch(page, patch))  # it is shown again
         settle(page)
         assert "Nothing is hidden." in text_of(page, ".hiding > p[aria-live]")
-        assert page.evaluate("() => document.querySelector('#explorer').explorer.state.hidden") == []
+        assert hidden_now(page) == []
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
     for place in (".hiding > p[aria-live]", ".hiding > p:last-child", ".hiding th", ".hiding td", ".hiding button"):
         assert page.locator(place).first.evaluate(CONTRAST) > 4.5, place
@@ -924,7 +937,7 @@ def test_the_largest_effect_is_named_be_it_a_fall_or_a_rise(show, scene):
     show_drop = """([drop, patch]) => {
       const { explorer } = document.querySelector("#explorer");
       explorer.stages[0].hiding.drop = Float32Array.from(drop);
-      explorer.set({ hidden: [patch] }); // so that all is drawn again
+      explorer.set({ hidden: Array.from({ length: 16 }, (_, i) => 16 * patch + i) }); // so that all is drawn again
     }"""
     before = probabilities(model, floats[:1], [])
     for strongest, effect in ((5, 0.5), (9, -0.5)):
@@ -953,16 +966,15 @@ def test_hiding_by_keyboard(show, scene):
     page = show(data)
     page.evaluate("() => { window.seen = []; document.addEventListener('keydown', ({ key }) => seen.push(key)); }")
     open_hiding(page)
-    hidden = "() => document.querySelector('#explorer').explorer.state.hidden"
     status = ".hiding > p[aria-live]"
-    page.locator(".hiding [role=application]").focus()
+    page.locator(".hiding [role=application]").first.focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
         page.keyboard.press(key)
     settle(page)
     assert text_of(page, status) == "Patch 6 is shown. Nothing is hidden."
     page.keyboard.press("Space")
     settle(page)
-    assert page.evaluate(hidden) == [5]
+    assert hidden_now(page) == squares(5)
     before, after = (probabilities(model, floats[:1], patches) for patches in ([], [5]))
     assert text_of(page, status) == f"Without patch 6: {change(before, after)}."
     for key in ("End", "PageDown", "PageDown", "ArrowRight", "x", "a"):
@@ -971,20 +983,17 @@ def test_hiding_by_keyboard(show, scene):
     assert text_of(page, status).startswith("Patch 16 is shown. Without patch 6: ")
     page.keyboard.press("Enter")
     settle(page)
-    assert page.evaluate(hidden) == [5, 15]
-    assert text_of(page, status) == (
-        "Patch 16 is hidden. "
-        "Several hidden patches need a running notebook: this page knows the effect of one at a time."
-    )
-    assert page.locator(".hiding td").count() == 0
+    assert hidden_now(page) == squares(5, 15)
+    assert text_of(page, status) == "Patch 16 is hidden. Without 2 patches: this page doesn't know."
+    assert not page.locator(".hiding td").first.is_visible()
     page.keyboard.press("Escape")
     settle(page)
-    assert page.evaluate(hidden) == []
+    assert hidden_now(page) == []
     assert page.evaluate("() => document.querySelector('#explorer').explorer.state.open") is not None  # stays open
     page.keyboard.press("Enter")
     page.get_by_role("button", name="show all").click()
     settle(page)
-    assert page.evaluate(hidden) == []
+    assert hidden_now(page) == []
     assert page.evaluate("() => seen") == []  # JupyterLab takes none of them for a command
 
 
@@ -1000,26 +1009,21 @@ def test_a_model_with_many_patches_has_nothing_to_hide(show, scene):
 def test_dragging_hides_and_shows_patches(show, scene):
     page = show(scene[4])
     open_hiding(page)
-    hidden = "() => document.querySelector('#explorer').explorer.state.hidden"
-    for wanted in ([4, 5, 6], []):
+    for wanted in (squares(4, 5, 6), []):
         page.mouse.move(*over_patch(page, 4))
         page.mouse.down()
         page.mouse.move(*over_patch(page, 5), steps=4)
         page.mouse.move(*over_patch(page, 6), steps=4)
         page.mouse.up()
         page.mouse.move(*over_patch(page, 10), steps=4)
-        assert page.evaluate(hidden) == wanted
+        assert hidden_now(page) == wanted
     page.mouse.move(*over_patch(page, 4))
     page.mouse.down(button="right")
-    assert page.evaluate(hidden) == []
+    assert hidden_now(page) == []
 
 
-def test_python_answers_for_several_hidden_patches(show, scene):
-    """The widget's own script and its Python, without JupyterLab between them."""
-    pytest.importorskip("anywidget")
-    model, images, floats, _, _ = scene
-    other = make("vit_paper")
-    widget = explorer.Explorer(model, images, compare=other)
+def with_python(show, widget):
+    """The widget's own script and its Python, without JupyterLab between them: the page, and what it sends."""
     sent, answers = [], []
     widget.send = answers.append
 
@@ -1028,10 +1032,10 @@ def test_python_answers_for_several_hidden_patches(show, scene):
         widget._receive(None, message, [])
         return answers.pop()
 
-    page = show(explorer.explorer_data(make("vit_paper", depth=1), images))
+    page = show(None, text="<!DOCTYPE html><meta charset='utf-8'><body></body>")
     page.expose_function("python", python)
-    page.expose_function("rest", lambda: None)
     data = json.loads(json.dumps(widget.data, default=lambda value: base64.b64encode(value).decode()))
+    page.add_style_tag(content=widget._css)
     page.evaluate(
         """async ([script, data]) => {
       const file = new Blob([script], { type: "text/javascript" });
@@ -1043,31 +1047,40 @@ def test_python_answers_for_several_hidden_patches(show, scene):
       const send = (message) => window.busy ? waiting.push(message) : answer(message);
       window.resume = () => { window.busy = false; waiting.splice(0).forEach(answer); };
       render({ el, model: { get: () => data, send, on: (name, call) => { on[name] = call; }, off: () => null } });
+      el.firstChild.id = "explorer";
       window.explorer = el.firstChild.explorer;
     }""",
         [explorer.page.explorer_script(), data],
     )
+    settle(page)
+    return page, sent
+
+
+def test_python_answers_for_several_hidden_patches(show, scene):
+    pytest.importorskip("anywidget")
+    model, images, floats, _, _ = scene
+    page, sent = with_python(show, explorer.Explorer(model, images, compare=make("vit_paper")))
     page.locator(".hiding summary").first.click()
     page.locator(".hiding summary").last.click()
     settle(page)
     status = page.locator(".hiding > p[aria-live]")
-    for patch in (3, 8):
-        page.evaluate("(patch) => explorer.stages[0].hiding.set(patch, true)", patch)
-    page.wait_for_function("() => document.querySelectorAll('.hiding td').length > 8")
-    settle(page)
+    page.evaluate("(hidden) => explorer.set({ hidden })", squares(3, 8))
+    page.wait_for_function("() => document.querySelector('.hiding > p[aria-live]').textContent.startsWith('Without')")
     wanted = change(probabilities(model, floats[:1], []), probabilities(model, floats[:1], [3, 8]))
     assert status.first.inner_text().replace("\u00a0", " ") == f"Without 2 patches: {wanted}."
     assert status.last.inner_text().startswith("Without 2 patches: ")  # the second model answers, too
-    assert sent == [{"hide": {"key": "0: 3,8", "image": 0, "patches": [3, 8]}}]
+    assert sent == [{"hide": {"key": "0: 4,9", "image": 0, "pixels": squares(3, 8)}}]
 
     page.evaluate("() => { window.busy = true; }")  # while Python is busy, only the latest question waits
-    for patch in (1, 2, 12):
-        page.evaluate("(patch) => explorer.stages[0].hiding.set(patch, true)", patch)
+    for hidden in (squares(1, 3, 8), squares(1, 2, 3, 8), squares(1, 2, 3, 8, 12)):
+        page.evaluate("(hidden) => explorer.set({ hidden })", hidden)
         settle(page)
     assert status.first.inner_text().startswith("Computing … If no answer comes, run this cell again.")
+    assert page.locator(".hiding table").first.get_attribute("class") == "old"  # in its place, so that nothing moves
     page.evaluate("() => resume()")
+    page.wait_for_function("() => !document.querySelector('.hiding .old')")
     page.wait_for_function("() => document.querySelector('.hiding > p[aria-live]').textContent.startsWith('Without')")
-    assert [message["hide"]["patches"] for message in sent[1:]] == [[3, 8, 1], [3, 8, 1, 2, 12]]
+    assert [message["hide"]["pixels"] for message in sent[1:]] == [squares(1, 3, 8), squares(1, 2, 3, 8, 12)]
     wanted = change(probabilities(model, floats[:1], []), probabilities(model, floats[:1], [3, 8, 1, 2, 12]))
     assert status.first.inner_text().replace("\u00a0", " ") == f"Without 5 patches: {wanted}."
     page.evaluate("() => explorer.set({ image: 1 })")  # another image, another question
@@ -1076,10 +1089,169 @@ def test_python_answers_for_several_hidden_patches(show, scene):
     wanted = change(probabilities(model, floats[1:], []), probabilities(model, floats[1:], [3, 8, 1, 2, 12]))
     assert status.first.inner_text().replace("\u00a0", " ") == f"Without 5 patches: {wanted}."
     page.evaluate(
-        "() => { explorer.backend.send = () => { throw new Error('Cannot send'); }; explorer.set({ hidden: [1, 2] }); }"
+        "() => { explorer.backend.send = () => { throw new Error('Cannot send'); }; explorer.set({ hidden: [1] }); }"
     )
     settle(page)
     assert page.locator(".notice").inner_text() == "Python doesn't answer: run this cell again, then hide patches."
+
+
+def pixel_board(page):
+    return page.locator(".hiding .pixels canvas").first
+
+
+def over_pixel(page, pixel):
+    box = pixel_board(page).bounding_box()
+    return box["x"] + (pixel % 4 + 0.5) * box["width"] / 4, box["y"] + (pixel // 4 + 0.5) * box["width"] / 4
+
+
+def answered(page):
+    page.wait_for_function("() => document.querySelector('.hiding > p[aria-live]').textContent.includes('Without')")
+    settle(page)
+    return text_of(page, ".hiding > p[aria-live] >> nth=0")
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+def test_hiding_pixel_tokens_by_mouse(show, scene, width):
+    """They are parts of patches: hiding all of a patch's is hiding the patch."""
+    pytest.importorskip("anywidget")
+    model, images, floats, _, _ = scene
+    page, sent = with_python(show, explorer.Explorer(model, images))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate("() => explorer.open(6)")
+    open_hiding(page)
+    pixel_board(page).scroll_into_view_if_needed()
+    assert text_of(page, ".hiding .pixels p") == "Patch 7: pixel tokens"
+    before = probabilities(model, floats[:1], [])
+
+    page.mouse.click(*over_pixel(page, 9))
+    after = probabilities(model, floats[:1], [(6, 9)])
+    assert answered(page) == f"Without pixel token 10 of patch 7: {change(before, after)}."
+    assert sent == [{"hide": {"key": "0: 7.10", "image": 0, "pixels": [6 * 16 + 9]}}]
+    rows = page.locator(".hiding tr:has(td)").all()
+    for row in rows:
+        number = PREPROCESSING.classes.index(row.locator("th").inner_text())
+        shown = [text.replace("\u00a0", " ") for text in row.locator("td").all_inner_texts()]
+        assert shown == [f"{percent(before[i, number])} → {percent(after[i, number])}" for i in range(3)]
+    assert [pixel for pixel in (8, 9, 10, 13) if color_at(page, pixel_board(page), pixel) == [102] * 3] == [9]
+    whole = """(canvas, place) => [...canvas.getContext("2d").getImageData(
+      ...place.map((one) => Math.round(one * canvas.width)), 1, 1).data.slice(0, 3)]"""
+    for pixel in (9, 10):  # in the image, at patch 7's place
+        place = [(2 + (pixel % 4 + 0.6) / 4) / 4, (1 + (pixel // 4 + 0.6) / 4) / 4]
+        assert (page.locator(".hiding canvas").first.evaluate(whole, place) == [102] * 3) == (pixel == 9)
+
+    page.mouse.move(*over_pixel(page, 4))  # a drag hides a row; with another patch and one pixel token elsewhere
+    page.mouse.down()
+    page.mouse.move(*over_pixel(page, 7), steps=12)
+    page.mouse.up()
+    page.mouse.click(*over_patch(page, 2))
+    page.evaluate("() => explorer.open(0)")
+    settle(page)
+    page.mouse.click(*over_pixel(page, 15))
+    page.wait_for_function("() => explorer.answer?.key === '0: 3,1.16,7.5,7.6,7.7,7.8,7.10'")
+    parts = [2, (0, 15), *((6, pixel) for pixel in (4, 5, 6, 7, 9))]
+    after = probabilities(model, floats[:1], parts)
+    assert answered(page).endswith(f"Without patch 3 and 6 pixel tokens: {change(before, after)}.")
+
+    page.get_by_role("button", name="show all").click()
+    questions = len(sent)
+    page.evaluate("() => explorer.open(6)")
+    settle(page)
+    for row in range(4):
+        page.mouse.move(*over_pixel(page, 4 * row))
+        page.mouse.down()
+        page.mouse.move(*over_pixel(page, 4 * row + 3), steps=12)
+        page.mouse.up()
+    settle(page)
+    assert hidden_now(page) == squares(6)
+    without = probabilities(model, floats[:1], [6])
+    page.wait_for_function("() => document.querySelector('.hiding > p[aria-live]').textContent.includes('patch 7:')")
+    assert answered(page).endswith(f"Without patch 7: {change(before, without)}.")
+    assert all(message["hide"]["pixels"] != squares(6) for message in sent[questions:])  # the page knew it
+
+
+def test_hiding_pixel_tokens_by_keyboard(show, scene):
+    pytest.importorskip("anywidget")
+    model, images, floats, _, _ = scene
+    page, _ = with_python(show, explorer.Explorer(model, images))
+    page.evaluate("() => explorer.open(6)")
+    open_hiding(page)
+    pixel_board(page).focus()
+    for key in ("Home", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+    settle(page)
+    assert text_of(page, ".hiding > p[aria-live]") == "Pixel token 6 of patch 7 is shown. Nothing is hidden."
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowRight")
+    before, after = (probabilities(model, floats[:1], parts) for parts in ([], [(6, 5)]))
+    wanted = f"Pixel token 7 of patch 7 is shown. Without pixel token 6 of patch 7: {change(before, after)}."
+    assert answered(page) == wanted
+    page.locator(".hiding [role=application]").first.focus()
+    for key in ("Home", "ArrowDown", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    settle(page)
+    assert text_of(page, ".hiding > p[aria-live]").startswith("Patch 7 is hidden in part. Without pixel token 6")
+    page.keyboard.press("Enter")  # hides all of it
+    settle(page)
+    assert hidden_now(page) == squares(6)
+    pixel_board(page).focus()
+    page.keyboard.press("Enter")  # shows one of its pixel tokens again
+    settle(page)
+    assert hidden_now(page) == [one for one in squares(6) if one != 6 * 16 + 6]
+    assert answered(page).startswith("Pixel token 7 of patch 7 is shown. Without 15 pixel tokens of patch 7: ")
+    page.keyboard.press("Escape")
+    settle(page)
+    assert (hidden_now(page), page.evaluate("() => explorer.state.open")) == ([], 6)
+    page.keyboard.press("Escape")  # now it closes the patch, and the focus stays beside it
+    settle(page)
+    assert page.evaluate("() => explorer.state.open") is None
+    assert text_of(page, ".hiding .pixels p") == "Pixel tokens: open a patch above"
+    assert page.evaluate("() => document.activeElement === document.querySelector('.hiding canvas')")
+    page.get_by_role("button", name="tour", exact=True).click()
+    for _ in range(15):  # eight stops, each revealed
+        page.keyboard.press("Enter")
+    assert tour_text(page)[0] == "Stop 8 of 8: Does it matter?"
+    assert tour_text(page)[2].endswith("pixel tokens can be hidden, too: does one of them do as much?")
+
+
+def test_a_finger_hides_sideways_and_scrolls_up_and_down(show, scene):
+    page = show(scene[4], width=375, has_touch=True)
+    open_hiding(page)
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind, *place):
+        points = [{"x": place[0], "y": place[1]}] if place else []
+        session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+
+    (x, y), (end, _) = over_patch(page, 8), over_patch(page, 10)
+    touch("Start", x, y)
+    for step in range(1, 11):
+        touch("Move", x + (end - x) * step / 10, y)
+    touch("End")
+    settle(page)
+    assert hidden_now(page) == squares(8, 9, 10)
+    top, (x, y) = page.evaluate("() => scrollY"), over_patch(page, 1)
+    touch("Start", x, y)
+    for step in range(1, 21):
+        touch("Move", x, y - 10 * step)
+    touch("End")
+    settle(page)
+    assert page.evaluate("() => scrollY") > top + 50
+    assert hidden_now(page) == squares(8, 9, 10)
+
+
+def test_a_page_without_a_model_says_what_it_knows(show, scene):
+    page = show(scene[4])
+    open_hiding(page)
+    assert page.locator(".hiding .pixels").count() == 0
+    said = text_of(page, ".hiding > p >> nth=0")
+    assert said.endswith(
+        "This page knows the effect of one whole patch. For several patches, or pixel tokens, the model must run: in a "
+        "notebook, or in a page that titn explore --live wrote."
+    )
+    page.evaluate("() => { location.hash = 'hide=7.2'; }")
+    settle(page)
+    status = text_of(page, ".hiding > p[aria-live]")
+    assert status == "Without pixel token 2 of patch 7: this page doesn't know."
 
 
 # --- every head over many images
@@ -1211,7 +1383,7 @@ def test_the_tour_by_keyboard(show, scene):
         if number == 5:
             assert after["token"] == 0
         if number == 8:
-            assert after["hidden"] == [patch]
+            assert after["hidden"] == squares(patch)
         page.keyboard.press("Enter")
     assert page.evaluate(focused) == "tour"
     assert not page.locator(".tour").is_visible()
@@ -1399,7 +1571,7 @@ def test_the_address_holds_the_hidden_patches(show, scene):
     open_hiding(page)
     for patch in (6, 2):
         page.mouse.click(*over_patch(page, patch))
-    page.wait_for_url(lambda url: url.endswith("&hide=7,3"), timeout=3000)
+    page.wait_for_url(lambda url: url.endswith("&hide=3,7"), timeout=3000)
     page.evaluate("() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; }")
     page.get_by_role("button", name="copy link").click()
     link, before = page.evaluate("() => copied"), state_of(page)
@@ -1409,17 +1581,22 @@ def test_the_address_holds_the_hidden_patches(show, scene):
     page.wait_for_selector("#explorer[data-ready]")
     settle(page)
     assert state_of(page) == before
-    assert before["hidden"] == [6, 2]
+    assert before["hidden"] == squares(2, 6)
     image = page.locator(".hiding canvas").first  # open, without a click
     assert [color_at(page, image, patch) == [102, 102, 102] for patch in (2, 3, 6)] == [True, False, True]
     page.goto("about:blank")
     page.goto(start)
     page.wait_for_selector("#explorer[data-ready]")
     assert not page.locator(".hiding table").is_visible()
-    for given, hidden in (("0,17,-1,x,1.5,,1e0, 2", []), ("", []), ("99,16,4,4,__proto__", [15, 3])):
+    for given, wanted in (
+        ("0,17,-1,x,1.17,1.0,1.1.1,17.1,,1e0, 2", []),
+        ("", []),
+        ("99,16,4,4,__proto__", squares(3, 15)),
+        ("2.16,2.16,1", [*squares(0), 31]),
+    ):
         page.evaluate("(given) => { location.hash = `hide=${given}`; }", given)
         settle(page)
-        assert state_of(page) == {**first, "hidden": hidden}, given
+        assert state_of(page) == {**first, "hidden": wanted}, given
 
 
 def test_no_address_hides_patches_of_a_model_with_many(show, scene):
@@ -1489,7 +1666,7 @@ def test_the_figure(show, scene, tmp_path):
       prototype.fillText = function (text, ...place) { texts.push(text); fillText.call(this, text, ...place); };
     }""")
     with page.expect_download() as download:
-        page.get_by_role("button", name="save figure").click()
+        page.get_by_role("button", name="save PNG").click()
     assert download.value.suggested_filename == "my-cat-1-attention.png"
     download.value.save_as(tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as figure:
@@ -1516,6 +1693,58 @@ def test_the_figure(show, scene, tmp_path):
     assert f"Patch 7 is opened: 16 pixel tokens, {100 * float(inner.min()):.1f} % to" in words
     slide(page, "block", 0)
     assert page.locator(".unseen").inner_text() != words
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.mark.parametrize("opacity", [5, 10])
+def test_the_figure_as_svg_is_the_one_as_png(show, scene, tmp_path, opacity):
+    """Of the student, and of a ViT beside it, whose opened patch has no map."""
+    model, images, _, attention, _ = scene
+    title = 'my <cat> & "dog": 1.png'
+    page = show(explorer.explorer_data(model, images[:1], titles=[title], compare=make("vit_paper")))
+    slide(page, "opacity", opacity)
+    page.evaluate("() => document.querySelector('#explorer').explorer.set({ open: 6, pixel: 3 })")
+    settle(page)
+    for kind in ("PNG", "SVG"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"save {kind}").click()
+        assert download.value.suggested_filename == f"my-cat-dog-1-attention.{kind.lower()}"
+        download.value.save_as(tmp_path / f"figure.{kind.lower()}")
+    root = ElementTree.parse(tmp_path / "figure.svg").getroot()
+    width, height = (int(root.get(side)) for side in ("width", "height"))
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert figure.size == (4 * width, 4 * height)
+        wanted = np.asarray(figure.convert("RGB")).astype(int)
+    cell = wanted[4 * 48 : 4 * 68, 4 * 372 : 4 * 392]  # a corner of the first patch, in the outer map
+    assert (cell.std(axis=(0, 1)).max() > 2) == (opacity == 5)  # the image shades it
+    words = page.locator(".unseen").all_text_contents()
+    texts = [one.text for one in root.iter(f"{SVG}text")]
+    assert all(one in " ".join(texts) for one in words)
+    assert root.find(f"{SVG}desc").text == " ".join(words)
+    assert root.find(f"{SVG}title").text == title
+    assert title in texts
+    shown = attention.inner[2][0, 6].mean(dim=0)[3].tolist()  # the numbers of the inner map, each once
+    numbers = [text for text in texts if re.fullmatch(r"[\d.]+", text)]
+    assert len(numbers) == 16 + 2 + 3  # the inner map's, the largest of the outer ones, and the zeros of three legends
+    assert {f"{100 * share:.1f}" for share in shown} <= set(numbers)
+    maps = list(root.iter(f"{SVG}image"))
+    assert len(maps) == 5 + 4  # image, two maps, two legends; image, map, legend, opened patch
+    assert all("pixelated" in one.get("style") for one in maps)
+    assert not re.search(r"rgba|foreignObject|https?://(?!www.w3.org)", (tmp_path / "figure.svg").read_text())
+
+    (tmp_path / "paper.html").write_text(f'<body style="margin: 0"><img src="figure.svg" width="{4 * width}">')
+    paper = page.context.new_page()
+    paper.set_viewport_size({"width": 4 * width, "height": 4 * height})
+    paper.goto((tmp_path / "paper.html").as_uri())
+    shot = np.asarray(Image.open(io.BytesIO(paper.screenshot())).convert("RGB")).astype(int)
+    assert (np.abs(shot - wanted).max(axis=2) > 20).mean() < 0.002  # but for edges of letters
+    page.evaluate("() => { document.querySelector('#explorer').explorer.data.images[0].title = 'a\\u001b\\u0000b'; }")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="save SVG").click()
+    download.value.save_as(tmp_path / "control.svg")
+    assert ElementTree.parse(tmp_path / "control.svg").getroot().find(f"{SVG}title").text == "ab"  # XML has no others
 
 
 # --- a saved notebook, and speed
@@ -1556,7 +1785,7 @@ def test_an_exported_notebook_works_without_a_kernel(show, scene):
     inside.wait_for_function("() => document.querySelector('.stream.inner').textContent.includes('patch 4')")
     assert not frame.get_by_role("button", name="copy link").is_visible()  # it has no address
     with page.expect_download():
-        frame.get_by_role("button", name="save figure").click()
+        frame.get_by_role("button", name="save PNG").click()
 
 
 def test_the_first_view_takes_less_than_a_second_and_a_frame_less_than_its_time(show):

@@ -18,7 +18,7 @@ from titn_lib import TITNError, create_model, save_model
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.interpret import explorer
 from titn_lib.interpret.explorer import live
-from titn_lib.interpret.explorer.data import hide_patches, normalized
+from titn_lib.interpret.explorer.data import hide_pixels, normalized
 
 RUNTIME = os.environ.get("ONNXRUNTIME_WEB")  # an absolute path
 computes = pytest.mark.skipif(not RUNTIME, reason="needs onnxruntime-web: set ONNXRUNTIME_WEB to its folder")
@@ -60,14 +60,14 @@ def file_of(image, name="mine.png", **settings):
 def open_live(show, tmp_path):
     """Opens a page with models, written in a process of its own: the tests' checks of types want no traced sizes."""
 
-    def open_page(*students):
+    def open_page(*students, **options):
         Image.new("RGB", (32, 32), (100, 100, 100)).save(tmp_path / "gray.png")
         command = [sys.executable, "-m", "titn_lib", "explore", "gray.png", "--live", RUNTIME, "--out", "live.html"]
         for option, student in zip(("--weights", "--compare"), students, strict=False):
             save_model(student, tmp_path / f"{option[2:]}.safetensors")
             command += [option, f"{option[2:]}.safetensors"]
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-        page = show(None, text=(tmp_path / "live.html").read_text(encoding="utf-8"))
+        page = show(None, text=(tmp_path / "live.html").read_text(encoding="utf-8"), **options)
         page.wait_for_selector("#explorer[data-ready]")
         return page
 
@@ -119,23 +119,168 @@ def test_an_added_image_is_computed_as_in_python(open_live, image, name):
 
 
 @computes
-def test_two_students_and_several_hidden_patches(open_live, image):
-    students = make(), make(depth=2, std=0.2)
+def test_two_students_and_hidden_patches_and_pixel_tokens(open_live, image):
+    """Their pixel tokens differ: 2×2 image pixels, and 4×4."""
+    students = make(), make(depth=2, std=0.2, pixel_size=4)
     page = open_live(*students)
     add(page, file_of(image))
-    page.evaluate("() => document.querySelector('#explorer').explorer.set({ hidden: [3, 8] })")
-    page.wait_for_function("() => document.querySelector('#explorer').explorer.answer", timeout=60_000)
+    page.evaluate("() => document.querySelector('#explorer').explorer.open(5)")
+    page.locator(".hiding summary").first.click()
+    patches, pixels = (page.locator(f".stage >> nth=0 >> .hiding canvas >> nth={number}") for number in (0, 1))
+    for board, cells in ((patches, (3, 8)), (pixels, (1, 2, 7, 12))):  # all four by four
+        board.scroll_into_view_if_needed()
+        box = board.bounding_box()
+        for cell in cells:
+            row, column = divmod(cell, 4)
+            page.mouse.click(*(box[side] + (at + 0.5) * box["width"] / 4 for side, at in (("x", column), ("y", row))))
+    page.wait_for_function(
+        "() => document.querySelector('#explorer').explorer.answer?.key === '1: 4,9,6.2,6.3,6.8,6.13'", timeout=60_000
+    )
     answers = page.evaluate("() => document.querySelector('#explorer').explorer.answer.models")
-    hidden = torch.zeros(1, 16, dtype=torch.bool)
+    hidden = torch.zeros(1, 16, 16, dtype=torch.bool)
     hidden[0, [3, 8]] = True
+    hidden[0, 5, [1, 2, 7, 12]] = True
     for model, answer in zip(students, answers, strict=True):
-        classes, shares, _ = hide_patches(model, normalized(model, image), hidden)
+        classes, shares, _ = hide_pixels(model, normalized(model, image), hidden)
         assert answer["classes"] == classes
         assert answer["shares"] == pytest.approx(shares.flatten().tolist(), abs=1e-4)
-    page.locator(".hiding summary").first.click()
     page.wait_for_function(
-        "() => document.querySelector('.hiding > p[aria-live]').textContent.startsWith('Without 2 patches')"
+        "(words) => document.querySelector('.hiding > p[aria-live]').textContent.includes(words)",
+        arg="Without 2 patches and 4 pixel tokens of patch 6: ",
     )
+
+
+CAMERA = """(element) => {
+  const { explorer } = element, live = explorer.backend, run = live.run.bind(live);
+  window.seen = { frames: 0, running: 0, most: 0, titles: new Set() };
+  live.run = async (...parts) => {
+    seen.most = Math.max(seen.most, ++seen.running);
+    await new Promise((done) => setTimeout(done, 50)); // a slow model, so that the next frame could begin meanwhile
+    const found = await run(...parts);
+    seen.running--;
+    return found;
+  };
+  const put = live.put.bind(live);
+  live.put = async (...parts) => { seen.frames++; seen.titles.add(parts[0]); return put(...parts); };
+}"""
+
+
+@computes
+@pytest.mark.parametrize("by", ["mouse", "keyboard", "touch"])
+def test_the_camera(open_live, by):
+    model = make("titn_paper", depth=1)
+    page = open_live(model, has_touch=by == "touch", width=375 if by == "touch" else 1280, permissions=["camera"])
+    page.locator("#explorer").evaluate(CAMERA)
+    button = page.locator("button.upload")
+
+    def press():
+        if by == "keyboard":
+            button.focus()
+            page.keyboard.press("Enter")
+        else:
+            (button.tap if by == "touch" else button.click)()
+
+    state = "() => { const { state, data } = document.querySelector('#explorer').explorer; return "
+    assert button.inner_text() == "camera"
+    press()
+    page.wait_for_function("() => seen.frames > 5", timeout=120_000)
+    assert button.inner_text() == "stop camera"
+    assert page.evaluate("() => seen.most") == 1  # never two at once
+    assert page.evaluate("() => [...seen.titles]") == ["camera, image 2"]
+    assert page.evaluate(f"{state} [state.image, data.images.length]; }}") == [1, 2]
+    rgb = f"{state} [...data.images[1].rgb]; }}"
+    first = page.evaluate(rgb)
+    page.wait_for_function("(first) => `${document.querySelector('#explorer').explorer.data.images[1].rgb}` !== first",
+                           arg=",".join(map(str, first)))  # fmt: skip
+    assert np.std(first) > 10  # Chromium's test pattern, and not black
+    assert page.locator(".summary").get_attribute("aria-live") == "off"
+    if by == "keyboard":
+        assert button.evaluate("(one) => one === document.activeElement")  # no frame takes the focus
+
+    page.locator(".thumbs button").first.click()  # another image: the camera waits
+    page.wait_for_timeout(500)
+    frames = page.evaluate("() => seen.frames")
+    page.wait_for_timeout(500)
+    assert page.evaluate("() => seen.frames") == frames
+    page.locator(".thumbs button").last.click()
+    page.wait_for_function("(frames) => seen.frames > frames + 2", arg=frames)
+
+    press()
+    page.wait_for_function("() => document.querySelector('#explorer').explorer.data.images[1].models[0].hiding")
+    assert button.inner_text() == "camera"
+    assert page.locator(".summary").get_attribute("aria-live") == "polite"
+    last = torch.tensor(page.evaluate(rgb)).view(32, 32, 3).permute(2, 0, 1).to(torch.uint8)
+    (view,), (wanted,) = page.evaluate(VIEWS), explorer.explorer_data(model, last[None])["images"][0]["models"]
+    assert best(view["output"]) == pytest.approx(best(wanted["output"]), abs=1e-4)
+    np.testing.assert_allclose(numbers(view["hiding"]["drop"]), numbers(wanted["hiding"]["drop"]), atol=2e-4)
+    frames = page.evaluate("() => seen.frames")
+    page.wait_for_timeout(300)
+    assert page.evaluate("() => seen.frames") == frames
+
+
+@computes
+def test_an_image_in_the_place_of_another_is_drawn_again(open_live):
+    page = open_live(make("titn_paper", depth=1))
+    page.locator(".arithmetic summary").click()
+    seen = []
+    for _ in range(2):
+        pixels = torch.randint(0, 256, (3 * 32 * 32,)).tolist()
+        found = page.evaluate(
+            """async (pixels) => {
+          const { explorer } = document.querySelector("#explorer");
+          await explorer.backend.queue(() => explorer.backend.put("mine", Uint8Array.from(pixels), 1));
+          explorer.draw();
+          window.buttons ??= [...document.querySelector(".thumbs").children];
+          return [document.querySelector(".arithmetic table").textContent, buttons[1].firstChild.toDataURL(),
+            document.querySelector(".outer > canvas").toDataURL()];
+        }""",
+            pixels,
+        )
+        assert page.evaluate("() => buttons.every((one) => one.isConnected) && buttons.length") == 2
+        seen.append(found)
+    assert all(before and before != after for before, after in zip(*seen, strict=True))
+
+
+@computes
+def test_a_camera_that_is_not_there(open_live):
+    page = open_live(make("titn_paper", depth=1))
+    button, notice = page.locator("button.upload"), page.locator(".notice")
+    again = "and press “camera” again."
+    for name, text in (
+        ("NotFoundError", f"There is no camera: connect one, {again}"),
+        ("NotAllowedError", f"The camera isn't allowed: allow it for this page, beside its address, {again}"),
+        ("NotReadableError", f"The camera is in use: close the other program, {again}"),
+        ("OverconstrainedError", "The camera can't be used (why): try another browser."),
+    ):
+        page.evaluate(
+            "(name) => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('why', name); }; }",
+            name,
+        )
+        button.click()
+        page.wait_for_function("(text) => document.querySelector('.notice').textContent === text", arg=text)
+        assert "error" in notice.get_attribute("class")
+        assert button.inner_text() == "camera"
+    page.evaluate("() => Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
+    button.click()
+    assert notice.inner_text() == "A camera needs a page from this computer or by https: open it there."
+
+
+@computes
+def test_it_says_that_files_can_be_dropped(open_live, image):
+    page = open_live(make("titn_paper", depth=1), permissions=["camera"])
+    assert page.get_by_text("or drop a file anywhere here").is_visible()
+    page.evaluate(
+        """(content) => {
+      const files = new DataTransfer();
+      files.items.add(new File([Uint8Array.from(content)], "mine.png"));
+      document.querySelector(".help").dispatchEvent(new DragEvent("drop", { dataTransfer: files, bubbles: true }));
+    }""",
+        list(file_of(image)["buffer"]),
+    )
+    page.locator("button.upload").click()  # meanwhile, the camera: its frames come after the file
+    page.wait_for_function(ADDED, arg=3, timeout=120_000)
+    titles = "() => document.querySelector('#explorer').explorer.data.images.map((image) => image.title)"
+    assert page.evaluate(titles) == ["gray.png", "mine.png", "camera, image 3"]
 
 
 @computes
@@ -206,7 +351,7 @@ def test_a_browser_without_web_assembly(show, monkeypatch, tmp_path):
     for script, offers in (("", 1), ("<script>delete window.WebAssembly</script>", 0)):
         page = show(None, text=text.replace("<head>", f"<head>{script}"))
         page.wait_for_selector("#explorer[data-ready]")
-        assert page.locator(".upload").count() == offers
+        assert page.locator(".adding").count() == offers  # to add an image, or a camera
 
 
 def test_without_the_runtime(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 from titn_lib import TITNError, create_model
 from titn_lib.data.datasets import DataSplits, ImageDataset
 from titn_lib.data.transforms import Preprocessing, normalize
+from titn_lib.interpret import heads
 from titn_lib.interpret.explorer import overview, unpack
 from titn_lib.interpret.heads import attention_modules, summarize_heads
 
@@ -109,8 +110,13 @@ def test_the_overview_of_a_data_set(images, monkeypatch):
     splits = DataSplits("photos", ("cat", "dog", "ship", "frog"), (0.0,) * 3, (1.0,) * 3, **parts)
     monkeypatch.setattr(overview, "load_dataset", lambda *arguments: splits)
     monkeypatch.setattr(overview, "MAX_IMAGES", 8)
+    predict, passes = heads.classified_correctly, []
+    monkeypatch.setattr(heads, "classified_correctly", lambda *given: passes.append(len(given[1])) or predict(*given))
     found = overview.overview_data([model], "here/photos")
     assert (found["data"], found["images"]) == ("photos", 8)
+    assert passes == [8] * (1 + sum(len(one["effect"]) * len(one["effect"][0]) for one in found["models"][0].values()))
+    predicted = model(normalize(pixels[:8], (0.4,) * 3, (0.3,) * 3)).argmax(dim=-1)
+    assert found["accuracy"] == [100 * float((predicted == labels[:8]).float().mean())]
     wanted = summarize_heads(model, normalize(pixels[:8], (0.4,) * 3, (0.3,) * 3), labels[:8])["inner"]
     inner = found["models"][0]["inner"]
     assert inner["effect"] == wanted.effect.tolist()

@@ -32,6 +32,7 @@ class HeadSummary(NamedTuple):
         error: the standard error of `effect`. Both accuracies are of the same images, so it is that of a paired
             difference.
         maps: mean attention of the class token to each patch; in the inner stream, of all queries to each pixel token.
+        accuracy: with all heads (%).
     """
 
     distance: Float[Tensor, "block head"]
@@ -39,6 +40,7 @@ class HeadSummary(NamedTuple):
     effect: Float[Tensor, "block head"]
     error: Float[Tensor, "block head"]
     maps: Float[Tensor, "block head token"]
+    accuracy: float
 
 
 def summarize_heads(
@@ -73,7 +75,8 @@ def summarize_heads(
                     with head_removed(module, head):
                         lost[block, head] = whole - classified_correctly(student, images, labels, batch_size)
             error = lost.std(dim=-1, correction=0) / len(images) ** 0.5
-            found[stream] = HeadSummary(distance, tokens, 100 * lost.mean(dim=-1), 100 * error, maps)
+            accuracy = 100 * float(whole.mean())
+            found[stream] = HeadSummary(distance, tokens, 100 * lost.mean(dim=-1), 100 * error, maps, accuracy)
     return found
 
 

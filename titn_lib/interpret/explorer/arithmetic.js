@@ -45,7 +45,7 @@ class Arithmetic {
     const { stage } = this, { state } = stage.explorer, { depth, heads } = stage.config;
     if (!this.tokens || !this.element.open) return;
     const head = Math.max(0, stage.headOf("inner")), pixel = stage.explorer.selectedPixel() ?? 0, patch = state.open;
-    if (!stage.changed("arithmetic", state.image, patch, pixel, head)) return;
+    if (!stage.changed("arithmetic", stage.loads, patch, pixel, head)) return;
     write(this.title, patch === null ? "Open a patch." : `Block ${depth}, head ${head + 1} of ${heads.inner}, pixel token `
       + `${pixel + 1} of patch ${patch + 1}. Only the last block's numbers are kept. Point at a pixel token, or choose a `
       + "head, to see its row.");

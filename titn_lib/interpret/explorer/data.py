@@ -3,6 +3,7 @@
 Switching block, head or method in the browser then needs no model.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -215,17 +216,17 @@ def model_view(model: TokenClassifier, images: Float[Tensor, "1 channel height w
     }
 
 
-# --- hidden patches
+# --- hidden pixels
 
 
 class Hiding(NamedTuple):
-    """What hiding patches does to the prediction.
+    """What hiding parts of an image does to the prediction.
 
     Attributes:
         classes: those among the five most probable without hiding, or the most probable once; the predicted one first.
-        shares: their probabilities, first without hiding, then without each set of patches; of the model, and then of
+        shares: their probabilities, first without hiding, then without each set of pixels; of the model, and then of
             each head if there are two.
-        drop: by how much the probability of the predicted class falls without each set of patches.
+        drop: by how much the probability of the predicted class falls without each set of pixels.
     """
 
     classes: list[int]
@@ -233,17 +234,21 @@ class Hiding(NamedTuple):
     drop: Float[Tensor, " set"]
 
 
-def hide_patches(
-    model: TokenClassifier, image: Float[Tensor, "1 channel height width"], sets: Bool[Tensor, "set patch"]
+def hide_pixels(
+    model: TokenClassifier, image: Float[Tensor, "1 channel height width"], sets: Bool[Tensor, "set patch pixel"]
 ) -> Hiding:
-    """Predict a normalized image without sets of its patches.
+    """Predict a normalized image without sets of its pixels.
 
-    A hidden patch is 0, the mean color of the training images, as a cell of `perturbation_curve` that is deleted.
+    A hidden pixel is 0, the mean color of the training images, as a cell of `perturbation_curve` that is deleted.
+
+    Args:
+        sets: "pixel" is one of the equal squares of a patch, row by row: a pixel token, or with one, the whole patch.
     """
-    (rows, columns), (height, width) = model.config.grid, image.shape[2:]
+    (rows, columns), (height, width), split = model.config.grid, image.shape[2:], math.isqrt(sets.shape[2])
     hidden = torch.cat([torch.zeros_like(sets[:1]), sets]).to(image.device)
-    pattern = "set (row column) -> set 1 (row y) (column x)"
-    mask = repeat(hidden, pattern, row=rows, y=height // rows, x=width // columns)
+    pattern = "set (row column) (down across) -> set 1 (row down y) (column across x)"
+    sizes = {"row": rows, "down": split, "y": height // rows // split, "x": width // columns // split}
+    mask = repeat(hidden, pattern, **sizes)
     heads = 1 + model.config.distillation_token
     with torch.no_grad():
         encodings = [model.forward_features(batch) for batch in image.masked_fill(mask, 0).split(64)]
@@ -260,8 +265,8 @@ def hide_patches(
 
 
 def hiding_view(model: TokenClassifier, image: Float[Tensor, "1 channel height width"]) -> dict[str, Any]:
-    """`hide_patches` for each single patch, packed."""
-    classes, shares, drop = hide_patches(model, image, torch.eye(model.config.patches, dtype=torch.bool))
+    """`hide_pixels` for each single patch, packed."""
+    classes, shares, drop = hide_pixels(model, image, torch.eye(model.config.patches, dtype=torch.bool)[..., None])
     return {"classes": classes, "shares": pack_numbers(shares), "drop": pack_numbers(drop)}
 
 
@@ -275,7 +280,7 @@ def explorer_data(model: nn.Module, images: Tensor, **options: Any) -> dict[str,
     rollout from the first block through each block (the same shape with one head), relevance of every pixel token for
     each head, the five most probable classes of the model and of each head, each head's prediction after every block
     (`logit_lens`), the pixel tokens that the last block's inner attention takes, and the predictions without each
-    single patch (`hide_patches`). With every head, `titn_paper` takes half a megabyte per image. A model that would
+    single patch (`hide_pixels`). With every head, `titn_paper` takes half a megabyte per image. A model that would
     take more than MAX_BYTES_ALL_HEADS (`titn_paper_224`) comes with the mean over heads, and one with more than
     MAX_HIDDEN patches without the predictions for hidden patches.
 
@@ -304,12 +309,18 @@ def collect(shown: ExplorerInput) -> dict[str, Any]:
     return {
         "size": list(shown.students[0].config.image_size),
         "grid": list(shown.students[0].config.grid),
+        "split": split(shown.students),
         "classes": list(shown.classes),
         "palette": palette(),
         "models": [describe(name, model) for name, model in zip(shown.model_names, shown.students, strict=True)],
         "teacher": teacher.config.name if teacher is not None else None,
         "images": images,
     }
+
+
+def split(students: Sequence[TokenClassifier]) -> int:
+    """The squares along a patch's side that can be hidden: each is a pixel token, or a part of one."""
+    return math.lcm(*(math.isqrt(getattr(student.config, "pixels", 1)) for student in students))
 
 
 def normalized(model: TokenClassifier, image: Tensor) -> Float[Tensor, "1 channel height width"]:
@@ -329,7 +340,7 @@ def describe(name: str, model: TokenClassifier) -> dict[str, Any]:
         "qkv": qkv,
         "name": name,
         "data": Path(cast(Preprocessing, model.preprocessing).data).name,  # of a folder, the last part of its path
-        "mean": list(cast(Preprocessing, model.preprocessing).mean),  # a hidden patch's color
+        "mean": list(cast(Preprocessing, model.preprocessing).mean),  # a hidden pixel's color
         "std": list(cast(Preprocessing, model.preprocessing).std),
         "depth": config.depth,
         "distillation": bool(config.distillation_token),

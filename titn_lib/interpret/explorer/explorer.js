@@ -1,7 +1,7 @@
 // The attention explorer: its state, its controls, and one stage for each model, without dependencies.
 //
 // `explorer_script` in page.py joins the files into one module, for the widget (`render`) and for a page (`explore`).
-// A backend, Python or `Live`, is needed only to add an image, and for the effect of hiding several patches.
+// A backend, Python or `Live`, is needed only to add an image, and for the effect of hiding more than one patch.
 
 const HOW = { // what each map shows
   attention: "Attention: how much of its update a token takes from each other token, in one block. A head is one of "
@@ -17,6 +17,7 @@ class Explorer {
     performance.mark("data");
     this.element = element;
     this.data = data;
+    this.backend = backend;
     this.palette = bytesOf(data.palette);
     element.style.setProperty("--ramp", `linear-gradient(90deg, ${range(16).map((stop) => this.rgb(51 * stop))})`);
     this.deepest = Math.max(...data.models.map((model) => model.depth));
@@ -34,23 +35,22 @@ class Explorer {
     this.blocks = slider("block", "[ and ] on the keyboard", (block) => this.set({ block }));
     this.opacity = slider("opacity", "Opacity of the map over the image", (opacity) => this.set({ opacity }));
     this.link = make("button", { type: "button", class: "gone", onclick: () => this.copyLink() }, "copy link");
-    const figure = make("button", { type: "button", onclick: () => this.saveFigure(),
-      title: "The image, both maps, their legends and a description, as PNG" }, "save figure");
+    const figure = (kind, content) => make("button", { type: "button", onclick: () => this.saveFigure(kind, content),
+      title: `The image, both maps, their legends and a description, as ${kind}`, "aria-label": `save ${kind}` },
+    make("span", { class: "verb" }, "save "), kind);
     this.tour = new Tour(this);
     this.about = make("p", { class: "about", "aria-live": "polite" });
     this.how = make("p", { class: "how" });
     this.notice = make("p", { class: "notice", role: "alert" });
     element.classList.add("titn-explorer");
-    element.append(make("div", { class: "bar" }, this.thumbs,
-      make("div", { class: "take" }, this.tour.start, this.link, figure)), this.about,
+    element.append(make("div", { class: "bar" }, this.thumbs, ...(backend ? [this.acceptImages()] : []),
+      make("div", { class: "take" }, this.tour.start, this.link, figure("PNG", pngOf), figure("SVG", svgOf))), this.about,
       make("div", { class: "bar" },
         ...[this.mode, this.direction, this.weighting, this.blocks, this.opacity].map((control) => control.element)),
       this.how, this.notice,
       make("div", { class: `stages of${this.stages.length}` }, ...this.stages.map((stage) => stage.element)),
       this.help(), this.tour.element);
     element.addEventListener("keydown", (event) => this.key(event));
-    this.backend = backend;
-    if (backend) this.acceptImages();
     this.load(data);
     this.watch = new ResizeObserver(() => this.schedule());
     this.watch.observe(element);
@@ -70,17 +70,19 @@ class Explorer {
 
   /** Load the data; an image that was added is shown. */
   load(data) {
-    const more = data.images.length > this.data.images.length;
+    const more = data.images.length > this.data.images.length, [height, width] = data.size;
     this.data = data;
-    const buttons = data.images.map((image, index) => {
-      const label = image.label === null ? "" : `, ${data.classes[image.label]}`;
-      return make("button", { type: "button", title: image.title + label, "aria-label": image.title + label,
-        onclick: () => this.set({ image: index }) }, imageCanvas(bytesOf(image.rgb), data.size));
+    data.images.forEach(({ title, label, rgb }, index) => {
+      const name = title + (label === null ? "" : `, ${data.classes[label]}`), { children } = this.thumbs;
+      if (!children[index]) this.thumbs.append(make("button", { type: "button", title: name, "aria-label": name,
+        onclick: () => this.set({ image: index }) }, make("canvas", { width, height })));
+      children[index].firstChild.getContext("2d").drawImage(imageCanvas(bytesOf(rgb), data.size), 0, 0);
     });
-    this.thumbs.replaceChildren(...buttons, ...(this.upload ? [this.upload] : []));
-    this.loaded = null;
-    this.say("");
-    this.set({ image: more ? data.images.length - 1 : this.state.image });
+    [this.loaded, this.answer] = [null, null];
+    if (more) {
+      this.say("");
+      this.set({ image: data.images.length - 1 });
+    }
     this.draw();
   }
 
@@ -143,7 +145,7 @@ class Explorer {
       const values = this.stages[0].perPatch(this.stages[0].outerValues());
       state.open = most(values);
     }
-    [...this.thumbs.querySelectorAll("button")].forEach((button, index) =>
+    [...this.thumbs.children].forEach((button, index) =>
       button.setAttribute("aria-pressed", index === state.image));
     const relevance = state.mode === "relevance", { deepest } = this;
     this.mode.show(MODES.indexOf(state.mode));
@@ -221,9 +223,10 @@ class Explorer {
     }
   }
 
-  saveFigure() {
-    const { title } = this.data.images[this.state.image];
-    saveImage(figureOf(this), `${title.replace(/\.\w+$/, "").replace(/[^\w-]+/g, "-")}-${this.state.mode}.png`);
+  async saveFigure(kind, content) {
+    const { title } = this.data.images[this.state.image], { mode } = this.state;
+    const name = `${title.replace(/\.\w+$/, "").replace(/[^\w-]+/g, "-")}-${mode}`;
+    save(await content(this), `${name}.${kind.toLowerCase()}`);
   }
 
   /** Keys stay here, except with Ctrl or Meta: JupyterLab takes others for commands, and x cuts the cell. */
@@ -242,12 +245,14 @@ class Explorer {
       this.tour.end();
       return true;
     }
-    if (target === stage.hiding.image && stage.hiding.key(key)) return true;
+    if (stage.hiding.boards.find(({ canvas }) => canvas === target)?.key(key)) return true;
     if (target === stage.canvas.outer && stage.move(key)) return true;
     if (target === stage.canvas.inner && stage.moveInside(key)) return true;
     if (key === "Escape" && state.open !== null) {
       this.open(null);
-      if (stream === "inner") stage.canvas.outer.focus({ preventScroll: true });
+      const { patches, pixels } = stage.hiding; // beside what disappears
+      const beside = stream === "inner" ? stage.canvas.outer : target === pixels.canvas ? patches.canvas : null;
+      beside?.focus({ preventScroll: true });
     } else if (key === "[" || key === "]")
       this.set({ block: clamp(state.block + (key === "[" ? -1 : 1), 0, this.deepest - 1) });
     else if (key === "," || key === ".")
@@ -261,13 +266,14 @@ class Explorer {
     return true;
   }
 
-  /** Only with a backend: ask for the predictions without several patches, one question at a time. */
+  /** Only with a backend: ask for the predictions without what is hidden, one question at a time. */
   ask() {
-    const { image, hidden: patches } = this.state, key = this.question(patches);
-    if (!this.backend || patches.length < 2 || this.asked || this.answer?.key === key) return;
+    const { image, hidden: pixels } = this.state, key = this.question(pixels), possible = this.stages[0].hiding.known;
+    if (!this.backend || !possible || hiddenParts(this.data, pixels).known) return;
+    if (this.asked || this.answer?.key === key) return;
     this.asked = key;
     try {
-      this.backend.send({ hide: { key, image, patches } });
+      this.backend.send({ hide: { key, image, pixels } });
     } catch {
       this.say("Python doesn't answer: run this cell again, then hide patches.", true);
     }
@@ -279,15 +285,15 @@ class Explorer {
     this.schedule();
   }
 
-  /** The answer for these patches of the image, for each model, if it is known. */
-  answered(patches) {
-    return this.answer?.key === this.question(patches) ? this.answer.models : null;
+  /** The answer for these pixels of the image, for each model, if it is known. */
+  answered(pixels) {
+    return this.answer?.key === this.question(pixels) ? this.answer.models : null;
   }
-  question(patches) {
-    return `${this.state.image}: ${patches}`;
+  question(pixels) {
+    return `${this.state.image}: ${hiddenText(this.data, pixels)}`;
   }
 
-  /** Only with a backend: dropped or chosen files go to it; it resizes them and updates `data`. */
+  /** Only with a backend: dropped or chosen files go to it; it resizes them and updates `data`. Returns the controls. */
   acceptImages() {
     const take = async (files) => {
       for (const file of [...files]) {
@@ -305,8 +311,6 @@ class Explorer {
       await take(input.files);
       input.value = ""; // so that the same file can be chosen again
     });
-    const hint = "Choose an image, or drop one anywhere here";
-    this.upload = make("label", { class: "upload", title: hint }, input, "+ your image");
     const over = (event) => {
       event.preventDefault();
       event.stopPropagation();
@@ -314,6 +318,8 @@ class Explorer {
     };
     for (const name of ["dragover", "dragleave", "drop"]) this.element.addEventListener(name, over);
     this.element.addEventListener("drop", (event) => take(event.dataTransfer.files));
+    return make("div", { class: "adding" }, make("label", { class: "upload" }, input, "+ your image"),
+      ...(this.backend.controls ?? []), make("span", { class: "drop" }, "or drop a file anywhere here"));
   }
 
   end() {

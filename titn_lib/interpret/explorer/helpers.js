@@ -120,6 +120,14 @@ function imageCanvas(rgb, [height, width]) {
   return canvas;
 }
 
+/** The rectangle of a grid's cell. */
+function boxOf(cell, [rows, columns], { width, height }) {
+  const edge = (index, count, length) => Math.round((index * length) / count);
+  const [row, column] = [Math.floor(cell / columns), cell % columns];
+  const [x, y] = [edge(column, columns, width), edge(row, rows, height)];
+  return [x, y, edge(column + 1, columns, width) - x, edge(row + 1, rows, height) - y];
+}
+
 /** A frame around a cell that is visible on any color. */
 function outline(context, x, y, width, height, color, thick = 3) {
   context.lineWidth = thick + 2;
@@ -133,10 +141,9 @@ function outline(context, x, y, width, height, color, thick = 3) {
 /** A number that is legible on any color. */
 function writeNumber(context, share, x, y, size) {
   context.font = `600 ${size}px system-ui, sans-serif`;
-  [context.textAlign, context.textBaseline, context.lineJoin, context.lineWidth] = ["center", "middle", "round", 3];
+  [context.textAlign, context.textBaseline, context.lineJoin, context.lineWidth] = ["center", "alphabetic", "round", 3];
   [context.strokeStyle, context.fillStyle] = ["#000", "#fff"];
-  context.strokeText(percent(share).slice(0, -2), x, y);
-  context.fillText(percent(share).slice(0, -2), x, y);
+  for (const how of ["strokeText", "fillText"]) context[how](percent(share).slice(0, -2), x, y + 0.36 * size);
 }
 
 /** The row and column that a key leads to, perhaps outside the grid; undefined for other keys. */

@@ -1,6 +1,6 @@
-// Hide patches by hand, and see what becomes of the prediction.
+// Hide patches and pixel tokens by hand, and see what becomes of the prediction.
 //
-// The effect of each single patch was computed with the page. That of several together needs a backend (`explorer.ask`).
+// The effect of each single patch was computed with the page. Any other needs a backend (`explorer.ask`).
 
 /** Spearman's rank correlation: 1 for the same order, 0 for unrelated values. Equal values share their rank. */
 function rankCorrelation(first, second) {
@@ -22,30 +22,40 @@ function effectColor(share) {
 
 class Hiding {
   constructor(stage) {
-    const { explorer } = stage;
-    this.stage = stage;
-    this.cursor = null; // the patch that the keyboard is at
-    this.image = make("canvas", { tabindex: 0, role: "application", "aria-label": "Patches to hide. Arrow keys move, "
-      + "Enter or the space bar hides a patch or shows it again, Escape shows all." });
+    const { explorer } = stage, { split } = explorer.data, both = explorer.backend && split > 1;
+    [this.stage, this.both] = [stage, both]; // whether pixel tokens can be hidden, too
+    this.patches = new Board(this, "Patches");
+    this.pixels = new Board(this, "Pixel tokens");
+    this.boards = [this.patches, this.pixels];
+    this.at = null; // the one that the keyboard is in
     [this.effect, this.above] = [make("canvas", { role: "img" }), make("canvas", { role: "img" })];
-    this.title = { effect: make("p"), above: make("p") };
+    this.title = { pixels: make("p"), effect: make("p"), above: make("p") };
     this.range = [make("span"), make("span")];
     this.table = make("table", { "aria-label": "Probabilities before and after hiding" });
     this.status = make("p", { "aria-live": "polite" });
     this.agreement = make("p");
     const all = make("button", { type: "button", onclick: () => explorer.set({ hidden: [] }) }, "show all");
     this.element = make("details", { class: "hiding", ontoggle: () => explorer.schedule() },
-      make("summary", {}, "hide patches: which ones matter?"),
-      make("p", {}, "Click patches or drag over them: they take the mean color of the training images."),
+      make("summary", {}, `hide patches${both ? " and pixel tokens" : ""}: which ones matter?`),
+      make("p", {}, "Click patches or drag over them: they take the mean color of the training images. ",
+        both ? "Next to the image are the pixel tokens of the patch that is opened above."
+          : explorer.backend ? "" : this.limit()),
       this.status,
       make("div", { class: "maps" },
-        make("div", {}, make("p", {}, "Image"), this.image, all),
+        make("div", {}, make("p", {}, "Image"), this.patches.canvas, all),
+        ...(both ? [make("div", { class: "pixels" }, this.title.pixels, this.pixels.canvas)] : []),
         make("div", {}, this.title.effect, this.effect,
           make("div", { class: "legend" }, this.range[0], make("i", { class: "effect" }), this.range[1])),
         make("div", {}, this.title.above, this.above),
         make("div", { class: "table" }, this.table)),
       this.agreement);
-    this.listen();
+  }
+
+  /** What a page without a model can't do. */
+  limit() {
+    return "This page knows the effect of one whole patch. For several patches"
+      + `${this.stage.explorer.data.split > 1 ? ", or pixel tokens" : ""}, the model must run: in a notebook, or in a page `
+      + "that titn explore --live wrote.";
   }
 
   load({ hiding }) {
@@ -54,7 +64,7 @@ class Hiding {
     if (!hiding) return;
     this.known = { classes: hiding.classes, shares: numbersOf(hiding.shares) }; // without hiding, then without each patch
     this.drop = numbersOf(hiding.drop); // of the predicted class's probability, by patch
-    for (const canvas of [this.image, this.effect, this.above])
+    for (const canvas of [this.patches.canvas, this.effect, this.above])
       canvas.style.aspectRatio = this.stage.canvas.outer.style.aspectRatio;
   }
 
@@ -64,13 +74,13 @@ class Hiding {
     return heads.length > 1 ? ["mean", ...heads] : ["prediction"];
   }
 
-  /** Probabilities with a set of patches hidden: classes, and for each class and output those before and after. */
+  /** Probabilities with squares hidden: classes, and for each class and output those before and after. */
   probabilities(hidden) {
-    const { explorer, number } = this.stage, several = hidden.length > 1;
-    const { classes, shares } = several ? explorer.answered(hidden)?.[number] ?? {} : this.known;
+    const { explorer, number } = this.stage, { patches, known } = hiddenParts(explorer.data, hidden);
+    const { classes, shares } = known ? this.known : explorer.answered(hidden)?.[number] ?? {};
     if (!classes) return null;
     const count = this.outputs.length, at = (row, output, i) => shares[(row * count + output) * classes.length + i];
-    const after = several ? 1 : hidden.length ? 1 + hidden[0] : 0;
+    const after = !known ? 1 : patches.length ? 1 + patches[0] : 0;
     const pairs = (i) => range(count).map((output) => [at(0, output, i), at(after, output, i)]);
     return { classes, table: classes.map((_, i) => pairs(i)) };
   }
@@ -88,23 +98,23 @@ class Hiding {
     if (!this.known || !this.element.open) return;
     const { stage } = this, { explorer } = stage, { state, data } = explorer, { hidden } = state;
     const values = stage.perPatch(stage.shown.outer), found = this.probabilities(hidden), map = mapName(stage);
-    const size = [this.element.clientWidth, window.devicePixelRatio];
-    const parts = [state.image, hidden, this.cursor, state.open, map, values, found?.table, explorer.asked, ...size];
+    const size = [this.element.clientWidth, window.devicePixelRatio], cursors = this.boards.map(({ cursor }) => cursor);
+    const parts = [stage.loads, hidden, ...cursors, state.open, map, values, found?.table, explorer.asked, ...size];
     if (!stage.changed("hiding", ...parts)) return;
     const highest = Math.max(...this.drop.map(Math.abs));
-    this.paintImage(fit(this.image));
+    this.drawBoards();
     this.paintEffect(fit(this.effect), highest);
     const above = fit(this.above), small = stage.paint("above", [values], ...data.grid, [Math.max(...values)]);
     above.context.drawImage(small, 0, 0, above.width, above.height);
     write(this.title.effect, `Effect on “${data.classes[this.known.classes[0]]}”`);
-    if (state.open !== null) outline(above.context, ...this.box(state.open, above), explorer.accent, 2);
+    if (state.open !== null) outline(above.context, ...boxOf(state.open, data.grid, above), explorer.accent, 2);
     write(this.title.above, `The map above: ${map}`);
     const points = Number((100 * highest).toPrecision(2)); // percentage points
     write(this.range[0], `+${points}`);
     write(this.range[1], `−${points} points`);
     const strongest = most(this.drop.map(Math.abs));
     this.effect.setAttribute("aria-label", `Effect of hiding one patch. Without patch ${strongest + 1}, whose effect is the `
-      + `largest: ${this.inWords([strongest])}.`);
+      + `largest: ${this.inWords(squaresOf(data, strongest))}.`);
     this.above.setAttribute("aria-label", summaryOf(stage));
     this.tabulate(found, hidden.length);
     write(this.status, this.statusOf(hidden, found));
@@ -112,36 +122,46 @@ class Hiding {
       rankCorrelation(values, this.drop))} (1: the same order of patches; 0: unrelated; −1: the opposite order).`);
   }
 
-  /** A patch's rectangle. */
-  box(patch, { width, height }) {
-    const [rows, columns] = this.stage.explorer.data.grid, [row, column] = [Math.floor(patch / columns), patch % columns];
-    const edge = (index, count, length) => Math.round((index * length) / count);
-    const [x, y] = [edge(column, columns, width), edge(row, rows, height)];
-    return [x, y, edge(column + 1, columns, width) - x, edge(row + 1, rows, height) - y];
+  /** The image without what is hidden, in its own pixels. */
+  masked() {
+    const { stage } = this, { explorer: { state, data: { grid, split, size } }, config: { mean } } = stage;
+    const [red, green, blue] = [0, 1, 2].map((i) => Math.round(255 * (mean[i] ?? mean[0]))), side = stage.patch / split;
+    const canvas = make("canvas", { width: size[1], height: size[0] }), context = canvas.getContext("2d");
+    context.drawImage(stage.image, 0, 0);
+    context.fillStyle = `rgb(${red}, ${green}, ${blue})`;
+    for (const square of state.hidden) {
+      const [x, y] = stage.cornerOf(Math.floor(square / split ** 2)), i = square % split ** 2;
+      context.fillRect(x + (i % split) * side, y + Math.floor(i / split) * side, side, side);
+    }
+    return canvas;
   }
 
-  paintImage(place) {
-    const { stage, cursor } = this, { state, data, accent } = stage.explorer, { context, width, height } = place;
-    const [red, green, blue] = [0, 1, 2].map((i) => Math.round(255 * (stage.config.mean[i] ?? stage.config.mean[0])));
-    context.drawImage(stage.image, 0, 0, width, height);
-    context.fillStyle = `rgb(${red}, ${green}, ${blue})`;
-    for (const patch of state.hidden) context.fillRect(...this.box(patch, place));
-    stage.grid(context, width, height, ...data.grid);
-    if (cursor !== null) outline(context, ...this.box(cursor, place), accent, 2);
+  drawBoards() {
+    const { stage, patches, pixels } = this, { state: { open }, data } = stage.explorer, image = this.masked();
+    const place = patches.draw(image, [0, 0, image.width, image.height], data.grid, (patch) => `Patch ${patch + 1}`,
+      (patch) => squaresOf(data, patch));
+    write(this.title.pixels, open === null ? "Pixel tokens: open a patch above" : `Patch ${open + 1}: pixel tokens`);
+    if (pixels.patch !== open) [pixels.patch, pixels.cursor] = [open, null];
+    pixels.canvas.classList.toggle("gone", open === null);
+    if (!pixels.canvas.clientWidth) return; // a page without a model has none
+    outline(place.context, ...boxOf(open, data.grid, place), "#fff", 1);
+    pixels.draw(image, [...stage.cornerOf(open), stage.patch, stage.patch], [data.split, data.split],
+      (pixel) => `Pixel token ${pixel + 1} of patch ${open + 1}`, (pixel) => [squaresOf(data, open)[pixel]]);
   }
 
   paintEffect(place, highest) {
-    const { accent, state: { hidden } } = this.stage.explorer;
+    const { accent, data, state: { hidden } } = this.stage.explorer, { patches, known } = hiddenParts(data, hidden);
     this.drop.forEach((drop, patch) => {
       place.context.fillStyle = effectColor(drop / (highest || 1));
-      place.context.fillRect(...this.box(patch, place));
+      place.context.fillRect(...boxOf(patch, data.grid, place));
     });
-    if (hidden.length === 1) outline(place.context, ...this.box(hidden[0], place), accent, 2);
+    if (known && patches.length) outline(place.context, ...boxOf(patches[0], data.grid, place), accent, 2);
   }
 
   tabulate(found, hidden) {
-    const { classes } = this.stage.explorer.data, head = (name) => make("th", { scope: "col" }, name);
-    if (!found) return this.table.replaceChildren();
+    const { backend, data: { classes } } = this.stage.explorer, head = (name) => make("th", { scope: "col" }, name);
+    this.table.className = found ? "" : backend ? "old" : "unknown"; // in its place, so that nothing moves
+    if (!found) return;
     const best = this.outputs.map((_, output) => most(found.table.map((row) => row[output][1])));
     const cell = ([before, after], output, row) => make("td", { class: row === best[output] && "share" },
       hidden ? arrow(before, after) : fine(before));
@@ -151,51 +171,10 @@ class Hiding {
   }
 
   statusOf(hidden, found) {
-    const { explorer } = this.stage, { cursor } = this;
-    const alone = hidden.length === 1 && hidden[0] === cursor;
-    const at = cursor === null || alone ? "" : `Patch ${cursor + 1} is ${hidden.includes(cursor) ? "hidden" : "shown"}. `;
+    const { explorer } = this.stage, at = this.at?.inWords() ?? "";
     if (!hidden.length) return `${at}Nothing is hidden.`;
-    const without = hidden.length > 1 ? `${hidden.length} patches` : `patch ${hidden[0] + 1}`;
-    if (found) return `${at}Without ${without}: ${this.inWords(hidden)}.`;
+    if (found) return `${at}Without ${hiddenWords(explorer.data, hidden)}: ${this.inWords(hidden)}.`;
     return at + (explorer.backend ? `Computing … ${explorer.backend.hint}`
-      : "Several hidden patches need a running notebook: this page knows the effect of one at a time.");
-  }
-
-  // --- pointer and keys
-
-  set(patch, hide) {
-    const { explorer } = this.stage, others = explorer.state.hidden.filter((one) => one !== patch);
-    explorer.set({ hidden: hide ? [...others, patch] : others });
-  }
-
-  listen() {
-    const { explorer } = this.stage;
-    let hides = null; // whether the pointer hides or shows, while it is down
-    this.image.addEventListener("pointerdown", (event) => {
-      if (event.button) return;
-      this.cursor = this.stage.under(event, ...explorer.data.grid);
-      hides = !explorer.state.hidden.includes(this.cursor);
-      this.set(this.cursor, hides);
-    });
-    this.image.addEventListener("pointermove", (event) => {
-      const patch = this.stage.under(event, ...explorer.data.grid);
-      if (hides === null || patch === this.cursor) return;
-      this.cursor = patch;
-      this.set(patch, hides);
-    });
-    for (const end of ["pointerup", "pointerleave", "pointercancel"])
-      this.image.addEventListener(end, () => { hides = null; });
-  }
-
-  /** Keys over the image; returns whether it took the key. */
-  key(key) {
-    const { explorer } = this.stage, [rows, columns] = explorer.data.grid, { hidden } = explorer.state;
-    const from = this.cursor ?? 0, to = goal(key, [Math.floor(from / columns), from % columns], rows, columns);
-    if (to) this.cursor = this.cursor === null ? 0 : clamp(to[0], 0, rows - 1) * columns + clamp(to[1], 0, columns - 1);
-    else if (key === "Enter" || key === " ") this.set(this.cursor = from, !hidden.includes(from));
-    else if (key === "Escape" && hidden.length) explorer.set({ hidden: [] });
-    else return false;
-    explorer.schedule();
-    return true;
+      : `Without ${hiddenWords(explorer.data, hidden)}: this page doesn't know.`);
   }
 }

@@ -62,6 +62,7 @@ class Live {
     this.pixels = data.images.map(({ rgb }) => bytesOf(rgb)); // "height width color"
     this.work = Promise.resolve(); // one question at a time
     this.hint = "";
+    this.controls = [new Camera(this).button];
   }
 
   get explorer() {
@@ -70,7 +71,13 @@ class Live {
 
   send(message, content) {
     const answer = message.hide ? () => this.hide(message.hide) : () => this.add(message.image, content);
-    this.work = this.work.then(answer).catch((problem) => this.explorer.say(String(problem.message ?? problem), true));
+    this.queue(answer);
+  }
+
+  /** What the work returns, once all before it is done. A problem is said; then there is nothing to return. */
+  queue(work) {
+    const say = (problem) => this.explorer.say(String(problem.message ?? problem), true);
+    return (this.work = this.work.then(work).catch(say));
   }
 
   /** Unpack and compile, before the first question: it takes a second or two. */
@@ -85,14 +92,16 @@ class Live {
     this.sessions = sessions;
   }
 
-  /** An image without patches, as the model takes it: "channel height width", normalized. */
+  /** An image without what is hidden, as the model takes it: "channel height width", normalized. */
   input(pixels, number, hidden = []) {
-    const { size: [height, width], grid: [rows, columns], models } = this.data, { mean, std } = models[number];
+    const { size: [height, width], grid: [rows, columns], split, models } = this.data, { mean, std } = models[number];
     const values = new Float32Array(mean.length * height * width);
+    const without = new Set(hidden), side = height / rows / split;
     for (let y = 0; y < height; y++)
       for (let x = 0; x < width; x++) {
-        const patch = Math.floor((y * rows) / height) * columns + Math.floor((x * columns) / width);
-        if (hidden.includes(patch)) continue; // 0, the mean color
+        const [down, across] = [Math.floor(y / side), Math.floor(x / side)];
+        const patch = Math.floor(down / split) * columns + Math.floor(across / split);
+        if (without.has((patch * split + (down % split)) * split + (across % split))) continue; // 0, the mean color
         mean.forEach((center, color) => {
           const value = pixels[3 * (y * width + x) + color] / 255;
           values[(color * height + y) * width + x] = (value - center) / std[color];
@@ -114,7 +123,7 @@ class Live {
       [...data.subarray((block * heads + head) * classes, (block * heads + head + 1) * classes)]));
   }
 
-  /** Probabilities without hiding, and then without each set of patches. */
+  /** Probabilities without hiding, and then without each set of squares. */
   async predict(number, pixels, sets) {
     const outputs = [];
     for (const hidden of [[], ...sets]) {
@@ -124,23 +133,24 @@ class Live {
     return outputs;
   }
 
-  async hide({ key, image, patches }) {
+  async hide({ key, image, pixels }) {
     await this.start();
     const models = [];
     for (const number of this.data.models.keys())
-      models.push(hidingOf(await this.predict(number, this.pixels[image], [patches])));
+      models.push(hidingOf(await this.predict(number, this.pixels[image], [pixels])));
     this.explorer.receive({ key, models });
   }
 
-  /** What `model_view` in data.py returns, without relevance, which needs gradients. */
-  async view(number, pixels) {
+  /** What `model_view` in data.py returns, without relevance, which needs gradients; in brief, without hiding, too. */
+  async view(number, pixels, brief) {
     const found = await this.run(number, this.input(pixels, number)), logits = this.logits(found);
     const packed = (name, pack) => found[name] ? pack(found[name].data, found[name].dims.slice(1)) : null;
     const [first, ...heads] = outputsOf(logits.at(-1)), { patches } = this.data.models[number];
     const stored = this.data.images[0].models[number].hiding;
     let hiding = null;
-    if (stored) {
-      const { classes, shares } = hidingOf(await this.predict(number, pixels, range(patches).map((patch) => [patch])));
+    if (stored && !brief) {
+      const each = range(patches).map((patch) => squaresOf(this.data, patch));
+      const { classes, shares } = hidingOf(await this.predict(number, pixels, each));
       const row = shares.length / (patches + 1), drop = range(patches).map((patch) => shares[0] - shares[row * (patch + 1)]);
       hiding = { classes, shares: packNumbers(shares, [shares.length]), drop: packNumbers(drop, [patches]) };
     }
@@ -152,31 +162,36 @@ class Live {
     };
   }
 
-  /** Add a file: turned upright, transparency on white, resized and cropped to the model's size. */
-  async add(title, content) {
-    const { explorer, data } = this;
-    if (data.images.length >= MOST) throw new Error(`The explorer shows at most ${MOST} images: reload the page.`);
+  /** Compute an image and show it: as a new one, or in the place of one. Returns whether that is done. */
+  async put(title, pixels, place = this.data.images.length, brief = false) {
+    const { explorer, data } = this, models = [];
+    if (place >= MOST) throw new Error(`The explorer shows at most ${MOST} images: reload the page.`);
     await this.start();
-    const pixels = await this.read(title, content), models = [];
-    for (const number of data.models.keys()) models.push(await this.view(number, pixels));
-    this.pixels.push(pixels);
-    this.data = { ...data, images: [...data.images, { title, label: null, rgb: pixels, models, teacher: null }] };
+    for (const number of data.models.keys()) models.push(await this.view(number, pixels, brief));
+    this.pixels[place] = pixels;
+    const image = { title, label: null, rgb: pixels, models, teacher: null };
+    this.data = { ...data, images: Object.assign([...data.images], { [place]: image }) };
     explorer.load(this.data);
+    return true;
   }
 
-  async read(title, content) {
-    const { size: [height, width], models: [{ mean }] } = this.data;
+  /** Add a file, turned upright. */
+  async add(title, content) {
     const bitmap = await createImageBitmap(new Blob([content])).catch(() => {
       throw new Error(`${title} is not an image that this browser can read: choose a JPEG or PNG file.`);
     });
+    return this.put(title, this.fit(bitmap, bitmap.width, bitmap.height));
+  }
+
+  /** The pixels of a bitmap or video, resized and cropped to the model's size, transparency on white. */
+  fit(source, across, down) {
+    const { size: [height, width], models: [{ mean }] } = this.data, scale = Math.min(across / width, down / height);
     const canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d");
-    const scale = Math.min(bitmap.width / width, bitmap.height / height);
-    const [across, down] = [width * scale, height * scale];
     context.fillStyle = "#fff";
     context.fillRect(0, 0, width, height);
     context.imageSmoothingQuality = "high";
-    const [left, top] = [(bitmap.width - across) / 2, (bitmap.height - down) / 2];
-    context.drawImage(bitmap, left, top, across, down, 0, 0, width, height);
+    const [left, top] = [(across - width * scale) / 2, (down - height * scale) / 2];
+    context.drawImage(source, left, top, width * scale, height * scale, 0, 0, width, height);
     const rgb = context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 < 3);
     return mean.length === 1 ? new Uint8Array(grayOf(rgb)) : new Uint8Array(rgb);
   }

@@ -1,4 +1,4 @@
-"""The student inside the page, so that dropped images and several hidden patches are computed in the browser.
+"""The student inside the page, so that dropped images, hidden pixels and a camera's frames are computed in the browser.
 
 It is exported to ONNX and runs in ONNX Runtime Web (WebAssembly), which the page contains, too: one file of some 8 MB.
 """

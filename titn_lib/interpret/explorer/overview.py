@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from titn_lib.data.datasets import load_dataset
 from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.errors import TITNError
 from titn_lib.interpret.explorer.data import pack
-from titn_lib.interpret.heads import HeadSummary, classified_correctly, summarize_heads
+from titn_lib.interpret.heads import HeadSummary, summarize_heads
 from titn_lib.models.base import TokenClassifier
 
 MAX_IMAGES = 256  # one pass over them for each head
@@ -34,9 +32,9 @@ def overview_data(students: Sequence[TokenClassifier], data: str) -> dict[str, A
     for model in students:
         own = cast(Preprocessing, model.preprocessing)
         inputs = normalize(images, own.mean, own.std)
-        with torch.no_grad():
-            accuracies.append(100 * float(classified_correctly(model, inputs, labels, batch_size=64).mean()))
-        views.append({name: stream_view(summary) for name, summary in summarize_heads(model, inputs, labels).items()})
+        summaries = summarize_heads(model, inputs, labels)
+        accuracies.append(summaries["outer"].accuracy)
+        views.append({name: stream_view(summary) for name, summary in summaries.items()})
     return {"data": Path(data).name, "images": len(images), "accuracy": accuracies, "models": views}
 
 

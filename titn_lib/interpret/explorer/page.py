@@ -24,10 +24,13 @@ SCRIPTS = (
     "words.js",
     "predictions.js",
     "arithmetic.js",
+    "board.js",
     "hide.js",
     "heads.js",
+    "tiles.js",
     "stage.js",
     "share.js",
+    "figure.js",
     "tour.js",
     "explorer.js",
 )
@@ -82,7 +85,7 @@ def page_html(data: dict[str, Any], title: str = "", theme: str = "", live: dict
         title=html.escape(title or "Attention of " + " and ".join(model["name"] for model in data["models"])),
         theme=theme,
         css=(HERE / "explorer.css").read_text(encoding="utf-8"),
-        script=explorer_script(*([] if live is None else ["live.js"])),
+        script=explorer_script(*([] if live is None else ["live.js", "camera.js"])),
         live="" if live is None else f'\n<script type="application/json" id="live">{json.dumps(live)}</script>',
         backend="null" if live is None else "liveIn(element, data)",
         data=json.dumps(data, default=to_base64, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
@@ -134,7 +137,7 @@ def write_page(
         model: a student in evaluation mode.
         images: uint8, "image channel height width", at most 24.
         live: the folder of the npm package onnxruntime-web, to put the models into the page, too: it then takes images
-            and hides several patches without Python. Some 8 MB; needs the package onnx.
+            and a camera's frames and hides any pixels without Python. Some 8 MB; needs the package onnx.
         heads: a data set's name or folder: the page gets an overview of every head on 256 of its validation images.
         options: labels, teacher, compare, names, titles; see `ExplorerInput`.
 

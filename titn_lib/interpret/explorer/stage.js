@@ -11,8 +11,7 @@ class Stage {
     const map = (label) => make("canvas", { tabindex: 0, role: "application", "aria-label": label });
     this.canvas = { outer: map("Patches of the image. Arrow keys move, Enter opens a patch, Escape closes it."),
       inner: map("Pixel tokens of the opened patch. Arrow keys move, Escape closes the patch.") };
-    this.layout = {}; // of the small maps
-    this.tiles = { outer: make("canvas", { role: "img" }), inner: make("canvas", { role: "img" }) };
+    this.small = { outer: new SmallMaps(this, "outer"), inner: new SmallMaps(this, "inner") };
     this.special = ["class", "distillation"].map((name) =>
       make("button", { type: "button", class: "token" }, make("span", {}, name), make("b")));
     this.summary = make("p", { class: "summary", "aria-live": "polite" });
@@ -29,18 +28,16 @@ class Stage {
     this.head = {};
     this.legend = {};
     this.table = {};
-    this.caption = {};
     const column = (stream, title, top) => {
       const choose = (value) => explorer.set({ [stream]: value - 2 });
       this.head[stream] = slider("head", ", and . on the keyboard", choose, `head, ${stream} stream`);
       this.legend[stream] = make("span");
       this.table[stream] = make("details", { ontoggle: () => explorer.schedule() }, make("summary", {}, "values"),
         make("div", {}, make("table", { "aria-label": `${title}, in percent` })));
-      this.caption[stream] = make("figcaption");
       return make("div", { class: `stream ${stream}` },
         make("div", { class: "title" }, make("h3", {}, `${title} `, this.note[stream]), this.head[stream].element),
         top, this.canvas[stream], make("div", { class: "legend" }, "0", make("i"), this.legend[stream]),
-        this.table[stream], make("figure", {}, this.caption[stream], this.tiles[stream]));
+        this.table[stream], this.small[stream].element);
     };
     const { name, data } = explorer.data.models[number];
     this.element = make("section", { class: "stage", "aria-label": name },
@@ -56,6 +53,7 @@ class Stage {
   /** Show an image's arrays. */
   load(image) {
     const { data } = this.explorer, view = image.models[this.number];
+    this.loads = (this.loads ?? 0) + 1; // what was drawn before is another image's
     this.config = data.models[this.number];
     this.rows = {};
     for (const name of ["outer", "inner", "rolled_outer", "rolled_inner", "relevance"])
@@ -124,6 +122,12 @@ class Stage {
       cells[(row * across + Math.floor(i / across)) * width + column * across + (i % across)]);
   }
 
+  /** A patch's upper left corner in the image. */
+  cornerOf(patch) {
+    const { grid: [, columns] } = this.explorer.data;
+    return [(patch % columns) * this.patch, Math.floor(patch / columns) * this.patch];
+  }
+
   /** A number for every patch, from the outer map's values. */
   perPatch(values) {
     if (this.explorer.state.mode !== "relevance") return values.subarray(1, 1 + this.config.patches);
@@ -138,11 +142,10 @@ class Stage {
     const inner = !open ? null : relevance ? this.inside(outer) : this.innerValues();
     this.shown = { outer, inner }; // for the tests, too
     this.patches = relevance ? outer : this.perPatch(outer);
-    this.planned = { outer: this.plan("outer", relevance), inner: this.plan("inner", relevance) };
     const highest = (maps) => Math.max(0, ...maps.map((values) => Math.max(...values)));
     this.highest = {
       outer: highest([this.patches]), inner: highest(!inner ? [] : [relevance ? outer : inner]),
-      outerTiles: highest(this.planned.outer.maps), innerTiles: highest(this.planned.inner?.maps ?? []),
+      outerTiles: highest(this.small.outer.compute(relevance)), innerTiles: highest(this.small.inner.compute(relevance)),
     };
   }
 
@@ -153,20 +156,20 @@ class Stage {
     this.scale = highest;
     const { state, data, ink, em } = this.explorer, relevance = state.mode === "relevance";
     const { outer, inner } = this.shown, cells = relevance ? this.patch / this.side : 1;
-    const { image, mode, block, reversed, weighted, opacity, open, token, hover } = state;
+    const { mode, block, reversed, weighted, opacity, open, token, hover } = state;
     const size = [this.element.clientWidth, window.devicePixelRatio, ink, em, ...Object.values(highest)];
-    const both = [image, mode, block, reversed, weighted, opacity, state.head, open, ...size];
+    const both = [this.loads, mode, block, reversed, weighted, opacity, state.head, open, ...size];
     const grid = data.grid.map((count) => count * cells), side = relevance ? cells : this.within;
     if (this.changed("outer", ...both, state.outer, token, hover, this.table.outer.open)) {
       this.paintOuter(fit(this.canvas.outer));
       this.drawSpecial(outer, highest.outer, relevance);
-      this.drawTiles("outer", relevance, grid, highest.outerTiles);
+      this.small.outer.draw(relevance, grid, highest.outerTiles);
       this.tabulate("outer", this.patches, grid[1]);
     }
     if (this.changed("inner", ...both, state.inner, this.explorer.selectedPixel(), this.table.inner.open)) {
       this.labelInner();
       this.paintInner(fit(this.canvas.inner));
-      this.drawTiles("inner", relevance, [side, side], highest.innerTiles);
+      this.small.inner.draw(relevance, [side, side], highest.innerTiles);
       this.tabulate("inner", inner ?? [], side);
       this.drawLines();
     }
@@ -222,9 +225,12 @@ class Stage {
     for (let column = 1; column < columns; column++) context.fillRect((column * width) / columns - 0.5, 0, 1, height);
   }
 
-  /** An image under its map. Up to 50 % the map fades in; above, the image, by now its shading, fades out. */
-  blend(context, map, part, width, height) {
-    const opacity = this.explorer.state.opacity / 10;
+  /** A part of the image under its map, in the image's pixels. Up to 50 % the map fades in; above, the shading fades out. */
+  blend(map, part) {
+    const opacity = this.explorer.state.opacity / 10, [, , width, height] = part;
+    const blended = (this.buffers[`blended ${width} ${height}`] ??= make("canvas", { width, height }));
+    const context = blended.getContext("2d");
+    context.imageSmoothingEnabled = false;
     const layer = (canvas, alpha, operation, ...area) => {
       [context.globalAlpha, context.globalCompositeOperation] = [alpha, operation];
       context.drawImage(canvas, ...area, 0, 0, width, height);
@@ -232,7 +238,7 @@ class Stage {
     layer(this.image, 1, "source-over", ...part);
     layer(map, Math.min(1, 2 * opacity), "source-over");
     layer(this.shading, Math.min(opacity, 1 - opacity), "multiply", ...part); // so that brightness follows the map
-    [context.globalAlpha, context.globalCompositeOperation] = [1, "source-over"];
+    return blended;
   }
 
   /** The outer map, on the screen or in a figure. */
@@ -240,12 +246,10 @@ class Stage {
     const { data, state, accent, em } = this.explorer, values = this.patches;
     const cells = state.mode === "relevance" ? this.patch / this.side : 1;
     const [rows, columns] = data.grid.map((count) => count * cells), whole = [0, 0, data.size[1], data.size[0]];
-    this.blend(context, this.paint("outer", [values], rows, columns, [this.scale.outer]), whole, width, height);
+    const map = this.paint("outer", [values], rows, columns, [this.scale.outer]);
+    context.drawImage(this.blend(map, whole), 0, 0, width, height);
     this.grid(context, width, height, ...data.grid);
-    const box = (patch) => {
-      const [down, across] = [height / data.grid[0], width / data.grid[1]];
-      return [(patch % data.grid[1]) * across, Math.floor(patch / data.grid[1]) * down, across, down];
-    };
+    const box = (patch) => boxOf(patch, data.grid, { width, height });
     const token = this.explorer.selectedToken(), relevance = state.mode === "relevance";
     if (state.open !== null) outline(context, ...box(state.open), accent);
     if (this.isPatch(token) && token - 1 !== state.open) outline(context, ...box(token - 1), "#fff", 2);
@@ -283,14 +287,14 @@ class Stage {
 
   /** The opened patch, on the screen or in a figure. */
   paintInner({ context, width, height }) {
-    const { state, data, accent, em } = this.explorer, values = this.shown.inner;
+    const { state, accent, em } = this.explorer, values = this.shown.inner;
     context.clearRect(0, 0, width, height);
     if (state.open === null) return;
     const across = state.mode === "relevance" ? this.patch / this.side : this.within;
-    const [row, column] = [Math.floor(state.open / data.grid[1]), state.open % data.grid[1]];
-    const part = [column * this.patch, row * this.patch, this.patch, this.patch], pixel = this.explorer.selectedPixel();
+    const part = [...this.cornerOf(state.open), this.patch, this.patch], pixel = this.explorer.selectedPixel();
     if (values) {
-      this.blend(context, this.paint("inner", [values], across, across, [this.scale.inner]), part, width, height);
+      const map = this.paint("inner", [values], across, across, [this.scale.inner]);
+      context.drawImage(this.blend(map, part), 0, 0, width, height);
       this.grid(context, width, height, across, across);
       const cell = width / across, size = cell > 60 ? em : 0.75 * em;
       const corner = (i) => [(i % across) * cell, Math.floor(i / across) * cell];
@@ -301,81 +305,6 @@ class Stage {
       if (pixel !== null) outline(context, ...corner(pixel), cell, cell, "#fff", 2);
     } else context.drawImage(this.image, ...part, 0, 0, width, height);
     outline(context, 0, 0, width, height, accent);
-  }
-
-  /** The small maps: their rows and columns, the values of each, and the effect of a click. */
-  plan(stream, relevance) {
-    if (stream === "inner" && !this.shown.inner) return null;
-    const plan = relevance ? this.planRelevance(stream) : this.planAttention(stream);
-    plan.maps = plan.rows.flatMap((_, row) => plan.columns.map((_, column) => plan.values(row, column)));
-    return plan;
-  }
-
-  planRelevance(stream) {
-    const heads = range(this.top.length), title = "both heads; for any class and the predicted one";
-    return {
-      title: stream === "outer" ? `Outer stream, ${title}` : "Inner stream, the same inside the patch",
-      rows: heads.map((head) => ["class", "dist."][head]), columns: ["any", "pred."],
-      chosen: [this.relevanceHead(), this.explorer.state.weighted],
-      values: (head, weighted) => {
-        const cells = this.relevanceMap(2 * head + weighted);
-        return stream === "outer" ? cells : this.inside(cells);
-      },
-      choose: (head, weighted) => {
-        this.select(head ? this.config.patches + 1 : 0);
-        this.explorer.set({ weighted });
-      },
-    };
-  }
-
-  planAttention(stream) {
-    const rolled = this.explorer.state.mode === "rollout", heads = this.heads(stream), single = rolled || heads < 2;
-    const title = rolled ? "through blocks 1 to …" : `every block${single ? "" : " (across) and head (down)"}`;
-    return {
-      title: `${stream === "outer" ? "Outer" : "Inner"} stream, ${title}`,
-      rows: single ? [""] : range(heads).map((head) => String(head + 1)),
-      columns: range(this.config.depth).map((block) => String(block + 1)),
-      chosen: [single ? 0 : this.headOf(stream), this.block],
-      values: (head, block) => (stream === "outer"
-        ? this.perPatch(this.outerValues(block, head)) : this.innerValues(block, head)),
-      choose: (head, block) => this.explorer.set(single ? { block } : { block, [stream]: head }),
-    };
-  }
-
-  drawTiles(stream, relevance, [rows, columns], highest) {
-    const plan = this.planned[stream], canvas = this.tiles[stream];
-    canvas.parentNode.classList.toggle("gone", !plan);
-    if (!plan) return;
-    const { accent, ink, em } = this.explorer, top = 1.35 * em;
-    const left = plan.rows[0] === "" ? 2 : (relevance ? 3 : 1.35) * em; // room for the rows' names
-    const width = canvas.parentNode.clientWidth;
-    const limit = { outer: relevance ? 110 : 72, inner: relevance ? 72 : 46 }[stream];
-    const tile = Math.max(6, Math.min(limit, Math.floor((width - left) / plan.columns.length) - 4));
-    const high = (tile * rows) / columns;
-    const tall = `${top + plan.rows.length * (high + 4)}px`;
-    if (canvas.style.height !== tall) canvas.style.height = tall;
-    const { context, width: full, height } = fit(canvas), count = plan.columns.length;
-    this.layout[stream] = { left, top, tile, high };
-    context.clearRect(0, 0, full, height);
-    const scale = relevance ? plan.maps.map((values) => Math.max(...values)) : [highest];
-    const small = this.paint(`${stream} tiles`, plan.maps, rows, columns, scale, count);
-    context.font = `${0.8 * em}px system-ui, sans-serif`;
-    [context.fillStyle, context.strokeStyle, context.lineWidth] = [ink, accent, 2];
-    [context.textBaseline, context.textAlign] = ["middle", "right"];
-    plan.rows.forEach((name, row) => context.fillText(name, left - 0.45 * em, top + row * (high + 4) + high / 2));
-    context.textAlign = "center";
-    plan.columns.forEach((name, column) => context.fillText(name, left + column * (tile + 4) + tile / 2, top / 2 - 1));
-    plan.maps.forEach((_, map) => {
-      const [row, column] = [Math.floor(map / count), map % count];
-      const [x, y] = [left + column * (tile + 4), top + row * (high + 4)];
-      context.drawImage(small, column * columns, row * rows, columns, rows, x, y, tile, high);
-      const all = plan.chosen[0] < 0; // mean or max: the whole column of heads
-      if (column === plan.chosen[1] && row === (all ? plan.rows.length - 1 : plan.chosen[0]))
-        context.strokeRect(x - 1, all ? top - 1 : y - 1, tile + 2, all ? y + high - top + 2 : high + 2);
-    });
-    const title = `${plan.title}, ${relevance ? "each scaled to its own maximum" : `0 to ${percent(highest)}`}`;
-    write(this.caption[stream], title);
-    canvas.setAttribute("aria-label", title);
   }
 
   /** A map as a table, if it is open. */
@@ -434,13 +363,6 @@ class Stage {
       button.addEventListener("pointerleave", () => explorer.set({ hover: null }));
       button.addEventListener("click", () => this.select(token()));
     });
-    for (const stream of ["outer", "inner"])
-      this.tiles[stream].addEventListener("click", (event) => {
-        const plan = this.planned[stream], { left, top, tile, high } = this.layout[stream];
-        const row = Math.floor((event.offsetY - top) / (high + 4));
-        const column = Math.floor((event.offsetX - left) / (tile + 4));
-        if (row in plan.rows && column in plan.columns) plan.choose(row, column);
-      });
   }
 
   /** Select a token. Class and distillation token also choose the head that relevance explains. */

@@ -99,18 +99,20 @@ const STOPS = [{
   fits: ({ stage }) => stage.hiding.known,
   place: ({ stage }) => stage.hiding.element,
   before: () => ({ token: 0 }),
-  after: ({ patch }) => ({ token: 0, hidden: [patch] }),
+  after: ({ data, patch }) => ({ token: 0, hidden: squaresOf(data, patch) }),
   opens: ({ stage }) => stage.hiding.element,
   question: ({ stage: { hiding }, data, patch }) => `No patch gets more attention from the class token than patch `
     + `${patch + 1}. Hide it: will the probability of “${data.classes[hiding.known.classes[0]]}” fall? And is there a patch `
     + "that matters more?",
-  answer({ stage: { hiding }, patch, onPatches }) {
+  answer({ stage: { hiding }, data, patch, onPatches }) {
+    const without = (one) => hiding.inWords(squaresOf(data, one));
     const worst = most(hiding.drop), rank = decimal(rankCorrelation(onPatches(0), hiding.drop));
     const fall = hiding.drop[worst] <= 0 ? "Hiding no single patch lowers it."
       : worst === patch ? "No other patch lowers it more."
-      : `The largest fall is that without patch ${worst + 1}: ${hiding.inWords([worst])}.`;
-    return `Without patch ${patch + 1}: ${hiding.inWords([patch])}. ${fall} Over all patches, attention and effect have a `
-      + `rank correlation of ${rank}.`;
+      : `The largest fall is that without patch ${worst + 1}: ${without(worst)}.`;
+    const more = hiding.both ? " Here the patch's pixel tokens can be hidden, too: does one of them do as much?" : "";
+    return `Without patch ${patch + 1}: ${without(patch)}. ${fall} Over all patches, attention and effect have a `
+      + `rank correlation of ${rank}.${more}`;
   },
 }];
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from titn_lib.data.images import load_image
 from titn_lib.errors import TITNError
-from titn_lib.interpret.explorer.data import MAX_IMAGES, ExplorerInput, collect, hide_patches, normalized
+from titn_lib.interpret.explorer.data import MAX_IMAGES, ExplorerInput, collect, hide_pixels, normalized
 from titn_lib.interpret.explorer.page import explorer_script, iframe_html
 
 MAX_TITLE = 100  # characters
@@ -24,7 +24,7 @@ class Explorer(anywidget.AnyWidget):
 
     Drop an image file on it to add the image: it is resized like the data sets' images and passed through the models. A
     saved notebook keeps a page inside the page. It works without a kernel, but takes no new images and hides only one
-    patch at a time.
+    patch at a time, and no pixel tokens.
 
     Args:
         model: a student (TITN, TNT, ViT) in evaluation mode, with its `preprocessing`.
@@ -72,13 +72,14 @@ class Explorer(anywidget.AnyWidget):
         else:
             self._add_file(message, buffers)
 
-    def _hide(self, key: str, image: int, patches: list[int]) -> None:
-        """Answer with the predictions without these patches, for each model."""
+    def _hide(self, key: str, image: int, pixels: list[int]) -> None:
+        """Answer with the predictions without these pixels, numbered patch by patch, for each model."""
+        rows, columns = self.data["grid"]
+        hidden = torch.zeros(1, rows * columns, self.data["split"] ** 2, dtype=torch.bool)
+        hidden.view(-1)[pixels] = True
         answers = []
         for model in self._input.students:
-            hidden = torch.zeros(1, model.config.patches, dtype=torch.bool)
-            hidden[0, patches] = True
-            classes, shares, _ = hide_patches(model, normalized(model, self._images[image]), hidden)
+            classes, shares, _ = hide_pixels(model, normalized(model, self._images[image]), hidden)
             answers.append({"classes": classes, "shares": shares.flatten().tolist()})
         self.send({"hidden": {"key": key, "models": answers}})
 
