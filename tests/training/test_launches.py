@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import json
 import launches
+import torch
 from titn_lib.losses.objective import Objective
 
 print(json.dumps(launches.count_launches(depth=2, teacher=False)))
+print(json.dumps([torch._dynamo.utils.counters["stats"]["unique_graphs"], torch._dynamo.utils.counters["graph_break"]]))
 launches.compile_blocks = lambda *_, **__: None  # compiled or not, a step must not wait
 forward = Objective.forward
 Objective.forward = lambda *given: (lambda out: out[0].item() and out)(forward(*given))
@@ -61,8 +63,13 @@ def test_little_is_launched_outside_compiled_code(printed):
     assert batch == {"index": 3, "crop_flip_kernel": 1, "operation_kernel": 2, "mix_normalize_kernel": 1}
 
 
+def test_each_part_is_one_graph(printed):
+    """The objective and the metrics, with no graph break."""
+    assert json.loads(printed[1]) == [2, {}]
+
+
 def test_a_step_that_waits_is_noticed(printed):
-    assert "_local_scalar" in printed[1]  # what PyTorch calls `item()`
+    assert "_local_scalar" in printed[2]  # what PyTorch calls `item()`
 
 
 def test_the_record_is_of_the_published_depth():
