@@ -7,7 +7,7 @@ result at once, so that the hidden layer, the widest tensor of the network, neve
 pass. The backward pass recomputes it, and writes it once, for the gradients of the weights: these sum over all tokens,
 which a library's matrix product does best.
 
-A token's features are split into parts of PART columns, because Triton's blocks have powers of two: three parts of 64
+A token's features are split into parts of PART columns, because Triton's blocks have powers of two: six parts of 32
 make a width of 192. Weights are as in `nn.Linear`: up "hidden width", down "width hidden".
 """
 
@@ -19,7 +19,7 @@ from titn_lib.kernels.primitives_triton import EPSILON, dot, gelu
 
 @triton.jit
 def locate(tokens, ROWS: tl.constexpr):
-    """This program's first token, its rows, and which of these are tokens."""
+    """This program's first token, its rows, and which of these are tokens. Offsets from the first one take 32 bits."""
     first, row = tl.cast(tl.program_id(0), tl.int64) * ROWS, tl.arange(0, ROWS)[:, None]
     return first, row, row < tokens - first
 
