@@ -79,15 +79,21 @@ def triton_builds() -> bool:
     return True
 
 
+def define(schema: str) -> str:
+    """Define a PyTorch operator whose function on a GPU has its name in fused_layer_gpu.py, and return this name."""
+    name = schema.partition("(")[0]
+    torch.library.define(f"titn::{name}", schema.removeprefix(name), tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"titn::{name}", "CUDA", lambda *arguments: call_triton(name, *arguments))
+    return name
+
+
 def operator(schema: str) -> Callable[[Callable], Callable]:
-    """Decorator: register a function as a PyTorch operator with this schema. `torch.library.custom_op` would cost 3 µs
+    """Decorator: `define` an operator, and register the function for a CPU. `torch.library.custom_op` would cost 3 µs
     more per call."""
 
     def register(function: Callable) -> Callable:
-        name = schema.partition("(")[0]
-        torch.library.define(f"titn::{name}", schema.removeprefix(name), tags=torch.Tag.pt2_compliant_tag)
+        name = define(schema)
         torch.library.impl(f"titn::{name}", "CPU", function)
-        torch.library.impl(f"titn::{name}", "CUDA", lambda *arguments: call_triton(name, *arguments))
         return getattr(torch.ops.titn, name).default
 
     return register

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from titn_lib.kernels.fused_layer import (
-    call_triton,
     contiguous_like,
+    define,
     matmul_dtype,
     refuse_double_backward,
     triton_available,
@@ -86,20 +86,14 @@ def num_programs(tokens: Tensor) -> int:
     return -(-math.prod(tokens.shape[:-1]) // ROWS)  # not numel, which torch.compile takes for a constant
 
 
-torch.library.define(
-    "titn::mlp",
-    "(Tensor tokens, Tensor update, Tensor scale, Tensor shift, Tensor up, Tensor up_bias, Tensor down,"
-    " Tensor down_bias) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
+define(
+    "mlp(Tensor tokens, Tensor update, Tensor scale, Tensor shift, Tensor up, Tensor up_bias, Tensor down,"
+    " Tensor down_bias) -> (Tensor, Tensor)"
 )
-torch.library.define(
-    "titn::mlp_backward",
-    "(Tensor x, Tensor scale, Tensor shift, Tensor up, Tensor up_bias, Tensor down, Tensor x_gradient,"
-    " Tensor gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
+define(
+    "mlp_backward(Tensor x, Tensor scale, Tensor shift, Tensor up, Tensor up_bias, Tensor down, Tensor x_gradient,"
+    " Tensor gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-for name in ("mlp", "mlp_backward"):
-    torch.library.impl(f"titn::{name}", "CUDA", lambda *tensors, name=name: call_triton(name, *tensors))
 torch.library.register_fake("titn::mlp", fake_mlp)
 torch.library.register_fake("titn::mlp_backward", fake_mlp_backward)
 torch.library.register_autograd("titn::mlp", backward_mlp, setup_context=setup_mlp_context)
