@@ -136,23 +136,37 @@ def unpack_numbers(packed):
     return (values * packed["scale"] / 32767).view(packed["shape"])
 
 
-def test_the_arithmetic_of_the_last_inner_attention(student, monkeypatch):
+@pytest.mark.parametrize("stream", ["inner", "outer"])
+def test_the_arithmetic_of_the_last_attention(student, monkeypatch, stream):
     images = random_images(student, 1)
     data = explorer.explorer_data(student, images)
-    tokens, qkv = data["images"][0]["models"][0]["pixel_tokens"], data["models"][0]["qkv"]
-    wanted = interpret.attention(student, normalized(images)).inner
+    tokens, qkv = data["images"][0]["models"][0][f"{stream}_tokens"], data["models"][0]["qkv"]
+    wanted = getattr(interpret.attention(student, normalized(images)), stream)
+    assert (stream in qkv) == (tokens is not None) == bool(wanted)  # a ViT has no inner stream
     if not wanted:
-        assert (tokens, qkv) == (None, None)  # a ViT has no inner stream
         return
-    linear = torch.nn.functional.linear(
-        unpack_numbers(tokens), unpack_numbers(qkv["weight"]), unpack_numbers(qkv["bias"]) if qkv["bias"] else None
-    )
-    heads = student.config.inner_heads
-    query, key, _ = linear.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    weight, bias = (unpack_numbers(qkv[stream][name]) if name in qkv[stream] else None for name in ("weight", "bias"))
+    assert (bias is None) == (not getattr(student.config, "qkv_bias", True))
+    linear = torch.nn.functional.linear(unpack_numbers(tokens), weight, bias)
+    query, key, _ = linear.unflatten(-1, (3, wanted[-1].shape[-3], -1)).movedim((-3, -2), (0, -3))
     shares = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1)
     torch.testing.assert_close(shares, wanted[-1][0], atol=2e-3, rtol=0)
     monkeypatch.setattr(explorer_forward, "MAX_BYTES_ALL_HEADS", 100)  # the mean over heads has no such arithmetic
-    assert explorer.explorer_data(student, images)["images"][0]["models"][0]["pixel_tokens"] is None
+    assert explorer.explorer_data(student, images)["images"][0]["models"][0][f"{stream}_tokens"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "streams"),
+    [
+        ("titn_nano", {"outer_width": 196}, ["inner"]),  # too wide
+        ("revit_nano", {}, ["inner"]),  # scores that earlier blocks have a part in
+        ("revit_nano", {"residuals": "both"}, []),
+    ],
+)
+def test_streams_without_arithmetic(name, settings, streams):
+    model = make(name, **settings)
+    view = explorer.explorer_data(model, random_images(model, 1))["images"][0]["models"][0]
+    assert [stream for stream in ("inner", "outer") if view[f"{stream}_tokens"]] == streams
 
 
 def without_patches(image, patches):

@@ -239,13 +239,14 @@ def test_a_click_opens_a_patch_and_hovering_shows_its_pixels(show, scene):
 def test_the_arithmetic_of_an_inner_row(show, scene):
     model, _, _, attention, data = scene
     page = show(data)
-    assert not page.locator(".arithmetic table").is_visible()  # folded away
-    page.locator(".arithmetic summary").click()
+    assert not page.locator(".arithmetic.inner table").is_visible()  # folded away
+    page.locator(".arithmetic.inner summary").click()
     page.evaluate("() => scrollTo(0, 0)")
     hover(page, 9)
     page.mouse.down()
     page.mouse.up()
     slide(page, "head", 3, "inner")
+    assert not page.locator(".arithmetic.outer table").is_visible()
     slide(page, "block", 0)  # the arithmetic stays that of the last block
     attn = model.blocks[-1].inner.attn
     with torch.no_grad():
@@ -256,9 +257,9 @@ def test_the_arithmetic_of_an_inner_row(show, scene):
         query, key, value = (part[0, 9, 1] for part in attn.split(attn.qkv(hidden[0])))
     for pixel in (0, 11):
         hover(page, pixel, "inner")
-        title = page.locator(".arithmetic p").inner_text()
+        title = page.locator(".arithmetic.inner p").inner_text()
         assert title.startswith(f"Block 3, head 2 of 4, pixel token {pixel + 1} of patch 10.")
-        rows = [row.locator("td").all_inner_texts() for row in page.locator(".arithmetic tr").all()[1:]]
+        rows = [row.locator("td").all_inner_texts() for row in page.locator(".arithmetic.inner tr").all()[1:]]
         rows = [[cell.replace("\u2212", "-").replace("\u00a0%", "") for cell in row] for row in rows]
         numbers = np.array([[float(cell) for cell in row] for row in rows[1:-1]])  # a row for each of the 16 keys
         scaled = key @ query[pixel]  # split has scaled the queries
@@ -269,14 +270,65 @@ def test_the_arithmetic_of_an_inner_row(show, scene):
         np.testing.assert_allclose(output, scaled.softmax(dim=0) @ value, atol=0.012)
         stored = """(pixel) => {
           const [stage] = document.querySelector("#explorer").explorer.stages;
-          return [stage.arithmetic.compute(9, pixel, 1).shares, [...stage.innerValues(2, 1)]];
+          return [stage.arithmetic[0].compute(9, pixel, 1).shares, [...stage.innerValues(2, 1)]];
         }"""
         shares, kept = page.evaluate(stored, pixel)
         assert shares == pytest.approx(kept, abs=max(kept) / 510 + 1e-3)  # the stored attention has 8 bits
         assert numbers[:, 5] == pytest.approx(100 * attention.inner[2][0, 9, 1, pixel].numpy(), abs=0.6)
     page.get_by_role("button", name="Close the patch").click()
     settle(page)
-    assert page.locator(".arithmetic p").inner_text() == "Open a patch."
+    assert page.locator(".arithmetic.inner p").inner_text() == "Open a patch."
+
+
+def test_the_arithmetic_of_an_outer_row(show, scene):
+    model, _, _, attention, data = scene
+    page = show(data)
+    page.locator(".arithmetic.outer summary").click()
+    page.evaluate("() => scrollTo(0, 0)")
+    slide(page, "head", 3, "outer")
+    attn = model.blocks[-1].outer.attn
+    with torch.no_grad():
+        hidden = []
+        handle = attn.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+        interpret.attention(model, scene[2][:1])
+        handle.remove()
+        query, key, value = (part[0, 1] for part in attn.split(attn.qkv(hidden[0])))
+    size = query.shape[-1]
+    assert (size, len(key)) == (24, 18)  # so both vectors and keys are cut
+    for token, name in ((0, "the class token"), (6, "patch 6"), (17, "the distillation token")):
+        if 0 < token < 17:
+            hover(page, token - 1)
+        else:
+            page.locator("button.token").nth(token // 17).hover()
+            settle(page)
+        place = page.locator(".arithmetic.outer")
+        assert place.locator("p").inner_text().startswith(f"Block 3, head 2 of 8, {name}. ")
+        header, first, *rows, others, last = place.locator("tr").all()
+        assert header.locator("th").all_inner_texts() == [
+            "key", "k (4 of 24 numbers)", "q · k", "÷ √24", "softmax", "v (4 of 24 numbers)",
+        ]  # fmt: skip
+        scaled = key @ query[token]  # split has scaled the queries
+        shares = scaled.softmax(dim=0)
+        order = shares.argsort(descending=True).tolist()
+        names = ["the class token", *(f"patch {patch}" for patch in range(1, 17)), "the distillation token"]
+        assert [row.locator("th").inner_text() for row in rows] == [names[one] for one in order[:16]]
+        assert first.locator("th").inner_text() == f"q of {name}"
+        numbers = [[float(cell) for cell in cells(row) if cell] for row in (first, *rows, others, last)]
+        np.testing.assert_allclose(numbers[0], query[token, :4] * size**0.5, atol=0.012)
+        wanted = torch.cat([key[:, :4], scaled[:, None] * size**0.5, scaled[:, None]], dim=1)[order[:16]]
+        np.testing.assert_allclose([row[:6] for row in numbers[1:17]], wanted, atol=0.012)
+        np.testing.assert_allclose([row[6] for row in numbers[1:17]], 100 * shares[order[:16]], atol=0.6)
+        np.testing.assert_allclose([row[7:] for row in numbers[1:17]], value[order[:16], :4], atol=0.012)
+        assert others.locator("th").inner_text() == "2 other keys"
+        assert numbers[17] == pytest.approx([100 * float(shares[order[16:]].sum())], abs=0.6)
+        np.testing.assert_allclose(numbers[18], (shares @ value)[:4], atol=0.012)
+        assert attention.outer[2][0, 1, token].numpy() == pytest.approx(shares.numpy(), abs=1e-5)
+
+
+def cells(row):
+    """The numbers of a table's row, as Python reads them."""
+    texts = row.locator("td").all_inner_texts()
+    return [text.replace("\u2212", "-").replace("\u00a0%", "").replace("< ", "").replace("…", "") for text in texts]
 
 
 def test_a_vit_has_no_inner_stream(show):
@@ -286,7 +338,12 @@ def test_a_vit_has_no_inner_stream(show):
     page.mouse.down()
     page.mouse.up()
     settle(page)
-    assert not page.locator(".arithmetic").is_visible()
+    assert not page.locator(".arithmetic.inner").is_visible()
+    page.locator(".arithmetic.outer summary").click()
+    settle(page)
+    rows = page.locator(".arithmetic.outer tr")
+    assert rows.count() == 20
+    assert rows.nth(18).inner_text().startswith("1 other key\t")
     assert "a ViT has no inner stream" in page.locator(".stream.inner").inner_text()
     page.get_by_role("button", name="relevance").click()
     settle(page)
@@ -667,6 +724,26 @@ def test_the_prediction_after_every_block(show, scene):
     page.keyboard.press("m")
     settle(page)
     assert rows.locator("button[aria-pressed=true]").count() == 0  # relevance goes through all blocks
+
+
+def test_a_click_on_a_block_while_the_image_changes_as_with_a_camera(show, scene):
+    page = show(scene[4])
+    rows = page.locator(".lens tr:has(td)")
+    change = "(image) => document.querySelector('#explorer').explorer.set({ image })"
+    rows.nth(1).locator("button").focus()
+    page.evaluate(change, 1)
+    settle(page)
+    assert rows.nth(1).locator("button").evaluate("(one) => one === document.activeElement")
+    rows.first.locator("td").last.hover()
+    page.mouse.down()
+    page.evaluate(change, 0)
+    settle(page)
+    page.mouse.up()
+    settle(page)
+    assert summary(page).startswith("Block 1, ")
+    for row, best in zip(rows.all(), scene[4]["images"][0]["models"][0]["lens"], strict=True):
+        shown = [cell.inner_text().split()[0] for cell in row.locator("td").all()]
+        assert shown == [PREPROCESSING.classes[label] for label, _ in best]
 
 
 @pytest.mark.parametrize(
@@ -1365,7 +1442,7 @@ def test_the_tour_by_keyboard(show, scene):
         assert page.locator(".pointed").count() == 1
         covered = page.locator(".lens table").evaluate("(one) => getComputedStyle(one).visibility")
         assert (covered == "hidden") == (number == 7)
-        assert not page.locator(".arithmetic table").is_visible()
+        assert not page.locator(".arithmetic.inner table").is_visible()
         assert not page.locator(".hiding table").is_visible()
         if number in (3, 4):
             assert page.evaluate(state)["pixel"] == (None if number == 3 else 0)
@@ -1375,7 +1452,7 @@ def test_the_tour_by_keyboard(show, scene):
         assert answers[title]
         assert page.evaluate(focused) == ("Next" if number < 8 else "Finish")
         assert page.locator(".covered").count() == 0
-        assert page.locator(".arithmetic table").is_visible() == (number == 4)
+        assert page.locator(".arithmetic.inner table").is_visible() == (number == 4)
         assert page.locator(".hiding table").is_visible() == (number == 8)
         after = page.evaluate(state)
         if number == 2:

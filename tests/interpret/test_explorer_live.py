@@ -30,8 +30,8 @@ VIEWS = """() => document.querySelector("#explorer").explorer.data.images.at(-1)
     [name, ArrayBuffer.isView(part) ? [...part] : part]));
   const hiding = view.hiding && { classes: view.hiding.classes, shares: plain(view.hiding.shares),
     drop: plain(view.hiding.drop) };
-  return { ...view, hiding, ...Object.fromEntries(
-    ["outer", "inner", "rolled_outer", "rolled_inner", "pixel_tokens"].map((name) => [name, plain(view[name])])) };
+  const arrays = ["outer", "inner", "rolled_outer", "rolled_inner", "inner_tokens", "outer_tokens"];
+  return { ...view, hiding, ...Object.fromEntries(arrays.map((name) => [name, plain(view[name])])) };
 })"""
 
 
@@ -114,8 +114,10 @@ def test_an_added_image_is_computed_as_in_python(open_live, image, name):
     assert view["hiding"]["classes"] == wanted["hiding"]["classes"]
     for part in ("shares", "drop"):
         np.testing.assert_allclose(numbers(view["hiding"][part]), numbers(wanted["hiding"][part]), atol=2e-4)
-    if wanted["pixel_tokens"]:
-        np.testing.assert_allclose(numbers(view["pixel_tokens"]), numbers(wanted["pixel_tokens"]), atol=2e-3)
+    for tokens in ("inner_tokens", "outer_tokens"):
+        assert (view[tokens] is None) == (wanted[tokens] is None)
+        if wanted[tokens]:
+            np.testing.assert_allclose(numbers(view[tokens]), numbers(wanted[tokens]), atol=2e-3)
 
 
 @computes
@@ -221,7 +223,7 @@ def test_the_camera(open_live, by):
 @computes
 def test_an_image_in_the_place_of_another_is_drawn_again(open_live):
     page = open_live(make("titn_paper", depth=1))
-    page.locator(".arithmetic summary").click()
+    page.locator(".arithmetic.inner summary").click()
     seen = []
     for _ in range(2):
         pixels = torch.randint(0, 256, (3 * 32 * 32,)).tolist()
@@ -231,7 +233,7 @@ def test_an_image_in_the_place_of_another_is_drawn_again(open_live):
           await explorer.backend.queue(() => explorer.backend.put("mine", Uint8Array.from(pixels), 1));
           explorer.draw();
           window.buttons ??= [...document.querySelector(".thumbs").children];
-          return [document.querySelector(".arithmetic table").textContent, buttons[1].firstChild.toDataURL(),
+          return [document.querySelector(".arithmetic.inner table").textContent, buttons[1].firstChild.toDataURL(),
             document.querySelector(".outer > canvas").toDataURL()];
         }""",
             pixels,

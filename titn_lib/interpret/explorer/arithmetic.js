@@ -1,38 +1,45 @@
-// The arithmetic behind one row of inner attention: q · k, the scale, the softmax, the weighted values.
+// The arithmetic behind one row of attention: q · k, the scale, the softmax, the weighted values.
 //
-// The page holds the last block's normalized pixel tokens and the weights of its queries, keys and values.
+// The page holds the normalized tokens of the last block, and the weights of its queries, keys and values.
+
+const ROWS = 16; // keys that are listed; of more, those with the largest shares
+const WHOLE = 16, FIRST = 4; // numbers of a vector: a longer one is cut to its first
 
 class Arithmetic {
-  constructor(stage) {
-    this.stage = stage;
+  constructor(stage, stream) {
+    [this.stage, this.stream] = [stage, stream];
     this.title = make("p");
-    this.table = make("table", { "aria-label": "From query and keys to attention" });
-    this.element = make("details", { class: "arithmetic", ontoggle: () => stage.explorer.schedule() },
-      make("summary", {}, "the arithmetic of one inner attention row"), this.title,
-      make("div", { tabindex: 0, role: "region", "aria-label": "The arithmetic" }, this.table)); // may scroll sideways
+    this.table = make("table", { "aria-label": `From query and keys to attention, ${stream} stream` });
+    this.element = make("details", { class: `arithmetic ${stream}`, ontoggle: () => stage.explorer.schedule() },
+      make("summary", {}, `the arithmetic of one ${stream} attention row`), this.title, // the region may scroll sideways
+      make("div", { tabindex: 0, role: "region", "aria-label": `The arithmetic, ${stream} stream` }, this.table));
   }
 
   load(view) {
-    const { qkv } = this.stage.config;
-    this.tokens = view.pixel_tokens && numbersOf(view.pixel_tokens); // patch pixel width
-    this.element.classList.toggle("gone", !this.tokens);
-    if (this.tokens) [this.weight, this.bias] = [numbersOf(qkv.weight), qkv.bias && numbersOf(qkv.bias)];
+    const tokens = view[`${this.stream}_tokens`], qkv = this.stage.config.qkv[this.stream];
+    this.tokens = tokens && numbersOf(tokens); // "patch pixel width", or "token width"
+    this.element.classList.toggle("gone", !tokens);
+    if (!tokens) return;
+    [this.count, this.width] = tokens.shape.slice(-2);
+    [this.weight, this.bias] = [numbersOf(qkv.weight), qkv.bias && numbersOf(qkv.bias)];
   }
 
-  /** Query (0), key (1) or value (2) of a pixel token, for one head: a row of the weights for each number. */
-  project(which, patch, pixel, head) {
-    const { qkv: { weight }, pixels, heads } = this.stage.config, [rows, width] = weight.shape;
-    const size = rows / 3 / heads.inner, token = (patch * pixels + pixel) * width;
+  /** Query (0), key (1) or value (2) of a token, for one head: a row of the weights for each number. */
+  project(which, patch, token, head) {
+    const { stage, stream, width, weight, tokens, bias } = this, heads = stage.config.heads[stream];
+    const size = weight.length / width / 3 / heads, from = (patch * this.count + token) * width;
     return range(size).map((number) => {
-      const row = (which * heads.inner + head) * size + number;
-      return sum(range(width).map((i) => this.weight[row * width + i] * this.tokens[token + i])) + (this.bias?.[row] ?? 0);
+      const row = (which * heads + head) * size + number;
+      let total = bias?.[row] ?? 0;
+      for (let i = 0; i < width; i++) total += weight[row * width + i] * tokens[from + i];
+      return total;
     });
   }
 
-  /** Everything that the table shows. */
-  compute(patch, pixel, head) {
-    const query = this.project(0, patch, pixel, head), pixels = range(this.stage.config.pixels);
-    const [keys, values] = [1, 2].map((which) => pixels.map((one) => this.project(which, patch, one, head)));
+  /** Everything that the table shows; for the outer stream, the patch is 0. */
+  compute(patch, token, head) {
+    const query = this.project(0, patch, token, head), all = range(this.count);
+    const [keys, values] = [1, 2].map((which) => all.map((one) => this.project(which, patch, one, head)));
     const products = keys.map((key) => sum(key.map((one, i) => one * query[i])));
     const scaled = products.map((product) => product / Math.sqrt(query.length));
     const powers = scaled.map((one) => Math.exp(one - Math.max(...scaled))), total = sum(powers);
@@ -42,28 +49,44 @@ class Arithmetic {
   }
 
   draw() {
-    const { stage } = this, { state } = stage.explorer, { depth, heads } = stage.config;
+    const { stage, stream } = this, { explorer } = stage, { depth, heads } = stage.config, inner = stream === "inner";
     if (!this.tokens || !this.element.open) return;
-    const head = Math.max(0, stage.headOf("inner")), pixel = stage.explorer.selectedPixel() ?? 0, patch = state.open;
-    if (!stage.changed("arithmetic", stage.loads, patch, pixel, head)) return;
-    write(this.title, patch === null ? "Open a patch." : `Block ${depth}, head ${head + 1} of ${heads.inner}, pixel token `
-      + `${pixel + 1} of patch ${patch + 1}. Only the last block's numbers are kept. Point at a pixel token, or choose a `
-      + "head, to see its row.");
-    this.table.replaceChildren(...(patch === null ? [] : this.rows(this.compute(patch, pixel, head), pixel)));
+    const head = Math.max(0, stage.headOf(stream)), patch = inner ? explorer.state.open : 0;
+    const token = inner ? explorer.selectedPixel() ?? 0 : explorer.selectedToken();
+    if (!stage.changed(`arithmetic ${stream}`, stage.loads, patch, token, head)) return;
+    const known = patch !== null && token < this.count; // a ViT has no distillation token
+    const query = inner ? `pixel token ${token + 1} of patch ${patch + 1}` : tokenName(stage, token);
+    const listed = this.count > ROWS ? ` Of ${this.count} keys, the ${ROWS} with the largest shares are listed.` : "";
+    write(this.title, patch === null ? "Open a patch." : !known ? "This model has no distillation token."
+      : `Block ${depth}, head ${head + 1} of ${heads[stream]}, ${query}. Only the last block's numbers are kept.${listed} `
+      + `Point at a ${inner ? "pixel token" : "patch"}, or choose a head, to see its row.`);
+    this.table.replaceChildren(...(known ? this.rows(this.compute(patch, token, head), token) : []));
   }
 
-  rows({ query, keys, products, scaled, shares, values, output }, pixel) {
-    const size = query.length, row = (...cells) => make("tr", {}, ...cells.flat());
+  name(token) {
+    return this.stream === "inner" ? `token ${token + 1}` : tokenName(this.stage, token);
+  }
+
+  rows({ query, keys, products, scaled, shares, values, output }, token) {
+    const size = query.length, shown = size > WHOLE ? FIRST : size, row = (...cells) => make("tr", {}, ...cells.flat());
+    const wide = shown < size ? shown + 1 : size, of = shown < size ? ` (${shown} of ${size} numbers)` : "";
     const head = (name, span = 1) => make("th", { scope: span > 1 ? "colgroup" : "col", colspan: span }, name);
     const side = (name) => make("th", { scope: "row" }, name), blank = (span) => make("td", { colspan: span });
     const cells = (numbers, name) => numbers.map((one) => make("td", { class: name }, decimal(one)));
-    const keyRow = (key, i) => row(side(`token ${i + 1}`), cells(key, "vector"), cells([products[i], scaled[i]]),
-      make("td", { class: "share" }, percent(shares[i])), cells(values[i], "vector"));
+    const vector = (numbers) => [...cells(numbers.slice(0, shown), "vector"),
+      ...(of ? [make("td", { class: "vector" }, "…")] : [])];
+    const share = (value) => make("td", { class: "share" }, percent(value));
+    const keyRow = (key) => row(side(this.name(key)), vector(keys[key]), cells([products[key], scaled[key]]),
+      share(shares[key]), vector(values[key]));
+    const order = range(this.count), rest = [];
+    if (order.length > ROWS) rest.push(...order.sort((a, b) => shares[b] - shares[a]).splice(ROWS));
     return [
-      row(head("key"), head("k", size), head("q · k"), head(`÷ √${size}`), head("softmax"), head("v", size)),
-      row(side(`q of token ${pixel + 1}`), cells(query, "vector"), blank(3 + size)),
-      ...keys.map(keyRow),
-      row(side("sum of softmax × v"), blank(3 + size), cells(output, "vector")),
+      row(head("key"), head(`k${of}`, wide), head("q · k"), head(`÷ √${size}`), head("softmax"), head(`v${of}`, wide)),
+      row(side(`q of ${this.name(token)}`), vector(query), blank(3 + wide)),
+      ...order.map(keyRow),
+      ...(rest.length ? [row(side(`${rest.length} other key${rest.length > 1 ? "s" : ""}`), blank(wide + 2),
+        share(sum(rest.map((key) => shares[key]))), blank(wide))] : []),
+      row(side("sum of softmax × v"), blank(3 + wide), vector(output)),
     ];
   }
 }

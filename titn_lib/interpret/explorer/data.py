@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from titn_lib import interpret
 from titn_lib.data.transforms import Preprocessing, normalize
 from titn_lib.errors import TITNError, unknown
-from titn_lib.interpret.explorer.forward import ExplorerForward, last_inner_attention
+from titn_lib.interpret.explorer.forward import ExplorerForward, last_attention
 from titn_lib.models.base import AttentionMaps, Classifier, TokenClassifier
 from titn_lib.models.inference import predict
 from titn_lib.plots import palette
@@ -211,7 +211,7 @@ def model_view(model: TokenClassifier, images: Float[Tensor, "1 channel height w
         "output": top_classes(logits[-1].mean(dim=0, keepdim=True)),  # in evaluation, the mean of both heads
         "predictions": [top_classes(head[None]) for head in logits[-1]],
         "lens": logit_lens(logits),
-        "pixel_tokens": pack_numbers(found["pixel_tokens"]) if "pixel_tokens" in found else None,
+        **{name: pack_numbers(found[name]) if name in found else None for name in ("inner_tokens", "outer_tokens")},
         "hiding": hiding_view(model, images) if model.config.patches <= MAX_HIDDEN else None,
     }
 
@@ -279,7 +279,7 @@ def explorer_data(model: nn.Module, images: Tensor, **options: Any) -> dict[str,
     For each image and model: attention of both streams ("block head query key" and "block patch head query key"),
     rollout from the first block through each block (the same shape with one head), relevance of every pixel token for
     each head, the five most probable classes of the model and of each head, each head's prediction after every block
-    (`logit_lens`), the pixel tokens that the last block's inner attention takes, and the predictions without each
+    (`logit_lens`), the tokens that the last block's attention takes, and the predictions without each
     single patch (`hide_pixels`). With every head, `titn_paper` takes half a megabyte per image. A model that would
     take more than MAX_BYTES_ALL_HEADS (`titn_paper_224`) comes with the mean over heads, and one with more than
     MAX_HIDDEN patches without the predictions for hidden patches.
@@ -331,13 +331,13 @@ def normalized(model: TokenClassifier, image: Tensor) -> Float[Tensor, "1 channe
 
 def describe(name: str, model: TokenClassifier) -> dict[str, Any]:
     """The model's name and sizes."""
-    config, attn = model.config, last_inner_attention(model)
-    qkv = None
-    if attn is not None:
-        bias = None if attn.qkv.bias is None else pack_numbers(attn.qkv.bias)
-        qkv = {"weight": pack_numbers(attn.qkv.weight), "bias": bias}
+    config = model.config
+    qkv = {stream: attn.qkv for stream, attn in last_attention(model).items()}
     return {
-        "qkv": qkv,
+        "qkv": {
+            stream: {name: pack_numbers(values) for name, values in linear.named_parameters()}
+            for stream, linear in qkv.items()
+        },
         "name": name,
         "data": Path(cast(Preprocessing, model.preprocessing).data).name,  # of a folder, the last part of its path
         "mean": list(cast(Preprocessing, model.preprocessing).mean),  # a hidden pixel's color

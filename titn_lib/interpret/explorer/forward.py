@@ -4,6 +4,7 @@ It is a module of its own so that it can be exported: `live` puts it into the pa
 """
 
 import contextlib
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,12 +18,17 @@ from titn_lib.models.titn import TITN
 
 MAX_BYTES_ALL_HEADS = 700_000  # per image and model; above, the explorer shows the mean over heads
 MAX_BYTES = 3_000_000  # per image and model
+MAX_WIDTH = 192  # of tokens whose arithmetic is shown: 220 kB of weights
 
 
-def last_inner_attention(model: nn.Module) -> Attention | None:
-    """The inner attention of the last block, whose arithmetic is shown."""
-    attn = model.blocks[-1].inner.attn if isinstance(model, TITN) else None  # type: ignore[union-attr]
-    return attn if type(attn) is Attention else None
+def last_attention(model: TokenClassifier) -> dict[str, Attention]:
+    """The attention of the last block by stream, "inner" and "outer", whose arithmetic is shown."""
+    last = model.blocks[-1]  # type: ignore[index]
+    layers = {"inner": last.inner, "outer": last.outer} if isinstance(model, TITN) else {"outer": last}
+    found = {stream: getattr(layer, "attn", None) for stream, layer in layers.items()}
+    return {
+        stream: attn for stream, attn in found.items() if type(attn) is Attention and attn.qkv.in_features <= MAX_WIDTH
+    }
 
 
 class ExplorerForward(nn.Module):
@@ -32,7 +38,8 @@ class ExplorerForward(nn.Module):
         outer         block head query key: attention of the outer stream
         rolled_outer  block 1 query key: its rollout from the first block through each block
         inner, rolled_inner    the same with "patch" after "block", for a student with an inner stream
-        pixel_tokens  patch pixel width: the input of the last block's inner attention, if its heads are shown
+        outer_tokens  token width: the input of the last block's outer attention, if its heads are shown
+        inner_tokens  the same with "patch pixel" in place of "token"
 
     Where all heads would take more than MAX_BYTES_ALL_HEADS, attention is the mean over heads, "head" 1.
     """
@@ -47,10 +54,11 @@ class ExplorerForward(nn.Module):
         Raises:
             TITNError: the attention of one image takes more than MAX_BYTES.
         """
-        arithmetic, tokens = last_inner_attention(self.model), list[Tensor]()
+        tokens = dict[str, Tensor]()
         with contextlib.ExitStack() as hooks:
-            if arithmetic is not None:
-                hooks.enter_context(arithmetic.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0])))
+            for stream, attn in last_attention(self.model).items():
+                keep = partial(lambda name, _, inputs: tokens.update({name: inputs[0]}), f"{stream}_tokens")
+                hooks.enter_context(attn.register_forward_pre_hook(keep))
             encoding = self.model.forward_features(images, return_attention=True)
         logits = [
             torch.stack(self.model.heads.forward_all(hidden)[: self.heads], dim=1) for hidden in encoding.hidden_states
@@ -71,8 +79,7 @@ class ExplorerForward(nn.Module):
                 f"{size / 1e6:.0f} MB, more than the explorer carries ({MAX_BYTES / 1e6:.0f} MB): take a model with "
                 "larger patches, or load it for smaller images with load_model(path, image_size=…)"
             )
-        found = {"logits": torch.stack(logits, dim=1), **streams, **rolled}
-        return found | {"pixel_tokens": tokens[0]} if tokens else found
+        return {"logits": torch.stack(logits, dim=1), **streams, **rolled, **tokens}
 
 
 def size_in_bytes(maps: dict[str, Tensor]) -> int:

@@ -158,7 +158,7 @@ class Live {
       ...Object.fromEntries(["outer", "inner", "rolled_outer", "rolled_inner"].map((name) => [name, packed(name, packRows)])),
       relevance: null, output: topClasses(first), predictions: (heads.length ? heads : [first]).map((one) => topClasses(one)),
       lens: logits.map((block) => block.map((head) => topClasses(softmax(head), 1)[0])),
-      pixel_tokens: packed("pixel_tokens", packNumbers), hiding,
+      inner_tokens: packed("inner_tokens", packNumbers), outer_tokens: packed("outer_tokens", packNumbers), hiding,
     };
   }
 

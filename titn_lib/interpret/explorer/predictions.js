@@ -32,14 +32,21 @@ class Predictions {
   loadLens(lens) {
     const { classes } = this.explorer.data;
     const last = lens.at(-1).map(([label]) => label);
-    const cell = ([label, share], head) => make("td", { class: label === last[head] && "final",
-      style: `--share: ${100 * share}%` }, classes[label], " ", make("b", {}, percent(share)));
-    const row = (best, block) => make("tr", { onclick: () => this.explorer.set({ block }) },
-      make("th", { scope: "row" }, make("button", { type: "button", "aria-label": `block ${block + 1}` }, block + 1)),
-      ...best.map(cell));
-    this.rows = lens.map(row);
-    this.table.replaceChildren(make("tr", {}, make("th", { scope: "col" }, "block"),
-      ...last.map((_, head) => make("th", { scope: "col" }, HEADS[head]))), ...this.rows);
+    const cell = () => make("td", {}, make("span"), " ", make("b"));
+    if (!this.rows) { // they stay, so that no click is lost while a camera's images follow each other
+      this.rows = lens.map((_, block) => make("tr", { onclick: () => this.explorer.set({ block }) },
+        make("th", { scope: "row" }, make("button", { type: "button", "aria-label": `block ${block + 1}` }, block + 1)),
+        ...last.map(cell)));
+      this.table.append(make("tr", {}, make("th", { scope: "col" }, "block"),
+        ...last.map((_, head) => make("th", { scope: "col" }, HEADS[head]))), ...this.rows);
+    }
+    this.rows.forEach((row, block) => row.querySelectorAll("td").forEach((td, head) => {
+      const [label, share] = lens[block][head];
+      td.classList.toggle("final", label === last[head]);
+      td.style.setProperty("--share", `${100 * share}%`);
+      write(td.firstChild, classes[label]);
+      write(td.lastChild, percent(share));
+    }));
     const from = (head) => 2 + lens.findLastIndex((best) => best[head][0] !== last[head]);
     const sentences = last.map((label, head) =>
       `The ${HEADS[head]} predicts ${classes[label]} from block ${from(head)} on.`);

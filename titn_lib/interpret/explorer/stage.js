@@ -17,7 +17,8 @@ class Stage {
     this.summary = make("p", { class: "summary", "aria-live": "polite" });
     this.words = make("p", { class: "unseen" }); // for screen readers
     this.predictions = new Predictions(explorer, number);
-    [this.hiding, this.arithmetic, this.overview] = [new Hiding(this), new Arithmetic(this), new HeadOverview(this)];
+    [this.hiding, this.overview] = [new Hiding(this), new HeadOverview(this)];
+    this.arithmetic = ["inner", "outer"].map((stream) => new Arithmetic(this, stream));
     this.lines = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     this.lines.setAttribute("aria-hidden", "true");
     this.lines.innerHTML = "<line/><line/>";
@@ -25,9 +26,7 @@ class Stage {
       title: "Close (Escape)", onclick: () => explorer.press("Escape", this.close) }, "×");
     this.opened = make("span");
     this.note = { outer: make("span", { class: "note" }), inner: make("span", { class: "note" }) };
-    this.head = {};
-    this.legend = {};
-    this.table = {};
+    [this.head, this.legend, this.table] = [{}, {}, {}];
     const column = (stream, title, top) => {
       const choose = (value) => explorer.set({ [stream]: value - 2 });
       this.head[stream] = slider("head", ", and . on the keyboard", choose, `head, ${stream} stream`);
@@ -46,7 +45,7 @@ class Stage {
         column("outer", "Outer stream: patches", make("div", { class: "tokens" }, ...this.special)),
         column("inner", "Inner stream: pixel tokens", make("div", { class: "tokens" }, this.opened, this.close)),
         this.predictions.lists, this.predictions.lens, this.lines),
-      this.hiding.element, this.arithmetic.element, this.overview.element);
+      this.hiding.element, ...this.arithmetic.map((one) => one.element), this.overview.element);
     this.listen();
   }
 
@@ -67,7 +66,7 @@ class Stage {
     this.shading = imageCanvas(grayOf(rgb), data.size);
     this.top = view.predictions.map((best) => best[0]); // what each head predicts: [class, probability]
     this.predictions.load(image);
-    this.arithmetic.load(view);
+    for (const one of this.arithmetic) one.load(view);
     this.hiding.load(view);
   }
 
@@ -182,7 +181,7 @@ class Stage {
       write(this.note[stream], attention && count < this.config.heads[stream] ? "mean over heads" : "");
     }
     this.predictions.mark(relevance ? -1 : this.block);
-    this.arithmetic.draw();
+    for (const one of this.arithmetic) one.draw();
     this.hiding.draw();
     this.overview.draw();
     write(this.summary, summaryOf(this));

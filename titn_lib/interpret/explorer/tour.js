@@ -47,14 +47,14 @@ const STOPS = [{
     + `${percent(Math.min(...inner))}, for pixel token ${least(inner) + 1}.`,
 }, {
   title: "The arithmetic of one row",
-  fits: ({ stage }) => stage.arithmetic.tokens,
-  place: ({ stage }) => stage.arithmetic.element,
+  fits: ({ stage }) => stage.arithmetic[0].tokens,
+  place: ({ stage }) => stage.arithmetic[0].element,
   before: () => ({ inner: 0, pixel: 0 }),
-  opens: ({ stage }) => stage.arithmetic.element,
+  opens: ({ stage }) => stage.arithmetic[0].element,
   question: () => "These shares come from scores, q · k ÷ √d, by a softmax. If a score is larger than another by 1, how "
     + "many times as large is its share?",
   answer({ stage, patch }) {
-    const { scaled, shares } = stage.arithmetic.compute(patch, 0, 0), [high, low] = [most(scaled), least(scaled)];
+    const { scaled, shares } = stage.arithmetic[0].compute(patch, 0, 0), [high, low] = [most(scaled), least(scaled)];
     const gap = scaled[high] - scaled[low];
     return `e ≈ 2.7 times. Here the highest score is ${decimal(scaled[high])} (token ${high + 1}), the lowest `
       + `${decimal(scaled[low])} (token ${low + 1}). Their shares, ${percent(shares[high])} and ${percent(shares[low])}, `
