@@ -239,14 +239,14 @@ def test_a_click_opens_a_patch_and_hovering_shows_its_pixels(show, scene):
 def test_the_arithmetic_of_an_inner_row(show, scene):
     model, _, _, attention, data = scene
     page = show(data)
-    assert not page.locator(".arithmetic.inner table").is_visible()  # folded away
-    page.locator(".arithmetic.inner summary").click()
+    assert not page.locator(".arithmetic.of-inner table").is_visible()  # folded away
+    page.locator(".arithmetic.of-inner summary").click()
     page.evaluate("() => scrollTo(0, 0)")
     hover(page, 9)
     page.mouse.down()
     page.mouse.up()
     slide(page, "head", 3, "inner")
-    assert not page.locator(".arithmetic.outer table").is_visible()
+    assert not page.locator(".arithmetic.of-outer table").is_visible()
     slide(page, "block", 0)  # the arithmetic stays that of the last block
     attn = model.blocks[-1].inner.attn
     with torch.no_grad():
@@ -257,9 +257,9 @@ def test_the_arithmetic_of_an_inner_row(show, scene):
         query, key, value = (part[0, 9, 1] for part in attn.split(attn.qkv(hidden[0])))
     for pixel in (0, 11):
         hover(page, pixel, "inner")
-        title = page.locator(".arithmetic.inner p").inner_text()
+        title = page.locator(".arithmetic.of-inner p").inner_text()
         assert title.startswith(f"Block 3, head 2 of 4, pixel token {pixel + 1} of patch 10.")
-        rows = [row.locator("td").all_inner_texts() for row in page.locator(".arithmetic.inner tr").all()[1:]]
+        rows = [row.locator("td").all_inner_texts() for row in page.locator(".arithmetic.of-inner tr").all()[1:]]
         rows = [[cell.replace("\u2212", "-").replace("\u00a0%", "") for cell in row] for row in rows]
         numbers = np.array([[float(cell) for cell in row] for row in rows[1:-1]])  # a row for each of the 16 keys
         scaled = key @ query[pixel]  # split has scaled the queries
@@ -277,13 +277,13 @@ def test_the_arithmetic_of_an_inner_row(show, scene):
         assert numbers[:, 5] == pytest.approx(100 * attention.inner[2][0, 9, 1, pixel].numpy(), abs=0.6)
     page.get_by_role("button", name="Close the patch").click()
     settle(page)
-    assert page.locator(".arithmetic.inner p").inner_text() == "Open a patch."
+    assert page.locator(".arithmetic.of-inner p").inner_text() == "Open a patch."
 
 
 def test_the_arithmetic_of_an_outer_row(show, scene):
     model, _, _, attention, data = scene
     page = show(data)
-    page.locator(".arithmetic.outer summary").click()
+    page.locator(".arithmetic.of-outer summary").click()
     page.evaluate("() => scrollTo(0, 0)")
     slide(page, "head", 3, "outer")
     attn = model.blocks[-1].outer.attn
@@ -301,7 +301,7 @@ def test_the_arithmetic_of_an_outer_row(show, scene):
         else:
             page.locator("button.token").nth(token // 17).hover()
             settle(page)
-        place = page.locator(".arithmetic.outer")
+        place = page.locator(".arithmetic.of-outer")
         assert place.locator("p").inner_text().startswith(f"Block 3, head 2 of 8, {name}. ")
         header, first, *rows, others, last = place.locator("tr").all()
         assert header.locator("th").all_inner_texts() == [
@@ -338,10 +338,10 @@ def test_a_vit_has_no_inner_stream(show):
     page.mouse.down()
     page.mouse.up()
     settle(page)
-    assert not page.locator(".arithmetic.inner").is_visible()
-    page.locator(".arithmetic.outer summary").click()
+    assert not page.locator(".arithmetic.of-inner").is_visible()
+    page.locator(".arithmetic.of-outer summary").click()
     settle(page)
-    rows = page.locator(".arithmetic.outer tr")
+    rows = page.locator(".arithmetic.of-outer tr")
     assert rows.count() == 20
     assert rows.nth(18).inner_text().startswith("1 other key\t")
     assert "a ViT has no inner stream" in page.locator(".stream.inner").inner_text()
@@ -1442,7 +1442,7 @@ def test_the_tour_by_keyboard(show, scene):
         assert page.locator(".pointed").count() == 1
         covered = page.locator(".lens table").evaluate("(one) => getComputedStyle(one).visibility")
         assert (covered == "hidden") == (number == 7)
-        assert not page.locator(".arithmetic.inner table").is_visible()
+        assert not page.locator(".arithmetic.of-inner table").is_visible()
         assert not page.locator(".hiding table").is_visible()
         if number in (3, 4):
             assert page.evaluate(state)["pixel"] == (None if number == 3 else 0)
@@ -1452,7 +1452,7 @@ def test_the_tour_by_keyboard(show, scene):
         assert answers[title]
         assert page.evaluate(focused) == ("Next" if number < 8 else "Finish")
         assert page.locator(".covered").count() == 0
-        assert page.locator(".arithmetic.inner table").is_visible() == (number == 4)
+        assert page.locator(".arithmetic.of-inner table").is_visible() == (number == 4)
         assert page.locator(".hiding table").is_visible() == (number == 8)
         after = page.evaluate(state)
         if number == 2:

@@ -223,7 +223,7 @@ def test_the_camera(open_live, by):
 @computes
 def test_an_image_in_the_place_of_another_is_drawn_again(open_live):
     page = open_live(make("titn_paper", depth=1))
-    page.locator(".arithmetic.inner summary").click()
+    page.locator(".arithmetic.of-inner summary").click()
     seen = []
     for _ in range(2):
         pixels = torch.randint(0, 256, (3 * 32 * 32,)).tolist()
@@ -233,7 +233,7 @@ def test_an_image_in_the_place_of_another_is_drawn_again(open_live):
           await explorer.backend.queue(() => explorer.backend.put("mine", Uint8Array.from(pixels), 1));
           explorer.draw();
           window.buttons ??= [...document.querySelector(".thumbs").children];
-          return [document.querySelector(".arithmetic.inner table").textContent, buttons[1].firstChild.toDataURL(),
+          return [document.querySelector(".arithmetic.of-inner table").textContent, buttons[1].firstChild.toDataURL(),
             document.querySelector(".outer > canvas").toDataURL()];
         }""",
             pixels,

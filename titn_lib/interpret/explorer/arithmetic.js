@@ -10,7 +10,7 @@ class Arithmetic {
     [this.stage, this.stream] = [stage, stream];
     this.title = make("p");
     this.table = make("table", { "aria-label": `From query and keys to attention, ${stream} stream` });
-    this.element = make("details", { class: `arithmetic ${stream}`, ontoggle: () => stage.explorer.schedule() },
+    this.element = make("details", { class: `arithmetic of-${stream}`, ontoggle: () => stage.explorer.schedule() },
       make("summary", {}, `the arithmetic of one ${stream} attention row`), this.title, // the region may scroll sideways
       make("div", { tabindex: 0, role: "region", "aria-label": `The arithmetic, ${stream} stream` }, this.table));
   }
