@@ -284,7 +284,7 @@ def add_training_commands(commands: Any) -> None:
         "--teacher", type=text_of, help="name or weights file of a teacher, or timm:NAME (default: the preset's)"
     )
     single = ", ".join(name for name in list_losses() if "+" not in name)
-    parser.add_argument("--loss", help=f"{single}, or a combination such as soft+feature (default: hard)")
+    parser.add_argument("--loss", help=f"{single}, or a combination such as soft+feature (default: the student's)")
     add_recipe_options(parser)
 
     parser = add_command(commands, "train-teacher", train_teacher)

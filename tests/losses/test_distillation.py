@@ -339,10 +339,18 @@ def test_a_forgotten_teacher_output_is_noticed(loss):
         objective(torch.zeros(1, 3, 32, 32), MixedTargets(labels, labels))
 
 
-def test_a_teacher_is_no_student():
-    teacher = freeze(create_model("vgg7_bn"))
-    with pytest.raises(TITNError, match="resnet18 has no distillation or patch tokens for the loss 'soft'"):
-        make_objective(create_model("resnet18"), "soft", teacher)
+def test_a_network_without_tokens_learns_from_a_teachers_logits_but_not_from_its_maps():
+    teacher, network = freeze(create_model("vgg7_bn")), create_model("vgg7_bn").eval()
+    with pytest.raises(
+        TITNError, match=r"vgg7_bn has no patch tokens for the loss 'soft\+feature': .*\(hard, soft, dkd"
+    ):
+        make_objective(network, "soft+feature", teacher)
+    images, labels = torch.randn(3, 3, 32, 32), torch.tensor([1, 0, 2])
+    output = teacher_forward(teacher, images)
+    loss, logits = make_objective(network, "soft", teacher)(images, MixedTargets(labels, labels), output)
+    torch.testing.assert_close(logits, network(images))
+    kl = (output.logits / 4).softmax(1) * ((output.logits / 4).log_softmax(1) - (logits / 4).log_softmax(1))
+    torch.testing.assert_close(loss, (cross_entropy(logits, labels) + 16 * kl.sum(1).mean()) / 2)
 
 
 # --- titn_lib.distillation_loss

@@ -127,7 +127,7 @@ def test_a_run_starts_from_pretrained_weights_for_other_classes(tmp_path):
 
 
 def test_the_start_brings_its_settings_and_a_tenth_of_the_learning_rate():
-    run, scratch = make_run("cifar10", init_from="titn_mini-local.cifar10"), make_run("cifar10")
+    run, scratch = make_run("cifar10", init_from="titn_mini-local.cifar10"), make_run("cifar10", "titn_mini")
     assert (run.model, run.model_settings) == ("titn_mini", {"local_perception": True})
     assert run.recipe.lr == scratch.recipe.lr / 10
     assert make_run("cifar10", init_from="titn_mini.cifar10", lr=0.5).recipe.lr == 0.5

@@ -9,6 +9,7 @@ import torch
 from titn_lib import TITNError
 from titn_lib.data.datasets import DATASETS, DatasetInfo, dataset_info, load_dataset
 from titn_lib.data.images import ImageDataset
+from titn_lib.experiments.settings import load_experiments
 from titn_lib.training.config import Recipe
 from titn_lib.training.recipes import (
     default_student,
@@ -58,6 +59,7 @@ def test_every_recipe(data, preset):
     assert student_recipe(data, preset) == Recipe(**STUDENTS[data, preset])
     assert teacher_recipe(data, preset) == Recipe(**TEACHERS[data, preset])
     small = {"digits": "titn_nano", "mnist": "titn_pico", "fashion_mnist": "titn_pico"}.get(data, "titn_mini")
+    small = "titn_mini_conv" if data.startswith("cifar") else small
     assert default_student(data, preset) == ("titn_paper" if preset == "gpu" else small)
 
 
@@ -92,6 +94,24 @@ def test_airbench_has_a_recipe_of_its_own():
     )
     for preset in ("smoke", "gpu"):
         assert teacher_recipe("cifar10", preset, "airbench") == teacher_recipe("cifar10", preset)
+
+
+def test_titn_mini_conv_has_an_optimizer_and_a_loss_of_its_own(tmp_path):
+    """Except on a GPU, where students are compared with the published recipe."""
+    muon = {"optimizer": "muon", "lr": 0.08, "weight_decay": 0.00125}
+    for data in ("cifar10", "mnist"):
+        for preset in ("smoke", "laptop"):
+            run = make_run(data, "titn_mini_conv", preset)
+            assert run.recipe == dataclasses.replace(student_recipe(data, preset), **muon)
+            assert run.loss == "soft+feature"
+            assert make_run(data, "titn_mini", preset).loss == "hard"
+    assert make_run("cifar10").model == "titn_mini_conv"
+    assert make_run("cifar10", teacher="timm:resnet18.a1_in1k").loss == "hard"  # it has no feature maps
+    gpu = make_run("cifar10", "titn_mini_conv", "gpu")
+    assert (gpu.recipe, gpu.loss) == (student_recipe("cifar10", "gpu"), "hard")
+    settings = 'data = "cifar10"\nmodel = "titn_mini_conv"\npreset = "laptop"'
+    (tmp_path / "1-a.toml").write_text(settings)
+    assert load_experiments(tmp_path)["a"].runs[0].recipe == make_run("cifar10").recipe
 
 
 @pytest.mark.parametrize(

@@ -801,7 +801,7 @@ def test_large_images_are_evaluated_in_small_batches():
 def test_a_student_that_does_not_fit_is_noticed_before_its_teacher_is_trained(tmp_path):
     for changes, says in [
         ({"image_size": (18, 18)}, "can't be cut into patches of 4"),
-        ({"model": "cmt_nano"}, "cmt_nano has no distillation or patch tokens for the loss 'hard'"),
+        ({"model": "cmt_nano", "loss": "feature"}, "cmt_nano has no patch tokens for the loss 'feature'"),
     ]:
         run = make_run("digits", **{"preset": "smoke", **changes})
         with pytest.raises(TITNError, match=says):

@@ -381,6 +381,7 @@ DATASETS = {
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
         published=PublishedResult("CIFAR-10", 92.03, 99.80),
+        small_student="titn_mini_conv",
         small_teacher="airbench",
     ),
     "cifar100": DatasetInfo(
@@ -389,6 +390,7 @@ DATASETS = {
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
         published=PublishedResult("CIFAR-100", 74.71, 92.28),
+        small_student="titn_mini_conv",
         small_teacher="airbench",
         published_epochs=600,
     ),

@@ -155,7 +155,7 @@ def parse_experiment(file: str, variant: str, settings: dict, earlier: dict[str,
     if settings["preset"] not in RECIPE_PRESETS:
         raise unknown("preset", settings["preset"], RECIPE_PRESETS)
     data, preset, model = settings["data"], settings["preset"], settings["model"]
-    recipe = teacher_recipe(data, preset, model) if model in TEACHERS else student_recipe(data, preset)
+    recipe = teacher_recipe(data, preset, model) if model in TEACHERS else student_recipe(data, preset, model)
     recipe = override(recipe, settings.get("recipe", {}))
     teacher = find_earlier("teacher among the experiments before it", settings.get("teacher"), earlier)
     initial = find_earlier("experiment before it to start from", settings.get("init_from"), earlier)

@@ -91,13 +91,14 @@ def needs_teacher(loss: str) -> bool:
 
 
 def check_loss(loss: str, network: Classifier | None = None) -> None:
-    """Raises TITNError for an unknown loss, or a distillation loss for a network without tokens."""
+    """Raises TITNError for an unknown loss, or a loss on feature maps for a network without patch tokens."""
     if loss not in list_losses():
         raise unknown("loss", loss, list_losses())
-    if network is not None and needs_teacher(loss) and not isinstance(network, TokenClassifier):
+    on_maps = set(loss.split("+")) & set(FEATURE_LOSSES)
+    if on_maps and network is not None and not isinstance(network, TokenClassifier):
         raise TITNError(
-            f"{network.config.name} has no distillation or patch tokens for the loss {loss!r}: choose a TITN, TNT or "
-            "ViT, or loss='cross_entropy'"
+            f"{network.config.name} has no patch tokens for the loss {loss!r}: choose a TITN, TNT or ViT, or another "
+            f"loss ({', '.join(LOGIT_LOSSES)})"
         )
 
 

@@ -32,6 +32,7 @@ AIRBENCH = {  # ours, after airbench94_muon (Jordan 2024), whose batches and lea
     "warmup_epochs": 0,
     "label_smoothing": 0.2,
 }
+MINI_CONV = {"optimizer": "muon", "lr": 0.08, "weight_decay": 0.00125}  # ours (docs/results/small_student.md)
 
 
 def published_recipe(data: str) -> Recipe:
@@ -73,20 +74,23 @@ def published_teacher_recipe(data: str) -> Recipe:
     return replace(published_recipe(data), epochs=epochs, weight_decay=5e-4)
 
 
-def student_recipe(data: str, preset: str) -> Recipe:
+def student_recipe(data: str, preset: str, model: str = "titn_mini") -> Recipe:
     """The default recipe of a student.
 
     Args:
         data: a data set's name or folder. An unknown one gets the settings for photographs.
         preset: "smoke", "laptop" or "gpu".
+        model: the student's name: `titn_mini_conv` has an optimizer of its own, except in the preset "gpu".
 
     Raises:
         TITNError: there is no such preset.
     """
     if preset == "gpu":
         return published_recipe(data)
+    own = MINI_CONV if model == "titn_mini_conv" else {}
     if preset == "smoke":
-        return replace(published_recipe(data), epochs=1, batch_size=64, lr=0.01, train_images=512, test_images=512)
+        recipe = replace(published_recipe(data), epochs=1, batch_size=64, lr=0.01, train_images=512, test_images=512)
+        return override(recipe, own)
     if preset != "laptop":
         raise unknown("preset", preset, RECIPE_PRESETS)
     info = dataset_info(data)
@@ -99,7 +103,7 @@ def student_recipe(data: str, preset: str) -> Recipe:
         clip_norm=1.0,
         augmentation="shift" if info.grayscale else "crop_flip",
     )
-    return fit_to_images(override(recipe, info.student_recipe), data)
+    return fit_to_images(override(recipe, {**info.student_recipe, **own}), data)
 
 
 def fit_to_images(recipe: Recipe, data: str) -> Recipe:
@@ -166,12 +170,21 @@ def default_teacher(data: str, preset: str) -> str:
     return "vgg16_bn" if preset == "gpu" else dataset_info(data).small_teacher
 
 
+def default_loss(model: str, preset: str, teacher: str | None) -> str:
+    """The default loss: the published "hard"; "soft+feature" for `titn_mini_conv`, except in the preset "gpu".
+
+    A teacher from timm, which has no feature maps, gets "hard".
+    """
+    maps = not (teacher or "").startswith(TIMM)
+    return "soft+feature" if model == "titn_mini_conv" and preset != "gpu" and maps else "hard"
+
+
 def make_run(
     data: str = "digits",
     model: str | None = None,
     preset: str = "laptop",
     seed: int = 0,
-    loss: str = "hard",
+    loss: str | None = None,
     teacher: str | None = None,
     image_size: tuple[int, int] | int | None = None,
     init_from: str | None = None,
@@ -184,7 +197,7 @@ def make_run(
         model: the name of a student or a related system; by default that of `init_from`, or `default_student`.
         preset: "smoke", "laptop" or "gpu".
         seed: of the student and the teacher.
-        loss: one of `losses.list_losses()`.
+        loss: one of `losses.list_losses()`; by default `default_loss`.
         teacher: a teacher's name, a name of `models.list_pretrained()`, the path of its weights, or "timm:" and the
             name of pretrained weights of timm, which are trained further on the data; by default `default_teacher`.
             With `init_from`, that one starts from weights for the same data set, if the library has some.
@@ -198,21 +211,22 @@ def make_run(
     Raises:
         TITNError: an unknown name or setting, a bad image_size, or a teacher for a loss that needs none.
     """
-    check_loss(loss)
-    if teacher and not needs_teacher(loss):
-        raise TITNError(f"the loss {loss!r} needs no teacher: leave the teacher out, or choose a distillation loss")
     source = load_model(init_from) if init_from else None
     start = source.config if source else None
     model = model or (start.name if start else default_student(data, preset))
     if model not in MODELS or model in TEACHERS:
         raise unknown("student", model, set(MODELS) - set(TEACHERS))
+    loss = loss or default_loss(model, preset, teacher)
+    check_loss(loss)
+    if teacher and not needs_teacher(loss):
+        raise TITNError(f"the loss {loss!r} needs no teacher: leave the teacher out, or choose a distillation loss")
     size = None if image_size is None else to_2tuple(image_size)
     if size is None and start:
         size = start.image_size
     if size is None and MODELS[model].image_size != (32, 32):
         size = MODELS[model].image_size
     data = resolve_dataset(data)
-    default = student_recipe(data, preset)
+    default = student_recipe(data, preset, model)
     recipe = override(start_recipe(default, init_from, changes), changes)
     settings = changed_settings(start) if start and start.name == model else {}
     pretrained_on = source.preprocessing.data if source and source.preprocessing else ""
