@@ -292,8 +292,8 @@ def test_refusals():
         with pytest.raises(TITNError, match=match):
             explorer.explorer_data(model, images, **options)
 
-    refused("1 to 24 images, not 0: choose some", images=images[:0])
-    refused("1 to 24 images, not 200: choose some", images=images[:1].expand(200, -1, -1, -1))
+    refused("1 to 50 images, not 0: choose some", images=images[:0])
+    refused("1 to 50 images, not 200: choose some", images=images[:1].expand(200, -1, -1, -1))
     refused("takes uint8 images, .* and got torch.float32", images=images.float())
     refused(r"got torch.uint8 \[1, 8, 12\]", images=images[0])
     refused("1×8×12 images", images=torch.zeros(1, 1, 8, 8, dtype=torch.uint8))

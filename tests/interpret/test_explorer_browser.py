@@ -1880,3 +1880,14 @@ def test_the_first_view_takes_less_than_a_second_and_a_frame_less_than_its_time(
         frames.append(median(times))
     assert min(first) < 1000, first
     assert min(frames) < 16, frames
+
+
+def test_the_first_view_of_fifty_images_takes_less_than_two_seconds(show):
+    model = create_model("titn_mini").eval()
+    model.preprocessing = Preprocessing("x", tuple("abcdefghij"), (0.5,) * 3, (0.3,) * 3)
+    data = explorer.explorer_data(model, torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8))
+    pages = [show(data | {"images": 50 * data["images"]}) for _ in range(2)]
+    assert pages[0].locator(".thumbs button").count() == 50
+    since_opening = "() => performance.getEntriesByName('ready')[0].startTime"
+    first = [page.evaluate(since_opening) for page in pages]
+    assert min(first) < 2000, first

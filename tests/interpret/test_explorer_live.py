@@ -336,9 +336,9 @@ def test_files_that_are_odd(open_live, image):
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(clear, format="png")
     add(page, {"name": "clear.png", "mimeType": "image/png", "buffer": clear.getvalue()}, count=3)
     assert page.evaluate(pixel) == [255, 255, 255]
-    page.locator("input[type=file]").set_input_files([file_of(image, f"{i}.png") for i in range(22)])
-    page.wait_for_function(NOTICE, arg="The explorer shows at most 24 images", timeout=120_000)
-    assert page.evaluate(ADDED, 24)
+    page.locator("input[type=file]").set_input_files([file_of(image, f"{i}.png") for i in range(48)])
+    page.wait_for_function(NOTICE, arg="The explorer shows at most 50 images", timeout=240_000)
+    assert page.evaluate(ADDED, 50)
 
 
 def test_a_browser_without_web_assembly(show, monkeypatch, tmp_path):

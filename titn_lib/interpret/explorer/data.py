@@ -23,7 +23,7 @@ from titn_lib.models.base import AttentionMaps, Classifier, TokenClassifier
 from titn_lib.models.inference import predict
 from titn_lib.plots import palette
 
-MAX_IMAGES = 24
+MAX_IMAGES = 50
 MAPS = ("outer", "inner", "rolled_outer", "rolled_inner")
 MAX_HIDDEN = 100  # patches; with more, a prediction without each would take minutes
 
@@ -34,7 +34,7 @@ class ExplorerInput:
 
     Attributes:
         model: a student (TITN, TNT, ViT) in evaluation mode, with its `preprocessing`.
-        images: uint8, "image channel height width", of the model's size; at most 24.
+        images: uint8, "image channel height width", of the model's size; at most 50.
         labels: each image's true class, by its name or its index.
         teacher: any model with the same classes; its predictions are shown beside the student's.
         compare: a second student, shown beside the first.

@@ -135,7 +135,7 @@ def write_page(
 
     Args:
         model: a student in evaluation mode.
-        images: uint8, "image channel height width", at most 24.
+        images: uint8, "image channel height width", at most 50.
         live: the folder of the npm package onnxruntime-web, to put the models into the page, too: it then takes images
             and a camera's frames and hides any pixels without Python. Some 8 MB; needs the package onnx.
         heads: a data set's name or folder: the page gets an overview of every head on 256 of its validation images.

@@ -28,7 +28,7 @@ class Explorer(anywidget.AnyWidget):
 
     Args:
         model: a student (TITN, TNT, ViT) in evaluation mode, with its `preprocessing`.
-        images: uint8, "image channel height width", at most 24.
+        images: uint8, "image channel height width", at most 50.
         options: labels, teacher, compare, names, titles; see `ExplorerInput`.
 
     Raises:
