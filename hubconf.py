@@ -1,6 +1,6 @@
 """The models for torch.hub, which reads this file from a clone or from the repository's address.
 
-    torch.hub.load("your_name/titn", "titn_mini_local", weights="cifar10")
+    torch.hub.load("your_name/titn", "titn_mini_conv", weights="cifar10")
     torch.hub.load("your_name/titn", "titn_paper", num_classes=100)
     torch.hub.load("path/to/clone", "create_model", "cmt_nano", source="local")
 
@@ -17,6 +17,7 @@ __all__ = [
     "list_pretrained",
     "load_model",
     "titn_mini",
+    "titn_mini_conv",
     "titn_mini_local",
     "titn_nano",
     "titn_paper",
@@ -58,6 +59,11 @@ def titn_mini_local(weights: str | None = None, **settings: object) -> _Classifi
     if weights is None:
         settings = {"local_perception": True, **settings}
     return _make("titn_mini" if weights is None else "titn_mini-local", weights, settings)
+
+
+def titn_mini_conv(weights: str | None = None, **settings: object) -> _Classifier:
+    """`titn_mini` with depthwise convolutions, our most accurate student. Weights: "cifar10"."""
+    return _make("titn_mini_conv", weights, settings)
 
 
 def titn_pico(weights: str | None = None, **settings: object) -> _Classifier:

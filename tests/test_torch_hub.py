@@ -46,6 +46,7 @@ def test_new_models_take_settings(entry):
 
 def test_local_perception_is_there_without_weights_too():
     assert hub("titn_mini_local").config.local_perception
+    assert hub("titn_mini_conv", weights="cifar10").config.mlp_convolution
     assert hub("titn_mini_local", weights="cifar10", num_classes=3).config.num_classes == 3
 
 

@@ -358,6 +358,7 @@ LOSS_OF_500 = {  # the loss on some 500 validation images, measured once: no oth
     "titn_nano.digits": 0.04225,
     "titn_nano.cifar10": 0.80544,
     "titn_mini.cifar10": 0.38060,
+    "titn_mini_conv.cifar10": 0.35521,
     "titn_mini-local.cifar10": 0.33504,
     "titn_mini-local.cifar100": 1.05734,
     "titn_pico.mnist": 0.02063,
@@ -383,7 +384,7 @@ def test_shipped_weights_have_the_accuracy_of_their_record(name, request):
         request.getfixturevalue("real_data")
     model = load_model(name)
     assert (model.preprocessing.data, model.config.name) == (record.run.data, re.split("[-.]", name)[0])
-    assert getattr(model.config, "local_perception", False) == ("-local." in name)
+    assert getattr(model.config, "local_perception", False) == ("-local." in name or "_conv." in name)
     assert (PRETRAINED_DIR / f"{name}.safetensors").stat().st_size < 16 * 2**20
     some, num_images = some_validation_images(record.run.data)
     assert num_images == record.validation["num_images"]
