@@ -236,6 +236,27 @@ def test_a_click_opens_a_patch_and_hovering_shows_its_pixels(show, scene):
     assert "click a patch to open it" in page.locator(".stream.inner").inner_text()
 
 
+def test_the_sentence_is_about_the_stream_that_was_used_last(show, scene):
+    page = show(scene[4])
+    hover(page, 3, "inner")
+    page.mouse.down()
+    page.mouse.up()
+    page.mouse.move(5, 5)
+    settle(page)
+    assert ": pixel token 4 of patch" in summary(page)  # it stays selected
+    page.locator("button.token").first.click()
+    settle(page)
+    assert ": the class token attends most to" in summary(page)
+    slide(page, "head", 3, "inner")
+    assert ", head 2: pixel token 4 of patch" in summary(page)
+    slide(page, "head", 4, "outer")
+    assert ", head 3: the class token attends most to" in summary(page)
+    hover(page, 3, "inner")
+    assert ": pixel token 4 of patch" in summary(page)
+    hover(page, 8)
+    assert ": patch 9 attends most to" in summary(page)
+
+
 def test_the_arithmetic_of_an_inner_row(show, scene):
     model, _, _, attention, data = scene
     page = show(data)
@@ -259,13 +280,14 @@ def test_the_arithmetic_of_an_inner_row(show, scene):
         hover(page, pixel, "inner")
         title = page.locator(".arithmetic.of-inner p").inner_text()
         assert title.startswith(f"Block 3, head 2 of 4, pixel token {pixel + 1} of patch 10.")
+        assert "The map shows block 1, head 2." in title
         rows = [row.locator("td").all_inner_texts() for row in page.locator(".arithmetic.of-inner tr").all()[1:]]
         rows = [[cell.replace("\u2212", "-").replace("\u00a0%", "") for cell in row] for row in rows]
         numbers = np.array([[float(cell) for cell in row] for row in rows[1:-1]])  # a row for each of the 16 keys
         scaled = key @ query[pixel]  # split has scaled the queries
-        wanted = torch.cat([key, scaled[:, None] * 3**0.5, scaled[:, None]], dim=1)
-        np.testing.assert_allclose(numbers[:, :5], wanted, atol=0.012)
-        np.testing.assert_allclose(numbers[:, 6:], value, atol=0.012)
+        wanted = torch.cat([scaled[:, None] * 3**0.5, scaled[:, None]], dim=1)
+        np.testing.assert_allclose(numbers[:, :2], wanted, atol=0.012)
+        np.testing.assert_allclose(numbers[:, 3:], torch.cat([key, value], dim=1), atol=0.012)
         output = [float(cell) for cell in rows[-1][1:]]
         np.testing.assert_allclose(output, scaled.softmax(dim=0) @ value, atol=0.012)
         stored = """(pixel) => {
@@ -274,7 +296,7 @@ def test_the_arithmetic_of_an_inner_row(show, scene):
         }"""
         shares, kept = page.evaluate(stored, pixel)
         assert shares == pytest.approx(kept, abs=max(kept) / 510 + 1e-3)  # the stored attention has 8 bits
-        assert numbers[:, 5] == pytest.approx(100 * attention.inner[2][0, 9, 1, pixel].numpy(), abs=0.6)
+        assert numbers[:, 2] == pytest.approx(100 * attention.inner[2][0, 9, 1, pixel].numpy(), abs=0.6)
     page.get_by_role("button", name="Close the patch").click()
     settle(page)
     assert page.locator(".arithmetic.of-inner p").inner_text() == "Open a patch."
@@ -303,9 +325,10 @@ def test_the_arithmetic_of_an_outer_row(show, scene):
             settle(page)
         place = page.locator(".arithmetic.of-outer")
         assert place.locator("p").inner_text().startswith(f"Block 3, head 2 of 8, {name}. ")
+        assert "The map shows" not in place.locator("p").inner_text()
         header, first, *rows, others, last = place.locator("tr").all()
         assert header.locator("th").all_inner_texts() == [
-            "key", "k (4 of 24 numbers)", "q · k", "÷ √24", "softmax", "v (4 of 24 numbers)",
+            "key", "q · k", "÷ √24", "softmax", "k (4 of 24 numbers)", "v (4 of 24 numbers)",
         ]  # fmt: skip
         scaled = key @ query[token]  # split has scaled the queries
         shares = scaled.softmax(dim=0)
@@ -315,14 +338,21 @@ def test_the_arithmetic_of_an_outer_row(show, scene):
         assert first.locator("th").inner_text() == f"q of {name}"
         numbers = [[float(cell) for cell in cells(row) if cell] for row in (first, *rows, others, last)]
         np.testing.assert_allclose(numbers[0], query[token, :4] * size**0.5, atol=0.012)
-        wanted = torch.cat([key[:, :4], scaled[:, None] * size**0.5, scaled[:, None]], dim=1)[order[:16]]
-        np.testing.assert_allclose([row[:6] for row in numbers[1:17]], wanted, atol=0.012)
-        np.testing.assert_allclose([row[6] for row in numbers[1:17]], 100 * shares[order[:16]], atol=0.6)
-        np.testing.assert_allclose([row[7:] for row in numbers[1:17]], value[order[:16], :4], atol=0.012)
+        wanted = torch.cat([scaled[:, None] * size**0.5, scaled[:, None]], dim=1)[order[:16]]
+        np.testing.assert_allclose([row[:2] for row in numbers[1:17]], wanted, atol=0.012)
+        np.testing.assert_allclose([row[2] for row in numbers[1:17]], 100 * shares[order[:16]], atol=0.6)
+        vectors = torch.cat([key[:, :4], value[:, :4]], dim=1)[order[:16]]
+        np.testing.assert_allclose([row[3:] for row in numbers[1:17]], vectors, atol=0.012)
+        assert f"the sum over all keys, {scaled.exp().sum():.2f}." in place.locator("p").inner_text()
         assert others.locator("th").inner_text() == "2 other keys"
         assert numbers[17] == pytest.approx([100 * float(shares[order[16:]].sum())], abs=0.6)
         np.testing.assert_allclose(numbers[18], (shares @ value)[:4], atol=0.012)
         assert attention.outer[2][0, 1, token].numpy() == pytest.approx(shares.numpy(), abs=1e-5)
+    slide(page, "head", 0, "outer")
+    assert "The map shows block 3, mean of heads." in place.locator("p").inner_text()
+    page.get_by_role("button", name="rollout").click()
+    settle(page)
+    assert "The map shows rollout." in place.locator("p").inner_text()
 
 
 def cells(row):
@@ -665,7 +695,7 @@ def test_another_image_and_its_predictions(show, scene):
     row = attention.outer[2][1].mean(dim=0)[0]
     agree(page, row[1:17])
     titles = page.locator(".predictions h3").all_inner_texts()
-    assert titles == ["prediction, mean of both heads", "class head", "distillation head"]
+    assert titles == ["prediction, from the mean of both heads' logits", "class head", "distillation head"]
     with torch.no_grad():
         output, distilled = model(floats), interpret.head_logits_fn(model, "distillation")(floats)
     for place, logits in ((0, output), (2, distilled)):
@@ -936,6 +966,8 @@ def test_hiding_a_patch_by_mouse(show, scene, width, dark):
     row = attention.outer[2][0].mean(dim=0)[0, 1:17]
     correlation = float(interpret.rank_correlation(row[None], drop[None]))
     sentence = text_of(page, ".hiding > p:last-child").replace("−", "-")
+    fall = int(drop.argmax())
+    assert sentence.startswith(f"The largest fall is without patch {fall + 1}: {change(before, without[fall])}. ")
     found = re.search(r"effect and attention of the class token, as shown, on this image: (\S+) \(", sentence)
     assert float(found[1]) == pytest.approx(correlation, abs=0.02)
     title = ".hiding .maps > div:nth-child(3) p"
@@ -1515,11 +1547,19 @@ def test_the_tour_can_be_left_and_follows_the_image(show, scene):
     attention, data = scene[3], scene[4]
     page = show(data)
     start = page.get_by_role("button", name="tour", exact=True)
+    page.locator(".hiding summary").click()
+    slide(page, "block", 1)
+    slide(page, "opacity", 8)
+    before = page.evaluate("() => document.querySelector('#explorer').explorer.state")
     start.click()
+    page.locator(".tour .next").click()
+    assert page.evaluate("() => document.querySelector('#explorer').explorer.state") != before
     page.keyboard.press("Escape")
     assert start.evaluate("(one) => one === document.activeElement")
     assert not page.locator(".tour").is_visible()
-    assert page.evaluate("() => document.querySelector('#explorer').explorer.state.open") is None  # as the stop set it
+    assert page.evaluate("() => document.querySelector('#explorer').explorer.state") == before
+    opened = [one.get_attribute("class").split()[0] for one in page.locator("details[open]").all()]
+    assert opened == ["hiding"]
     start.click()
     assert page.get_by_role("button", name="Back").count() == 0
     for _ in range(9):

@@ -42,10 +42,10 @@ class Arithmetic {
     const [keys, values] = [1, 2].map((which) => all.map((one) => this.project(which, patch, one, head)));
     const products = keys.map((key) => sum(key.map((one, i) => one * query[i])));
     const scaled = products.map((product) => product / Math.sqrt(query.length));
-    const powers = scaled.map((one) => Math.exp(one - Math.max(...scaled))), total = sum(powers);
+    const powers = scaled.map((one) => Math.exp(one)), total = sum(powers);
     const shares = powers.map((power) => power / total);
     const output = query.map((_, i) => sum(values.map((value, key) => shares[key] * value[i])));
-    return { query, keys, products, scaled, shares, values, output };
+    return { query, keys, products, scaled, total, shares, values, output };
   }
 
   draw() {
@@ -53,14 +53,19 @@ class Arithmetic {
     if (!this.tokens || !this.element.open) return;
     const head = Math.max(0, stage.headOf(stream)), patch = inner ? explorer.state.open : 0;
     const token = inner ? explorer.selectedPixel() ?? 0 : explorer.selectedToken();
-    if (!stage.changed(`arithmetic ${stream}`, stage.loads, patch, token, head)) return;
+    const { mode } = explorer.state, own = stage.heads(stream) < 2 || stage.headOf(stream) === head;
+    const map = mode !== "attention" ? mode : `block ${stage.block + 1}, ${own ? `head ${head + 1}` : headName(stage, stream)}`;
+    if (!stage.changed(`arithmetic ${stream}`, stage.loads, patch, token, head, map)) return;
     const known = patch !== null && token < this.count; // a ViT has no distillation token
     const query = inner ? `pixel token ${token + 1} of patch ${patch + 1}` : tokenName(stage, token);
+    const other = map === `block ${depth}, head ${head + 1}` ? "" : ` The map shows ${map}.`;
     const listed = this.count > ROWS ? ` Of ${this.count} keys, the ${ROWS} with the largest shares are listed.` : "";
+    const row = known && this.compute(patch, token, head);
     write(this.title, patch === null ? "Open a patch." : !known ? "This model has no distillation token."
-      : `Block ${depth}, head ${head + 1} of ${heads[stream]}, ${query}. Only the last block's numbers are kept.${listed} `
-      + `Point at a ${inner ? "pixel token" : "patch"}, or choose a head, to see its row.`);
-    this.table.replaceChildren(...(known ? this.rows(this.compute(patch, token, head), token) : []));
+      : `Block ${depth}, head ${head + 1} of ${heads[stream]}, ${query}. Only the last block's numbers are kept.${other}${listed} `
+      + `Softmax is e to the score, divided by the sum over all keys, ${decimal(row.total)}. Point at a `
+      + `${inner ? "pixel token" : "patch"}, or choose a head, to see its row.`);
+    this.table.replaceChildren(...(row ? this.rows(row, token) : []));
   }
 
   name(token) {
@@ -76,16 +81,16 @@ class Arithmetic {
     const vector = (numbers) => [...cells(numbers.slice(0, shown), "vector"),
       ...(of ? [make("td", { class: "vector" }, "…")] : [])];
     const share = (value) => make("td", { class: "share" }, percent(value));
-    const keyRow = (key) => row(side(this.name(key)), vector(keys[key]), cells([products[key], scaled[key]]),
-      share(shares[key]), vector(values[key]));
+    const keyRow = (key) => row(side(this.name(key)), cells([products[key], scaled[key]]), share(shares[key]),
+      vector(keys[key]), vector(values[key]));
     const order = range(this.count), rest = [];
     if (order.length > ROWS) rest.push(...order.sort((a, b) => shares[b] - shares[a]).splice(ROWS));
     return [
-      row(head("key"), head(`k${of}`, wide), head("q · k"), head(`÷ √${size}`), head("softmax"), head(`v${of}`, wide)),
-      row(side(`q of ${this.name(token)}`), vector(query), blank(3 + wide)),
+      row(head("key"), head("q · k"), head(`÷ √${size}`), head("softmax"), head(`k${of}`, wide), head(`v${of}`, wide)),
+      row(side(`q of ${this.name(token)}`), blank(3), vector(query), blank(wide)),
       ...order.map(keyRow),
-      ...(rest.length ? [row(side(`${rest.length} other key${rest.length > 1 ? "s" : ""}`), blank(wide + 2),
-        share(sum(rest.map((key) => shares[key]))), blank(wide))] : []),
+      ...(rest.length ? [row(side(`${rest.length} other key${rest.length > 1 ? "s" : ""}`), blank(2),
+        share(sum(rest.map((key) => shares[key]))), blank(2 * wide))] : []),
       row(side("sum of softmax × v"), blank(3 + wide), vector(output)),
     ];
   }

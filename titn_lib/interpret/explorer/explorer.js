@@ -117,6 +117,9 @@ class Explorer {
 
   set(changes) {
     Object.assign(this.state, changes);
+    const touched = (...names) => names.some((name) => changes[name] != null);
+    if (touched("token", "hover", "outer")) this.latest = "outer"; // the stream that the summary speaks of
+    if (touched("pixel", "hoverPixel", "inner")) this.latest = "inner";
     this.schedule();
   }
   open(patch) {

@@ -1,7 +1,7 @@
 // Arrays, elements and canvases: what both classes of the explorer use.
 
 const MEAN = -2, MAX = -1; // in place of a head's index
-const percent = (share) => share > 0 && share < 0.0005 ? "< 0.1\u00a0%"
+const percent = (share) => share < 0.0005 ? "< 0.1\u00a0%"
   : `${share >= 0.0995 ? Math.round(100 * share) : (100 * share).toFixed(1)}\u00a0%`;
 
 // --- arrays

@@ -116,9 +116,11 @@ class Hiding {
     this.effect.setAttribute("aria-label", `Effect of hiding one patch. Without patch ${strongest + 1}, whose effect is the `
       + `largest: ${this.inWords(squaresOf(data, strongest))}.`);
     this.above.setAttribute("aria-label", summaryOf(stage));
+    const fall = most(this.drop), largest = this.drop[fall] > 0
+      ? `The largest fall is without patch ${fall + 1}: ${this.inWords(squaresOf(data, fall))}. ` : "No single patch lowers it. ";
     this.tabulate(found, hidden.length);
     write(this.status, this.statusOf(hidden, found));
-    write(this.agreement, `Spearman's rank correlation of effect and ${map}, as shown, on this image: ${decimal(
+    write(this.agreement, `${largest}Spearman's rank correlation of effect and ${map}, as shown, on this image: ${decimal(
       rankCorrelation(values, this.drop))} (1: the same order of patches; 0: unrelated; −1: the opposite order).`);
   }
 

@@ -18,7 +18,7 @@ class Predictions {
     const { data } = this.explorer, view = image.models[this.number];
     const mark = (label, rank) => (rank && label !== image.label ? "" : verdict(label, image.label));
     const both = view.predictions.length > 1;
-    const lists = [[both ? "prediction, mean of both heads" : "prediction", view.output]];
+    const lists = [[both ? "prediction, from the mean of both heads' logits" : "prediction", view.output]];
     if (image.teacher) lists.push([`teacher, ${data.teacher}`, image.teacher]);
     if (both) lists.push(...view.predictions.map((best, head) => [HEADS[head], best]));
     const line = ([label, share], rank) => make("li", { style: `--share: ${100 * share}%` },

@@ -55,7 +55,7 @@ const STOPS = [{
     + "many times as large is its share?",
   answer({ stage, patch }) {
     const { scaled, shares } = stage.arithmetic[0].compute(patch, 0, 0), [high, low] = [most(scaled), least(scaled)];
-    const gap = scaled[high] - scaled[low];
+    const gap = scaled[high].toFixed(2) - scaled[low].toFixed(2); // of the numbers that are shown
     return `e ≈ 2.7 times. Here the highest score is ${decimal(scaled[high])} (token ${high + 1}), the lowest `
       + `${decimal(scaled[low])} (token ${low + 1}). Their shares, ${percent(shares[high])} and ${percent(shares[low])}, `
       + `differ by a factor of e^${decimal(gap)} ≈ ${Math.exp(gap).toFixed(1)}.`;
@@ -132,12 +132,19 @@ class Tour {
   }
 
   begin() {
+    const { explorer } = this;
+    this.before = { ...explorer.state, hover: null, hoverPixel: null };
+    this.opened = [...explorer.element.querySelectorAll("details[open]")];
     this.element.classList.remove("gone");
     this.go(0);
   }
 
+  /** Show what was seen before the tour, on the image that is chosen now. */
   end() {
+    const { explorer } = this;
     this.point(null);
+    for (const one of this.stops) if (one.opens) one.opens(this.facts).open = this.opened.includes(one.opens(this.facts));
+    explorer.set({ ...this.before, image: explorer.state.image });
     this.stop = null;
     this.element.classList.add("gone");
     this.start.focus();

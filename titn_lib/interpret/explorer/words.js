@@ -25,7 +25,7 @@ function summaryOf(stage) {
   const where = (stream) => rollout ? through : `Block ${block + 1}, ${headName(stage, stream)}`;
   const verb = rollout ? (state.reversed ? "contributes most to" : "comes most from")
     : state.reversed ? "is attended to most by" : "attends most to";
-  if (inner && pixel !== null) {
+  if (inner && pixel !== null && explorer.latest === "inner") {
     const one = most(inner), other = one === pixel ? "itself" : `pixel token ${one + 1}`;
     return `${where("inner")}: pixel token ${pixel + 1} of patch ${state.open + 1} ${verb} ${other} `
       + `(${percent(inner[one])}).`;
