@@ -350,6 +350,10 @@ def test_the_arithmetic_of_an_outer_row(show, scene):
         assert attention.outer[2][0, 1, token].numpy() == pytest.approx(shares.numpy(), abs=1e-5)
     slide(page, "head", 0, "outer")
     assert "The map shows block 3, mean of heads." in place.locator("p").inner_text()
+    assert "The map shows a column" not in place.locator("p").inner_text()
+    page.get_by_role("button", name="is attended to by").click()
+    settle(page)
+    assert "The map shows a column" in place.locator("p").inner_text()
     page.get_by_role("button", name="rollout").click()
     settle(page)
     assert "The map shows rollout." in place.locator("p").inner_text()
@@ -1315,11 +1319,6 @@ def test_hiding_pixel_tokens_by_keyboard(show, scene):
     assert page.evaluate("() => explorer.state.open") is None
     assert text_of(page, ".hiding .pixels p") == "Pixel tokens: open a patch above"
     assert page.evaluate("() => document.activeElement === document.querySelector('.hiding canvas')")
-    page.get_by_role("button", name="tour", exact=True).click()
-    for _ in range(15):  # eight stops, each revealed
-        page.keyboard.press("Enter")
-    assert tour_text(page)[0] == "Stop 8 of 8: Does it matter?"
-    assert tour_text(page)[2].endswith("pixel tokens can be hidden, too: does one of them do as much?")
 
 
 def test_a_finger_hides_sideways_and_scrolls_up_and_down(show, scene):
@@ -1807,9 +1806,19 @@ def test_the_figure(show, scene, tmp_path):
     predicted = f"predicted: {PREPROCESSING.classes[label]} ({100 * share:.0f} %)"
     start = f"titn_paper on my cat: 1.png (label ship), {predicted}. Block 3, mean of heads: patch 7 attends most to"
     assert words.startswith(start)
-    assert f"Patch 7 is opened: 16 pixel tokens, {100 * float(inner.min()):.1f} % to" in words
+    assert ". Outer map: block 3, mean of heads, attention of patch 7 over 4×4 patches, " in words
+    lowest = f"{100 * float(inner.min()):.1f} % to"
+    assert f". Inner map: block 3, mean of heads, attention in patch 7, 16 pixel tokens, {lowest}" in words
     slide(page, "block", 0)
-    assert page.locator(".unseen").inner_text() != words
+    slide(page, "head", 3, "outer")
+    slide(page, "head", 4, "inner")
+    hover(page, 2, "inner")
+    page.get_by_role("button", name="is attended to by").click()
+    page.evaluate("() => document.querySelector('#explorer').explorer.set({ pixel: 2 })")
+    settle(page)
+    words = page.locator(".unseen").inner_text()
+    assert ". Outer map: block 1, head 2, attention to patch 7 over 4×4 patches, " in words
+    assert ". Inner map: block 1, head 3, attention to pixel token 3 in patch 7, 16 pixel tokens, " in words
 
 
 SVG = "{http://www.w3.org/2000/svg}"

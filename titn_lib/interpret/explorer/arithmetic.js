@@ -55,15 +55,16 @@ class Arithmetic {
     const token = inner ? explorer.selectedPixel() ?? 0 : explorer.selectedToken();
     const { mode } = explorer.state, own = stage.heads(stream) < 2 || stage.headOf(stream) === head;
     const map = mode !== "attention" ? mode : `block ${stage.block + 1}, ${own ? `head ${head + 1}` : headName(stage, stream)}`;
-    if (!stage.changed(`arithmetic ${stream}`, stage.loads, patch, token, head, map)) return;
+    if (!stage.changed(`arithmetic ${stream}`, stage.loads, patch, token, head, map, explorer.state.reversed)) return;
     const known = patch !== null && token < this.count; // a ViT has no distillation token
     const query = inner ? `pixel token ${token + 1} of patch ${patch + 1}` : tokenName(stage, token);
     const other = map === `block ${depth}, head ${head + 1}` ? "" : ` The map shows ${map}.`;
+    const column = explorer.state.reversed ? " The map shows a column, who attends to it; this is a row." : "";
     const listed = this.count > ROWS ? ` Of ${this.count} keys, the ${ROWS} with the largest shares are listed.` : "";
     const row = known && this.compute(patch, token, head);
     write(this.title, patch === null ? "Open a patch." : !known ? "This model has no distillation token."
-      : `Block ${depth}, head ${head + 1} of ${heads[stream]}, ${query}. Only the last block's numbers are kept.${other}${listed} `
-      + `Softmax is e to the score, divided by the sum over all keys, ${decimal(row.total)}. Point at a `
+      : `Block ${depth}, head ${head + 1} of ${heads[stream]}, ${query}. Only the last block's numbers are kept.${other}`
+      + `${column}${listed} Softmax is e to the score, divided by the sum over all keys, ${decimal(row.total)}. Point at a `
       + `${inner ? "pixel token" : "patch"}, or choose a head, to see its row.`);
     this.table.replaceChildren(...(row ? this.rows(row, token) : []));
   }

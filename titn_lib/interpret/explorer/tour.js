@@ -110,9 +110,8 @@ const STOPS = [{
     const fall = hiding.drop[worst] <= 0 ? "Hiding no single patch lowers it."
       : worst === patch ? "No other patch lowers it more."
       : `The largest fall is that without patch ${worst + 1}: ${without(worst)}.`;
-    const more = hiding.both ? " Here the patch's pixel tokens can be hidden, too: does one of them do as much?" : "";
     return `Without patch ${patch + 1}: ${without(patch)}. ${fall} Over all patches, attention and effect have a `
-      + `rank correlation of ${rank}.${more}`;
+      + `rank correlation of ${rank}.`;
   },
 }];
 

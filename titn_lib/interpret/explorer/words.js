@@ -49,16 +49,19 @@ function relevanceSummary(stage, token, pixel) {
 
 /** All that is seen: model, image, prediction, map and its range, the opened patch. */
 function inWords(stage) {
-  const { explorer: { state, data }, shown: { outer, inner }, config } = stage, { mode, open } = state;
+  const { explorer, explorer: { state, data }, shown: { outer, inner }, config } = stage, { mode, open } = state;
+  const whose = (stream) => mode === "attention" ? `block ${stage.block + 1}, ${headName(stage, stream)}, ` : "";
   const { title, label, models } = data.images[state.image], [[best, share]] = models[stage.number].output;
   const named = label === null ? title : `${title} (label ${data.classes[label]})`;
   const span = (values) => `${percent(Math.min(...values))} to ${percent(Math.max(...values))}`;
   const sentences = [`${config.name} on ${named}, predicted: ${data.classes[best]} (${percent(share)}).`,
-    summaryOf(stage), `Map of ${mode} over ${data.grid.join("×")} patches: ${span(stage.perPatch(outer))}.`];
+    summaryOf(stage), `Outer map: ${whose("outer")}${mapName(stage)} over ${data.grid.join("×")} patches, `
+    + `${span(stage.perPatch(outer))}.`];
   if (mode !== "relevance" && outer.length > config.patches)
     sentences.push(`Class token: ${percent(outer[0])}.`,
       ...(config.distillation ? [`Distillation token: ${percent(outer[config.patches + 1])}.`] : []));
-  if (inner) sentences.push(`Patch ${open + 1} is opened: ${inner.length} pixel tokens, ${span(inner)}, `
-    + `the largest at pixel token ${most(inner) + 1}.`);
+  const pixel = explorer.selectedPixel(), of = pixel === null ? "" : ` ${state.reversed ? "to" : "of"} pixel token ${pixel + 1}`;
+  if (inner) sentences.push(`Inner map: ${whose("inner")}${mode}${mode === "relevance" ? "" : of} in patch ${open + 1}, `
+    + `${inner.length} pixel tokens, ${span(inner)}, the largest at pixel token ${most(inner) + 1}.`);
   return sentences.join(" ");
 }
