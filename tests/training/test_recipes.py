@@ -107,6 +107,7 @@ def test_titn_mini_conv_has_an_optimizer_and_a_loss_of_its_own(tmp_path):
             assert make_run(data, "titn_mini", preset).loss == "hard"
     assert make_run("cifar10").model == "titn_mini_conv"
     assert make_run("cifar10", teacher="timm:resnet18.a1_in1k").loss == "hard"  # it has no feature maps
+    assert make_run("cifar10", optimizer="adamw").recipe == student_recipe("cifar10", "laptop")  # not with Muon's lr
     gpu = make_run("cifar10", "titn_mini_conv", "gpu")
     assert (gpu.recipe, gpu.loss) == (student_recipe("cifar10", "gpu"), "hard")
     settings = 'data = "cifar10"\nmodel = "titn_mini_conv"\npreset = "laptop"'

@@ -226,7 +226,8 @@ def make_run(
     if size is None and MODELS[model].image_size != (32, 32):
         size = MODELS[model].image_size
     data = resolve_dataset(data)
-    default = student_recipe(data, preset, model)
+    own = "" if "optimizer" in changes else model  # a student's own learning rate is for its own optimizer
+    default = student_recipe(data, preset, own)
     recipe = override(start_recipe(default, init_from, changes), changes)
     settings = changed_settings(start) if start and start.name == model else {}
     pretrained_on = source.preprocessing.data if source and source.preprocessing else ""
