@@ -257,6 +257,22 @@ def test_the_sentence_is_about_the_stream_that_was_used_last(show, scene):
     assert ": patch 9 attends most to" in summary(page)
 
 
+def last_queries_keys_values(model, images, stream):
+    """Of the last block's attention, for all heads; the queries are scaled."""
+    attn, hidden = getattr(model.blocks[-1], stream).attn, []
+    handle = attn.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+    with torch.no_grad():
+        interpret.attention(model, images)
+        handle.remove()
+        return attn.split(attn.qkv(hidden[0]))
+
+
+def cells(row):
+    """The numbers of a table's row, as Python reads them."""
+    texts = row.locator("td").all_inner_texts()
+    return [text.replace("\u2212", "-").replace("\u00a0%", "").replace("< ", "").replace("…", "") for text in texts]
+
+
 def test_the_arithmetic_of_an_inner_row(show, scene):
     model, _, _, attention, data = scene
     page = show(data)
@@ -269,20 +285,13 @@ def test_the_arithmetic_of_an_inner_row(show, scene):
     slide(page, "head", 3, "inner")
     assert not page.locator(".arithmetic.of-outer table").is_visible()
     slide(page, "block", 0)  # the arithmetic stays that of the last block
-    attn = model.blocks[-1].inner.attn
-    with torch.no_grad():
-        hidden = []
-        handle = attn.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
-        interpret.attention(model, scene[2][:1])
-        handle.remove()
-        query, key, value = (part[0, 9, 1] for part in attn.split(attn.qkv(hidden[0])))
+    query, key, value = (part[0, 9, 1] for part in last_queries_keys_values(model, scene[2][:1], "inner"))
     for pixel in (0, 11):
         hover(page, pixel, "inner")
         title = page.locator(".arithmetic.of-inner p").inner_text()
         assert title.startswith(f"Block 3, head 2 of 4, pixel token {pixel + 1} of patch 10.")
         assert "The map shows block 1, head 2." in title
-        rows = [row.locator("td").all_inner_texts() for row in page.locator(".arithmetic.of-inner tr").all()[1:]]
-        rows = [[cell.replace("\u2212", "-").replace("\u00a0%", "") for cell in row] for row in rows]
+        rows = [cells(row) for row in page.locator(".arithmetic.of-inner tr").all()[1:]]
         numbers = np.array([[float(cell) for cell in row] for row in rows[1:-1]])  # a row for each of the 16 keys
         scaled = key @ query[pixel]  # split has scaled the queries
         wanted = torch.cat([scaled[:, None] * 3**0.5, scaled[:, None]], dim=1)
@@ -308,13 +317,7 @@ def test_the_arithmetic_of_an_outer_row(show, scene):
     page.locator(".arithmetic.of-outer summary").click()
     page.evaluate("() => scrollTo(0, 0)")
     slide(page, "head", 3, "outer")
-    attn = model.blocks[-1].outer.attn
-    with torch.no_grad():
-        hidden = []
-        handle = attn.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
-        interpret.attention(model, scene[2][:1])
-        handle.remove()
-        query, key, value = (part[0, 1] for part in attn.split(attn.qkv(hidden[0])))
+    query, key, value = (part[0, 1] for part in last_queries_keys_values(model, scene[2][:1], "outer"))
     size = query.shape[-1]
     assert (size, len(key)) == (24, 18)  # so both vectors and keys are cut
     for token, name in ((0, "the class token"), (6, "patch 6"), (17, "the distillation token")):
@@ -357,12 +360,6 @@ def test_the_arithmetic_of_an_outer_row(show, scene):
     page.get_by_role("button", name="rollout").click()
     settle(page)
     assert "The map shows rollout." in place.locator("p").inner_text()
-
-
-def cells(row):
-    """The numbers of a table's row, as Python reads them."""
-    texts = row.locator("td").all_inner_texts()
-    return [text.replace("\u2212", "-").replace("\u00a0%", "").replace("< ", "").replace("…", "") for text in texts]
 
 
 def test_a_vit_has_no_inner_stream(show):
@@ -1319,6 +1316,11 @@ def test_hiding_pixel_tokens_by_keyboard(show, scene):
     assert page.evaluate("() => explorer.state.open") is None
     assert text_of(page, ".hiding .pixels p") == "Pixel tokens: open a patch above"
     assert page.evaluate("() => document.activeElement === document.querySelector('.hiding canvas')")
+    page.get_by_role("button", name="tour", exact=True).click()
+    for _ in range(15):  # eight stops, each revealed
+        page.keyboard.press("Enter")
+    assert tour_text(page)[0] == "Stop 8 of 8: Does it matter?"
+    assert "attention and effect have a rank correlation of" in tour_text(page)[2]
 
 
 def test_a_finger_hides_sideways_and_scrolls_up_and_down(show, scene):
@@ -1810,6 +1812,7 @@ def test_the_figure(show, scene, tmp_path):
     lowest = f"{100 * float(inner.min()):.1f} % to"
     assert f". Inner map: block 3, mean of heads, attention in patch 7, 16 pixel tokens, {lowest}" in words
     slide(page, "block", 0)
+    assert page.locator(".unseen").inner_text() != words
     slide(page, "head", 3, "outer")
     slide(page, "head", 4, "inner")
     hover(page, 2, "inner")

@@ -90,12 +90,16 @@ def needs_teacher(loss: str) -> bool:
     return loss != "cross_entropy" and loss not in OBJECTIVES
 
 
+def reads_feature_maps(loss: str) -> bool:
+    """Whether the loss, or a part of it, compares the teacher's feature maps with the student's tokens."""
+    return not FEATURE_LOSSES.keys().isdisjoint(loss.split("+"))
+
+
 def check_loss(loss: str, network: Classifier | None = None) -> None:
     """Raises TITNError for an unknown loss, or a loss on feature maps for a network without patch tokens."""
     if loss not in list_losses():
         raise unknown("loss", loss, list_losses())
-    on_maps = set(loss.split("+")) & set(FEATURE_LOSSES)
-    if on_maps and network is not None and not isinstance(network, TokenClassifier):
+    if reads_feature_maps(loss) and network is not None and not isinstance(network, TokenClassifier):
         raise TITNError(
             f"{network.config.name} has no patch tokens for the loss {loss!r}: choose a TITN, TNT or ViT, or another "
             f"loss ({', '.join(LOGIT_LOSSES)})"

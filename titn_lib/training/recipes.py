@@ -14,8 +14,8 @@ from typing import Any
 from titn_lib.data.datasets import DATASETS, dataset_info
 from titn_lib.data.folders import list_images
 from titn_lib.errors import TITNError, unknown
-from titn_lib.losses.features import FEATURE_LOSSES, no_feature_maps
-from titn_lib.losses.registry import check_loss, needs_teacher
+from titn_lib.losses.features import no_feature_maps
+from titn_lib.losses.registry import check_loss, needs_teacher, reads_feature_maps
 from titn_lib.models.external import timm_settings
 from titn_lib.models.registry import MODELS, TEACHERS, TIMM, is_teacher
 from titn_lib.models.weights import list_pretrained, load_model
@@ -273,7 +273,7 @@ def make_teacher(
     if not needs_teacher(loss):
         return None
     name = teacher or default_teacher(data, preset)
-    if name.startswith(TIMM) and set(loss.split("+")) & set(FEATURE_LOSSES):
+    if name.startswith(TIMM) and reads_feature_maps(loss):
         raise no_feature_maps(loss)
     if name.endswith(".safetensors") or name in list_pretrained() or (name not in TEACHERS and Path(name).exists()):
         return name

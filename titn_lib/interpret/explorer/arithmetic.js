@@ -53,13 +53,13 @@ class Arithmetic {
     if (!this.tokens || !this.element.open) return;
     const head = Math.max(0, stage.headOf(stream)), patch = inner ? explorer.state.open : 0;
     const token = inner ? explorer.selectedPixel() ?? 0 : explorer.selectedToken();
-    const { mode } = explorer.state, own = stage.heads(stream) < 2 || stage.headOf(stream) === head;
+    const { mode, reversed } = explorer.state, own = stage.heads(stream) < 2 || stage.headOf(stream) === head;
     const map = mode !== "attention" ? mode : `block ${stage.block + 1}, ${own ? `head ${head + 1}` : headName(stage, stream)}`;
-    if (!stage.changed(`arithmetic ${stream}`, stage.loads, patch, token, head, map, explorer.state.reversed)) return;
+    if (!stage.changed(`arithmetic ${stream}`, stage.loads, patch, token, head, map, reversed)) return;
     const known = patch !== null && token < this.count; // a ViT has no distillation token
     const query = inner ? `pixel token ${token + 1} of patch ${patch + 1}` : tokenName(stage, token);
     const other = map === `block ${depth}, head ${head + 1}` ? "" : ` The map shows ${map}.`;
-    const column = explorer.state.reversed ? " The map shows a column, who attends to it; this is a row." : "";
+    const column = reversed ? " The map shows a column, who attends to it; this is a row." : "";
     const listed = this.count > ROWS ? ` Of ${this.count} keys, the ${ROWS} with the largest shares are listed.` : "";
     const row = known && this.compute(patch, token, head);
     write(this.title, patch === null ? "Open a patch." : !known ? "This model has no distillation token."

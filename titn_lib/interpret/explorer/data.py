@@ -332,11 +332,10 @@ def normalized(model: TokenClassifier, image: Tensor) -> Float[Tensor, "1 channe
 def describe(name: str, model: TokenClassifier) -> dict[str, Any]:
     """The model's name and sizes."""
     config = model.config
-    qkv = {stream: attn.qkv for stream, attn in last_attention(model).items()}
     return {
         "qkv": {
-            stream: {name: pack_numbers(values) for name, values in linear.named_parameters()}
-            for stream, linear in qkv.items()
+            stream: {name: pack_numbers(values) for name, values in attn.qkv.named_parameters()}
+            for stream, attn in last_attention(model).items()
         },
         "name": name,
         "data": Path(cast(Preprocessing, model.preprocessing).data).name,  # of a folder, the last part of its path
