@@ -244,6 +244,9 @@ def test_the_sentence_is_about_the_stream_that_was_used_last(show, scene):
     page.mouse.move(5, 5)
     settle(page)
     assert ": pixel token 4 of patch" in summary(page)  # it stays selected
+    open_hiding(page)
+    above = page.locator(".hiding .maps > div:nth-child(3) canvas")  # an outer map, whatever was used last
+    assert ": the class token attends most to" in above.get_attribute("aria-label")
     page.locator("button.token").first.click()
     settle(page)
     assert ": the class token attends most to" in summary(page)

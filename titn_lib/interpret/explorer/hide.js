@@ -115,7 +115,7 @@ class Hiding {
     const strongest = most(this.drop.map(Math.abs));
     this.effect.setAttribute("aria-label", `Effect of hiding one patch. Without patch ${strongest + 1}, whose effect is the `
       + `largest: ${this.inWords(squaresOf(data, strongest))}.`);
-    this.above.setAttribute("aria-label", summaryOf(stage));
+    this.above.setAttribute("aria-label", summaryOf(stage, "outer"));
     const fall = most(this.drop), largest = this.drop[fall] > 0
       ? `The largest fall is without patch ${fall + 1}: ${this.inWords(squaresOf(data, fall))}. ` : "No single patch lowers it. ";
     this.tabulate(found, hidden.length);

@@ -16,16 +16,16 @@ function mapName(stage) {
   return mode === "relevance" ? mode : `${mode} ${reversed ? "to" : "of"} ${token}`;
 }
 
-/** The largest values of what is selected. */
-function summaryOf(stage) {
+/** The largest values of what is selected, in the stream that was used last or in the one given. */
+function summaryOf(stage, stream = stage.explorer.latest) {
   const { explorer, block } = stage, { state } = explorer, { outer, inner } = stage.shown;
-  const [token, pixel] = [explorer.selectedToken(), explorer.selectedPixel()];
+  const token = explorer.selectedToken(), pixel = stream === "inner" ? explorer.selectedPixel() : null;
   if (state.mode === "relevance") return relevanceSummary(stage, token, pixel);
   const rollout = state.mode === "rollout", through = block ? `Through blocks 1–${block + 1}` : "Through block 1";
   const where = (stream) => rollout ? through : `Block ${block + 1}, ${headName(stage, stream)}`;
   const verb = rollout ? (state.reversed ? "contributes most to" : "comes most from")
     : state.reversed ? "is attended to most by" : "attends most to";
-  if (inner && pixel !== null && explorer.latest === "inner") {
+  if (inner && pixel !== null) {
     const one = most(inner), other = one === pixel ? "itself" : `pixel token ${one + 1}`;
     return `${where("inner")}: pixel token ${pixel + 1} of patch ${state.open + 1} ${verb} ${other} `
       + `(${percent(inner[one])}).`;
