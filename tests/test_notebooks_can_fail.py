@@ -38,7 +38,7 @@ def test_a_planted_fault_makes_a_notebook_fail(fault, tmp_path):
     for name in ("pyproject.toml", "experiments", "results"):
         (tmp_path / name).symlink_to(TOP / name)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n0", "-q", "-x", "-p", "no:cacheprovider", "--noconftest",
+        [sys.executable, "-m", "pytest", "-n0", "-q", "-x", "-p", "no:cacheprovider",
          f"notebooks/{notebook}.ipynb"],
         cwd=TOP, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
