@@ -96,6 +96,24 @@ def test_airbench_has_a_recipe_of_its_own():
         assert teacher_recipe("cifar10", preset, "airbench") == teacher_recipe("cifar10", preset)
 
 
+@pytest.mark.parametrize("model", ["vgg7_bn", "airbench"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_another_optimizer_brings_its_own_learning_rate(optimizer, model):
+    """AdamW with the learning rate of SGD or Muon would learn nothing."""
+    usual = {"sgd": (0.1, 5e-4), "adamw": (2e-3, 0.05), "muon": (0.08, 0.00125)}
+    default = teacher_recipe("cifar10", "laptop", model)
+    recipe = teacher_run("cifar10", model, "laptop", 0, optimizer=optimizer).recipe
+    assert recipe.optimizer == optimizer
+    if optimizer == default.optimizer:
+        assert recipe == default
+    else:
+        assert (recipe.lr, recipe.weight_decay) == usual[optimizer]
+        assert (recipe.epochs, recipe.batch_size) == (default.epochs, default.batch_size)
+    assert teacher_run("cifar10", model, "laptop", 0, optimizer=optimizer, lr=0.5).recipe.lr == 0.5
+    student = make_run("cifar10", "titn_nano", optimizer=optimizer, preset="gpu").recipe
+    assert student.lr == (0.1 if optimizer == "sgd" else usual[optimizer][0])
+
+
 def test_titn_mini_conv_has_an_optimizer_and_a_loss_of_its_own(tmp_path):
     """Except on a GPU, where students are compared with the published recipe."""
     muon = {"optimizer": "muon", "lr": 0.08, "weight_decay": 0.00125}
@@ -108,6 +126,7 @@ def test_titn_mini_conv_has_an_optimizer_and_a_loss_of_its_own(tmp_path):
     assert make_run("cifar10").model == "titn_mini_conv"
     assert make_run("cifar10", teacher="timm:resnet18.a1_in1k").loss == "hard"  # it has no feature maps
     assert make_run("cifar10", optimizer="adamw").recipe == student_recipe("cifar10", "laptop")  # not with Muon's lr
+    assert make_run("cifar10", optimizer="muon").recipe == make_run("cifar10").recipe
     gpu = make_run("cifar10", "titn_mini_conv", "gpu")
     assert (gpu.recipe, gpu.loss) == (student_recipe("cifar10", "gpu"), "hard")
     settings = 'data = "cifar10"\nmodel = "titn_mini_conv"\npreset = "laptop"'

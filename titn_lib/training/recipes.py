@@ -32,7 +32,12 @@ AIRBENCH = {  # ours, after airbench94_muon (Jordan 2024), whose batches and lea
     "warmup_epochs": 0,
     "label_smoothing": 0.2,
 }
-MINI_CONV = {"optimizer": "muon", "lr": 0.08, "weight_decay": 0.00125}  # ours (docs/results/small_student.md)
+OPTIMIZERS: dict[str, dict[str, object]] = {  # for one that isn't the recipe's own; ours
+    "sgd": {"lr": 0.1, "weight_decay": 5e-4},
+    "adamw": {"lr": 2e-3, "weight_decay": 0.05},
+    "muon": {"lr": 0.08, "weight_decay": 0.00125},  # docs/results/small_student.md
+}
+MINI_CONV = {"optimizer": "muon", **OPTIMIZERS["muon"]}
 
 
 def published_recipe(data: str) -> Recipe:
@@ -206,7 +211,8 @@ def make_run(
         init_from: fine-tune these weights (`load_model`): a name of `models.list_pretrained()`, a path, or "timm:" and
             a name of timm's TNT. The heads are new if the classes are, and the learning rate is a tenth of the
             recipe's, unless `changes` has it, or a layer_decay of 0, which trains the heads only.
-        changes: settings of the student's `Recipe` to change, such as `epochs=5`.
+        changes: settings of the student's `Recipe` to change, such as `epochs=5`. Another `optimizer` comes with its
+            usual learning rate and weight decay.
 
     Raises:
         TITNError: an unknown name or setting, a bad image_size, or a teacher for a loss that needs none.
@@ -226,8 +232,7 @@ def make_run(
     if size is None and MODELS[model].image_size != (32, 32):
         size = MODELS[model].image_size
     data = resolve_dataset(data)
-    own = "" if "optimizer" in changes else model  # a student's own learning rate is for its own optimizer
-    default = student_recipe(data, preset, own)
+    default = student_recipe(data, preset, model)
     recipe = override(start_recipe(default, init_from, changes), changes)
     settings = changed_settings(start) if start and start.name == model else {}
     pretrained_on = source.preprocessing.data if source and source.preprocessing else ""
@@ -237,10 +242,15 @@ def make_run(
 
 
 def start_recipe(recipe: Recipe, init_from: str | None, changes: Mapping[str, object]) -> Recipe:
-    """The recipe for fine-tuning, if the run starts from other weights: a tenth of the learning rate.
+    """The recipe to which the changes are made.
 
-    New heads alone (a `layer_decay` of 0) have nothing to preserve, and keep the whole learning rate.
+    Another optimizer than the recipe's brings its usual learning rate and weight decay. For fine-tuning, when the run
+    starts from other weights, the learning rate is a tenth. New heads alone (a `layer_decay` of 0) have nothing to
+    preserve, and keep the whole learning rate.
     """
+    optimizer = str(changes.get("optimizer", recipe.optimizer))
+    if optimizer != recipe.optimizer:
+        recipe = override(recipe, OPTIMIZERS.get(optimizer, {}))  # an unknown one is refused with the changes
     if not init_from or changes.get("layer_decay") == 0:
         return recipe
     return replace(recipe, lr=recipe.lr / 10)
