@@ -985,6 +985,17 @@ def test_hiding_a_patch_by_mouse(show, scene, width, dark):
         f"Effect of hiding one patch. Without patch {strongest + 1}, whose effect is the largest: "
         f"{change(before, without[strongest])}."
     )
+    name = PREPROCESSING.classes[label]
+    box = effect.bounding_box()
+    for patch, value in enumerate(100 * drop):
+        row_, column = divmod(patch, 4)
+        page.mouse.move(box["x"] + (column + 0.5) * box["width"] / 4, box["y"] + (row_ + 0.5) * box["height"] / 4)
+        settle(page)
+        words = "less than 0.1 points" if abs(value) < 0.05 else f"{-value:+.1f} points".replace("-", "−")
+        assert text_of(page, ".hiding .maps > div:nth-child(2) p") == f"“{name}” without patch {patch + 1}: {words}"
+    page.mouse.move(0, 0)
+    settle(page)
+    assert text_of(page, ".hiding .maps > div:nth-child(2) p") == f"Effect on “{name}”"
     palette_ = np.frombuffer(palette(), np.uint8).reshape(256, 3).astype(int)
     highest = palette_[255].tolist()
     assert color_at(page, above, int(row.argmax())) == highest
@@ -1097,7 +1108,7 @@ def test_hiding_by_keyboard(show, scene):
     page.keyboard.press("Enter")
     settle(page)
     assert hidden_now(page) == squares(5, 15)
-    assert text_of(page, status) == "Patch 16 is hidden. Without 2 patches: this page doesn't know."
+    assert text_of(page, status) == "Patch 16 is hidden. Without patches 6 and 16: this page doesn't know."
     assert not page.locator(".hiding td").first.is_visible()
     page.keyboard.press("Escape")
     settle(page)
@@ -1180,8 +1191,8 @@ def test_python_answers_for_several_hidden_patches(show, scene):
     page.evaluate("(hidden) => explorer.set({ hidden })", squares(3, 8))
     page.wait_for_function("() => document.querySelector('.hiding > p[aria-live]').textContent.startsWith('Without')")
     wanted = change(probabilities(model, floats[:1], []), probabilities(model, floats[:1], [3, 8]))
-    assert status.first.inner_text().replace("\u00a0", " ") == f"Without 2 patches: {wanted}."
-    assert status.last.inner_text().startswith("Without 2 patches: ")  # the second model answers, too
+    assert status.first.inner_text().replace("\u00a0", " ") == f"Without patches 4 and 9: {wanted}."
+    assert status.last.inner_text().startswith("Without patches 4 and 9: ")  # the second model answers, too
     assert sent == [{"hide": {"key": "0: 4,9", "image": 0, "pixels": squares(3, 8)}}]
 
     page.evaluate("() => { window.busy = true; }")  # while Python is busy, only the latest question waits

@@ -148,7 +148,7 @@ def test_two_students_and_hidden_patches_and_pixel_tokens(open_live, image):
         assert answer["shares"] == pytest.approx(shares.flatten().tolist(), abs=1e-4)
     page.wait_for_function(
         "(words) => document.querySelector('.hiding > p[aria-live]').textContent.includes(words)",
-        arg="Without 2 patches and 4 pixel tokens of patch 6: ",
+        arg="Without patches 4 and 9, and 4 pixel tokens of patch 6: ",
     )
 
 

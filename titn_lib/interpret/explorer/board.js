@@ -21,14 +21,15 @@ function hiddenText(data, hidden) {
     ...pixels.map((square) => `${Math.floor(square / count) + 1}.${(square % count) + 1}`)].join();
 }
 
-/** The same in words. */
+/** The same in words: up to four patches by number, more by their count. */
 function hiddenWords(data, hidden) {
-  const { patches, pixels } = hiddenParts(data, hidden), count = data.split ** 2;
-  const within = [...new Set(pixels.map((square) => Math.floor(square / count) + 1))];
-  const words = !patches.length ? [] : [patches.length > 1 ? `${patches.length} patches` : `patch ${patches[0] + 1}`];
+  const { patches, pixels } = hiddenParts(data, hidden), count = data.split ** 2, numbers = patches.map((patch) => patch + 1);
+  const within = [...new Set(pixels.map((square) => Math.floor(square / count) + 1))], few = numbers.length < 5;
+  const words = !numbers.length ? [] : numbers.length < 2 ? [`patch ${numbers}`]
+    : [few ? `patches ${numbers.slice(0, -1).join(", ")} and ${numbers.at(-1)}` : `${numbers.length} patches`];
   const tokens = pixels.length > 1 ? `${pixels.length} pixel tokens` : `pixel token ${pixels[0] % count + 1}`;
   if (pixels.length) words.push(tokens + (within.length > 1 ? "" : ` of patch ${within[0]}`));
-  return words.join(" and ");
+  return words.join(few && numbers.length > 1 ? ", and " : " and ");
 }
 
 /** A part of the image, as a grid of cells that a click, a drag or a key hides or shows. */

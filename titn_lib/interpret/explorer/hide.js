@@ -14,6 +14,10 @@ function rankCorrelation(first, second) {
 const fine = (share) => share < 0.0005 ? "<\u00a00.1" : (100 * share).toFixed(1);
 const arrow = (before, after, unit = "") => `${fine(before)}${unit} →\u00a0${fine(after)}${unit}`;
 
+/** A change of a probability in percentage points. */
+const inPoints = (change) => Math.abs(change) < 0.0005 ? "less than 0.1 points"
+  : `${change < 0 ? "−" : "+"}${fine(Math.abs(change))} points`;
+
 /** From blue (the probability rises) over white to orange (it falls); `share` from −1 to 1. */
 function effectColor(share) {
   const end = share > 0 ? [213, 94, 0] : [0, 114, 178];
@@ -34,6 +38,10 @@ class Hiding {
     this.table = make("table", { "aria-label": "Probabilities before and after hiding" });
     this.status = make("p", { "aria-live": "polite" });
     this.agreement = make("p");
+    this.pointed = null; // the patch of the effect map that the pointer is on
+    const point = (patch) => [this.pointed = patch, explorer.schedule()];
+    this.effect.addEventListener("pointermove", (event) => point(stage.under(event, ...explorer.data.grid)));
+    this.effect.addEventListener("pointerleave", () => point(null));
     const all = make("button", { type: "button", onclick: () => explorer.set({ hidden: [] }) }, "show all");
     this.element = make("details", { class: "hiding", ontoggle: () => explorer.schedule() },
       make("summary", {}, `hide patches${both ? " and pixel tokens" : ""}: which ones matter?`),
@@ -99,14 +107,16 @@ class Hiding {
     const { stage } = this, { explorer } = stage, { state, data } = explorer, { hidden } = state;
     const values = stage.perPatch(stage.shown.outer), found = this.probabilities(hidden), map = mapName(stage);
     const size = [this.element.clientWidth, window.devicePixelRatio], cursors = this.boards.map(({ cursor }) => cursor);
-    const parts = [stage.loads, hidden, ...cursors, state.open, map, values, found?.table, explorer.asked, ...size];
+    const at = this.pointed, parts = [stage.loads, hidden, ...cursors, at, state.open, map, values, found?.table,
+      explorer.asked, ...size];
     if (!stage.changed("hiding", ...parts)) return;
     const highest = Math.max(...this.drop.map(Math.abs));
     this.drawBoards();
     this.paintEffect(fit(this.effect), highest);
     const above = fit(this.above), small = stage.paint("above", [values], ...data.grid, [Math.max(...values)]);
     above.context.drawImage(small, 0, 0, above.width, above.height);
-    write(this.title.effect, `Effect on “${data.classes[this.known.classes[0]]}”`);
+    const name = `“${data.classes[this.known.classes[0]]}”`;
+    write(this.title.effect, at === null ? `Effect on ${name}` : `${name} without patch ${at + 1}: ${inPoints(-this.drop[at])}`);
     if (state.open !== null) outline(above.context, ...boxOf(state.open, data.grid, above), explorer.accent, 2);
     write(this.title.above, `The map above: ${map}`);
     const points = Number((100 * highest).toPrecision(2)); // percentage points
