@@ -81,6 +81,10 @@ def test_a_number_that_is_a_text():
 def test_a_smaller_batch_is_smaller_for_the_teacher_too():
     run = make_run(batch_size=8)
     assert (run.recipe.batch_size, run.teacher.recipe.batch_size) == (8, 8)
+    run = make_run("cifar10", batch_size=32)  # by the same factor
+    assert (run.recipe.batch_size, run.teacher.recipe.batch_size) == (32, 128)
+    run = make_run("cifar10", batch_size=256)
+    assert (run.recipe.batch_size, run.teacher.recipe.batch_size) == (256, 512)
     run = make_run("mnist")
     assert (run.model, run.recipe.batch_size, run.teacher.recipe.batch_size) == ("titn_pico", 64, 128)
 

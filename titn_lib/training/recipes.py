@@ -1,7 +1,7 @@
 """Default recipes: how students and teachers are trained on a data set, by preset.
 
 Three presets: `smoke` (the published pipeline on a small subset, a test that takes seconds), `laptop` (our own recipe,
-minutes to an hour on two cores) and `gpu` (the published recipe). Settings that differ between data sets are in their
+minutes to two hours on two cores) and `gpu` (the published recipe). Settings that differ between data sets are in their
 entries of `data.datasets.DATASETS`, not here.
 """
 
@@ -236,8 +236,9 @@ def make_run(
     recipe = override(start_recipe(default, init_from, changes), changes)
     settings = changed_settings(start) if start and start.name == model else {}
     pretrained_on = source.preprocessing.data if source and source.preprocessing else ""
-    smaller = recipe.batch_size if recipe.batch_size < default.batch_size else None
-    trained = make_teacher(data, preset, seed, loss, teacher, size, smaller, pretrained_on)
+    trained = make_teacher(data, preset, seed, loss, teacher, size, pretrained_on)
+    if isinstance(trained, Run) and recipe.batch_size < default.batch_size:
+        trained = shrink_batch(trained, recipe.batch_size, default.batch_size)
     return Run(data, model, recipe, seed, loss, trained, size, settings, init_from)
 
 
@@ -271,13 +272,11 @@ def make_teacher(
     loss: str,
     teacher: str | None,
     image_size: tuple[int, int] | None,
-    smaller_batch: int | None,
     pretrained_on: str,
 ) -> Run | str | None:
     """The run that trains the teacher, or the name or path of its weights; None if the loss needs no teacher.
 
     Args:
-        smaller_batch: of the student, if it isn't the default: made to fit the memory or the data, it is for both.
         pretrained_on: the data set of the weights from which the student starts.
     """
     if not needs_teacher(loss):
@@ -289,10 +288,17 @@ def make_teacher(
         return name
     weights = f"{name}.{pretrained_on}"
     start = weights if teacher is None and weights in list_pretrained() else None
-    run = teacher_run(data, name, preset, seed, image_size, start)
-    if smaller_batch is None:
-        return run
-    return replace(run, recipe=replace(run.recipe, batch_size=min(run.recipe.batch_size, smaller_batch)))
+    return teacher_run(data, name, preset, seed, image_size, start)
+
+
+def shrink_batch(teacher: Run, student_batch: int, default_batch: int) -> Run:
+    """The teacher with a batch that is smaller by the same factor as the student's, but not smaller than that.
+
+    A batch that was made smaller to fit the memory or the data has to be so for both.
+    """
+    batch = teacher.recipe.batch_size
+    batch = min(batch, max(student_batch, batch * student_batch // default_batch))
+    return replace(teacher, recipe=replace(teacher.recipe, batch_size=batch))
 
 
 def teacher_run(
