@@ -1,12 +1,14 @@
-"""A notebook that can't fail checks nothing: with a fault planted in the library, a notebook must fail."""
+"""A notebook that can't fail checks nothing: it must fail with a fault planted in the library, and never by chance."""
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nbval.kernel
 import pytest
 
 TOP = Path(__file__).parent.parent
@@ -45,3 +47,15 @@ def test_a_planted_fault_makes_a_notebook_fail(fault, tmp_path):
     assert done.returncode == 1, done.stdout[-2000:]
     assert re.search(r"\b1 failed, \d+ passed\b", done.stdout), done.stdout[-2000:]
     assert says in done.stdout, done.stdout[-2000:]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no socket files")
+def test_a_kernel_listens_on_no_port(monkeypatch, request):
+    """Another process could take the port before the kernel has started: a notebook would fail now and then."""
+    monkeypatch.setattr(nbval.kernel, "KernelManager", None)
+    runpy.run_path(str(TOP / "notebooks" / "conftest.py"))["pytest_configure"](request.config)
+    manager, client = nbval.kernel.start_new_kernel(kernel_name=nbval.kernel.CURRENT_ENV_KERNEL_NAME)
+    sockets = [file for file in Path(manager.ip).parent.iterdir() if file.is_socket()]
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+    assert len(sockets) == 5  # shell, iopub, stdin, control, heartbeat
