@@ -317,20 +317,7 @@ def test_claims_come_from_their_records():
         corrected = 1.75 if "nano" in first else 1.86
         assert verdict == ("no" if abs(gap) < 1.2 else "single" if abs(gap) < corrected else "corrected"), first
     verdicts = [word for cell, column in evidence for word in re.findall(r"no|single|corrected", column)]
-    assert verdicts == [
-        "no",
-        "no",
-        "corrected",
-        "single",
-        "no",
-        "no",
-        "no",
-        "single",
-        "no",
-        "no",
-        "corrected",
-        "corrected",
-    ]
+    assert " ".join(verdicts) == "no no corrected single no no no single no no corrected corrected"
 
 
 def test_the_cost_comes_from_the_records():
