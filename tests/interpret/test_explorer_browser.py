@@ -910,9 +910,9 @@ def open_hiding(page):
     page.locator(".hiding [role=application]").first.scroll_into_view_if_needed()
 
 
-def over_patch(page, patch):
-    """Where a patch is, in the image whose patches can be hidden."""
-    box = page.locator(".hiding [role=application]").first.bounding_box()
+def over_patch(page, patch, canvas=None):
+    """Where a patch is, in the image whose patches can be hidden or in another canvas."""
+    box = (canvas or page.locator(".hiding [role=application]").first).bounding_box()
     size = box["width"] / COLUMNS
     return box["x"] + (patch % COLUMNS + 0.5) * size, box["y"] + (patch // COLUMNS + 0.5) * size
 
@@ -986,10 +986,8 @@ def test_hiding_a_patch_by_mouse(show, scene, width, dark):
         f"{change(before, without[strongest])}."
     )
     name = PREPROCESSING.classes[label]
-    box = effect.bounding_box()
     for patch, value in enumerate(100 * drop):
-        row_, column = divmod(patch, 4)
-        page.mouse.move(box["x"] + (column + 0.5) * box["width"] / 4, box["y"] + (row_ + 0.5) * box["height"] / 4)
+        page.mouse.move(*over_patch(page, patch, effect))
         settle(page)
         words = "less than 0.1 points" if abs(value) < 0.05 else f"{-value:+.1f} points".replace("-", "−")
         assert text_of(page, ".hiding .maps > div:nth-child(2) p") == f"“{name}” without patch {patch + 1}: {words}"

@@ -32,7 +32,7 @@ AIRBENCH = {  # ours, after airbench94_muon (Jordan 2024), whose batches and lea
     "warmup_epochs": 0,
     "label_smoothing": 0.2,
 }
-OPTIMIZERS: dict[str, dict[str, object]] = {  # for one that isn't the recipe's own; ours
+OPTIMIZERS: dict[str, dict[str, Any]] = {  # the usual settings of each, ours
     "sgd": {"lr": 0.1, "weight_decay": 5e-4},
     "adamw": {"lr": 2e-3, "weight_decay": 0.05},
     "muon": {"lr": 0.08, "weight_decay": 0.00125},  # docs/results/small_student.md
@@ -102,8 +102,7 @@ def student_recipe(data: str, preset: str, model: str = "titn_mini") -> Recipe:
     recipe = Recipe(
         epochs=14,
         optimizer="adamw",
-        lr=2e-3,
-        weight_decay=0.05,
+        **OPTIMIZERS["adamw"],
         warmup_epochs=1,
         clip_norm=1.0,
         augmentation="shift" if info.grayscale else "crop_flip",
@@ -150,8 +149,7 @@ def teacher_recipe(data: str, preset: str, model: str = "vgg7_bn") -> Recipe:
     recipe = Recipe(
         epochs=24,
         optimizer="sgd",
-        lr=0.1,
-        weight_decay=5e-4,
+        **OPTIMIZERS["sgd"],
         warmup_epochs=1,
         label_smoothing=0.1,
         augmentation="shift" if info.grayscale else "crop_flip",
