@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 
 HERE = Path(__file__).parent
+PLACEHOLDER = "your_name"  # in pyproject.toml, until the repository has an address; a badge would lead nowhere
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 OLD_BADGE = re.compile(rf"\[!\[[^]]*\]\({re.escape(BADGE)}\)\]\([^)]*\)\n\n")
 SETUP = """try:
@@ -37,7 +38,7 @@ def read_address() -> str:
 
 
 def stamp(book: nbformat.NotebookNode, path: str, address: str) -> nbformat.NotebookNode:
-    """Put the address into the notebook: a badge below its title, and the set-up cell as its first code cell.
+    """Put the address into the notebook: a badge below its title, if there is one, and into its set-up cell.
 
     Args:
         path: the notebook's path in the repository.
@@ -47,7 +48,8 @@ def stamp(book: nbformat.NotebookNode, path: str, address: str) -> nbformat.Note
     link = (
         f"https://colab.research.google.com/{address.removeprefix('https://').replace('.com', '', 1)}/blob/main/{path}"
     )
-    opening.source = f"{title}\n\n[![Open in Colab]({BADGE})]({link})\n\n{rest}"
+    badge = "" if PLACEHOLDER in address else f"[![Open in Colab]({BADGE})]({link})\n\n"
+    opening.source = f"{title}\n\n{badge}{rest}"
     next(cell for cell in book.cells if cell.cell_type == "code").source = SETUP.format(address=address)
     return book
 

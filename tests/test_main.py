@@ -121,7 +121,7 @@ def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert "unknown teacher 'titn_nano'" in fails(capsys, "train-teacher", "--model", "titn_nano", *out)
     assert "there is no weights file" in fails(capsys, "distill", "--teacher", tmp_path / "t.safetensors", *out)
     assert "is a student, not a teacher" in fails(capsys, "distill", "--teacher", good, *out)
-    assert "a seed can't be negative" in fails(capsys, "distill", "--seed", -1, *out)
+    assert "seed must be at least 0" in fails(capsys, "distill", "--seed", -1, *out)
     assert "can't take 4×4" in fails(capsys, "distill", "--image-size", 4, *out)
     assert "is a folder" in fails(capsys, "evaluate", tmp_path)
     assert "unknown augmentation 'flop'" in fails(capsys, "distill", "--augmentation", "flop", *out)
@@ -199,7 +199,7 @@ def settings(tmp_path):
     (folder / "2-learn.toml").write_text(STUDENT)
     options = [
         ("--folder", folder),
-        ("--runs", tmp_path / "runs"),
+        ("--work-dir", tmp_path / "runs"),
         ("--results", tmp_path / "results"),
         ("--device", "cpu"),
     ]
@@ -219,8 +219,8 @@ def test_experiments_are_listed_made_resumed_and_rerun(settings, tmp_path, capsy
         )
 
     assert states()[:2] == (0, ["pending", "pending", "pending"])
-    code, _, out = states("--max-minutes", "0.0001")
-    assert (code, "the same command goes on" in out.err) == (1, True)
+    code, _, out = states("--run", "--max-minutes", "0.0001")
+    assert (code, "run the same command to resume" in out.err) == (1, True)
     assert states()[1] == ["under way", "pending", "pending"]
     assert states("--run")[:2] == (0, ["done"] * 3)
     record = load_record(tmp_path / "results" / "learn" / "seed1.json")
@@ -231,10 +231,15 @@ def test_experiments_are_listed_made_resumed_and_rerun(settings, tmp_path, capsy
     written = (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns
     states("--run")
     assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns == written
-    assert states("--rerun", "teach", "--max-minutes", "0.0001")[0] == 1  # cut off
-    assert states()[1][0] == "under way"
-    assert states("--rerun", "teach")[0] == 0  # goes on
+    assert states("--rerun", "teach", "--max-minutes", "0.0001")[0] == 1  # cut off: the old record and weights stay
+    assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns == written
+    assert (tmp_path / "runs" / "teach" / "seed0" / "model.safetensors").exists()
+    assert states()[1] == ["done"] * 3
+    assert states()[2].out.count("rerun under way") == 1
+    assert states("--rerun", "teach")[0] == 0  # resumed, and replaced at the end
     assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns != written
+    assert [path.name for path in (tmp_path / "runs" / "teach").iterdir()] == ["seed0"]
+    assert "rerun" not in states()[2].out
 
     shutil.rmtree(tmp_path / "runs")  # as in a fresh clone: the teacher comes from results/
     assert states("--rerun", "learn")[0] == 0
@@ -255,12 +260,23 @@ def test_some_of_the_pending_experiments_are_made(settings, tmp_path, capsys):
     assert "taech" in capsys.readouterr().err
 
 
+def test_a_preset_lists_its_own_experiments(settings, capsys):
+    assert main(["experiments", *settings[1], "--preset", "gpu"]) == 0
+    assert capsys.readouterr().out == "\n"
+
+
+def test_a_time_limit_alone_runs_nothing(settings, tmp_path, capsys):
+    assert main(["experiments", *settings[1], "--max-minutes", "9"]) == 1
+    assert "add --run" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_no_run_begins_when_the_time_is_up(settings, monkeypatch, capsys):
     begun = []
     monkeypatch.setattr("titn_lib.experiments.runner.run_experiment", lambda *_, **__: begun.append(time.sleep(0.05)))
-    assert main(["experiments", *settings[1], "--max-minutes", "0.0005"]) == 1
+    assert main(["experiments", *settings[1], "--run", "--max-minutes", "0.0005"]) == 1
     assert len(begun) == 1
-    assert "stopped by the time limit before learn; the same command goes on" in capsys.readouterr().err
+    assert "stopped by the time limit before learn: run the same command to resume" in capsys.readouterr().err
 
 
 def test_what_another_process_makes_is_skipped(settings, tmp_path, capsys):
@@ -270,7 +286,7 @@ def test_what_another_process_makes_is_skipped(settings, tmp_path, capsys):
     with lock_dir(folder):
         assert main(["experiments", *options, "--run"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("skipped: another process is at work in") == 3  # the teacher, and both students who need it
+    assert printed.count("skipped: another process is training in") == 3  # the teacher, and both students who need it
     assert printed.count("pending") == 3
 
 

@@ -77,10 +77,7 @@ def test_code_uses_the_fields_words(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=relative)
 def test_pages_use_the_fields_words(path):
-    text = path.read_text(encoding="utf-8")
-    if path.name == "glossary.md":  # it names the old words, to lead from them to the new
-        text = re.sub(r"\([^)]*\)", "", text)
-    assert not old_words(text)
+    assert not old_words(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)

@@ -18,15 +18,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from titn_lib.errors import TITNError
+import titn_lib
+from titn_lib.errors import TITNError, TrainingInterrupted
 from titn_lib.io import REASONS, path_of, text_of
 from titn_lib.validation import image_size_of
 
 if TYPE_CHECKING:
     from titn_lib.experiments.statistics import ExperimentSummary
 
+PRESETS = ["smoke", "laptop", "gpu"]
 WEIGHTS_HELP = "a weights file, or the name of pretrained weights such as titn_mini.cifar10"
 
 
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = vars(make_parser().parse_args(arguments))
         command: Callable[..., None] = options.pop("command")
         command(**options)
-    except TITNError as problem:
+    except (TITNError, TrainingInterrupted) as problem:
         return complain(str(problem))
     except ModuleNotFoundError as problem:
         return complain(f"the package {problem.name} is missing: install it (pip install {problem.name})")
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         reason = REASONS.get(problem.errno or 0, problem.strerror or str(problem))
         return complain(f"{problem.filename}: {reason}" if problem.filename else reason)
     except KeyboardInterrupt:
-        return complain("stopped; the same command resumes from the last checkpoint, if there is one")
+        return complain("stopped: run the same command to resume from the last checkpoint, if there is one")
     return 0
 
 
@@ -108,7 +110,7 @@ def train_teacher(
 def evaluate(weights: Path, data: str | None, skip_damaged: bool, confusion: Path | None) -> None:
     """Evaluate trained weights on the validation and test splits, or on all of a folder of other images."""
     from titn_lib.models.weights import load_model
-    from titn_lib.training.evaluation import evaluate_classes, images_to_measure, recall_table
+    from titn_lib.training.evaluation import evaluate_classes, images_to_measure, recall_by_class
 
     model = load_model(weights)
     parts, about = images_to_measure(model, weights, data, skip_damaged)
@@ -118,7 +120,7 @@ def evaluate(weights: Path, data: str | None, skip_damaged: bool, confusion: Pat
             f"{name:10}  top-1 {result['top1']:6.2f} %  top-5 {result['top5']:6.2f} %  balanced "
             f"{result['balanced_accuracy']:6.2f} %  loss {result['loss']:.4f}  ({result['num_images']:,} images)"
         )
-    print(f"\n{recall_table(counts, about.classes)}")
+    print(f"\n{recall_by_class(counts, about.classes)}")
     if confusion:
         from titn_lib.io import require_no_input
         from titn_lib.models.weights import weights_file
@@ -138,7 +140,7 @@ def predict(paths: list[Path], weights: Path) -> None:
     model = load_model(weights)
     preprocessing = model.preprocessing
     if preprocessing is None:
-        raise TITNError(f"{weights} doesn't name its classes: save it with a Preprocessing")
+        raise TITNError(f"{weights} doesn't name its classes: save it with save_model(…, preprocessing)")
     images = load_images(paths, model.config.in_channels, model.config.image_size)
     probabilities = logits_of(model, images, preprocessing).softmax(dim=-1)
     for path, row in zip(paths, probabilities, strict=True):
@@ -187,31 +189,28 @@ def download(names: list[str]) -> None:
 
 
 def experiments(
-    folder: Path, runs: Path, results: Path, run: list[str] | None, max_minutes: float | None, preset: str | None,
+    folder: Path, work_dir: Path, results: Path, run: list[str] | None, max_minutes: float | None, preset: str | None,
     rerun: list[str], device: str,
 ) -> None:  # fmt: skip
-    """List the runs in experiments/: done, under way or pending. With --run or --max-minutes, make the pending ones."""
+    """List the runs in experiments/: done, under way or pending. With --run, run the pending ones."""
     import torch
 
-    from titn_lib.experiments.runner import list_experiments, reset, run_pending
+    from titn_lib.experiments.runner import list_experiments, run_experiments
     from titn_lib.experiments.settings import load_experiments, select_experiments
     from titn_lib.training.distributed import is_main_process
 
     found = load_experiments(folder)
     chosen = select_experiments(found, [*rerun, *(run or [])])
-    if rerun and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise TITNError(
-            "--rerun works with one process only: run it with --max-minutes 0.01 first, then use torchrun without it"
-        )
-    for experiment in select_experiments(found, rerun).values():
-        reset(experiment, runs, results)
-    if run is not None or max_minutes is not None or rerun:
+    listed = {name: one for name, one in found.items() if preset in (None, one.preset)}
+    if run is not None or rerun:
         if not chosen:
             here = "gpu" if torch.cuda.is_available() and device != "cpu" else "laptop"
-            chosen = {name: one for name, one in found.items() if one.preset == (preset or here)}
-        run_pending(chosen, runs, results, max_minutes, device)
+            chosen = {name: one for name, one in listed.items() if one.preset == (preset or here)}
+        run_experiments(chosen, work_dir, results, max_minutes, device, select_experiments(found, rerun))
+    elif max_minutes is not None:
+        raise TITNError("--max-minutes limits a run: add --run, for all pending runs, or --run NAME")
     if is_main_process():
-        print(list_experiments(found, runs, results))
+        print(list_experiments(listed, work_dir, results))
 
 
 def report(names: list[str], write: bool, folder: Path, results: Path) -> None:
@@ -259,6 +258,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Transformer-in-Transformer with knowledge distillation: train, evaluate, explain.",
         epilog="`titn COMMAND --help` explains a command's options.",
     )
+    parser.add_argument("--version", action="version", version=f"titn {titn_lib.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_training_commands(commands)
     add_model_commands(commands)
@@ -313,7 +313,9 @@ def add_model_commands(commands: Any) -> None:
     parser.add_argument("--teacher", type=path_of, metavar="WEIGHTS", help="a teacher, whose predictions are shown too")
     parser.add_argument("--labels", nargs="+", metavar="CLASS", help="the true class of each image, in their order")
     parser.add_argument("--heads", type=text_of, metavar="DATA", help="summarize every head on images of a data set")
-    parser.add_argument("--live", type=path_of, metavar="FOLDER", help="of onnxruntime-web: a page that computes, 8 MB")
+    parser.add_argument(
+        "--live", type=path_of, metavar="FOLDER", help="of onnxruntime-web: the page runs the model itself (8 MB more)"
+    )
     parser.add_argument("--out", type=path_of, default="attention.html", metavar="FILE", help="default: %(default)s")
 
     parser = add_command(commands, "download", download)
@@ -327,20 +329,16 @@ def add_experiment_commands(commands: Any) -> None:
         "--run",
         nargs="*",
         metavar="NAME",
-        help="make the pending runs of these experiments or settings files, in order, and resume interrupted ones "
-        "(without a name: all)",
+        help="run what is pending of these experiments or settings files, in order, and resume what was interrupted "
+        "(without a name: everything)",
     )
+    parser.add_argument("--rerun", nargs="+", default=[], metavar="NAME", help="also repeat finished runs of these")
+    parser.add_argument("--max-minutes", type=float, help="stop with a checkpoint after this time")
     parser.add_argument(
-        "--max-minutes", type=float, help="make pending runs, and stop with a checkpoint after this time"
+        "--preset", choices=PRESETS, help="only this preset's (--run by default: gpu if there is one, else laptop)"
     )
-    parser.add_argument(
-        "--preset",
-        choices=["smoke", "laptop", "gpu"],
-        help="make the runs of this preset (default: gpu if there is one, else laptop)",
-    )
-    parser.add_argument("--rerun", nargs="+", default=[], metavar="NAME", help="make these again if they have finished")
     add_experiment_folders(parser)
-    parser.add_argument("--runs", type=path_of, default=Path("runs"), help="work in progress (default: %(default)s)")
+    parser.add_argument("--work-dir", type=path_of, default=Path("runs"), help="unfinished runs (default: %(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
 
     parser = add_command(commands, "report", report)
@@ -372,7 +370,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=path_of, help="folder for records and weights (default: a subfolder of runs/)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
     parser.add_argument(
-        "--max-minutes", type=float, help="stop with a checkpoint after this time; the same command resumes"
+        "--max-minutes", type=float, help="stop with a checkpoint after this time; run the same command to resume"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_skip_damaged(parser)
@@ -385,14 +383,16 @@ def add_skip_damaged(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """An option for each setting of a recipe, with the help text of `Recipe`'s docstring."""
+    from titn_lib.data.transforms import PIPELINES
     from titn_lib.training.config import Recipe, recipe_help
 
     group = parser.add_argument_group("hyperparameters", "the recipe; the default of each is the preset's")
     meaning = recipe_help(Recipe.__doc__ or "")
     for field in dataclasses.fields(Recipe):
-        kind = type(field.default)
-        flag = f"--{field.name.replace('_', '-')}"
-        group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=meaning[field.name])
+        kind, flag = type(field.default), f"--{field.name.replace('_', '-')}"
+        choices = list(PIPELINES) if field.name == "augmentation" else get_args(field.type)
+        metavar = f"{{{','.join(choices)}}}" if choices else kind.__name__.upper()  # Recipe itself checks them
+        group.add_argument(flag, type=kind, metavar=metavar, help=meaning[field.name])
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ class TITNError(ValueError):
     """
 
 
-class Interrupted(TITNError):
+class TrainingInterrupted(RuntimeError):
     """Training stopped before its end (Ctrl-C, SIGTERM or the time limit); its checkpoint is on disk."""
 
 
-class Busy(TITNError):
+class RunLocked(TITNError):
     """Another process is training this run."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from titn_lib.errors import Busy, TITNError
+from titn_lib.errors import RunLocked, TITNError
 
 REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
@@ -52,7 +52,7 @@ def path_of(text: str) -> Path:
 def text_of(text: str) -> str:
     """A name or path that the system can take: neither empty nor with a NUL character."""
     if not text.strip() or "\0" in text:
-        raise argparse.ArgumentTypeError(f"a name can't be empty or hold a NUL character, and this is {text!r}")
+        raise argparse.ArgumentTypeError(f"names must not be empty or contain a NUL character: {text!r}")
     return text
 
 
@@ -79,14 +79,14 @@ def lock_dir(folder: Path) -> Iterator[None]:
     Unfinished files that killed processes left in the folder are deleted.
 
     Raises:
-        Busy: another process holds the lock.
+        RunLocked: another process holds the lock.
     """
     lock = FileLock(folder / ".lock")
     with suppress(NotImplementedError):
         try:
             lock.acquire(blocking=False)
         except Timeout as problem:
-            raise Busy(f"another process is at work in {folder}: wait for it, or choose another folder") from problem
+            raise RunLocked(f"another process is training in {folder}: wait, or choose another folder") from problem
         for left in folder.glob("*.[0-9]*.part"):
             if not left.name.endswith(f".{os.getpid()}.part"):
                 left.unlink(missing_ok=True)

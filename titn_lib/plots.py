@@ -167,13 +167,13 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
     inner = rearrange(patches[patch], "c (row y) (column x) -> (row column) c y x", row=pixels, column=pixels)
     draw_token_row(
         figure, 0.50, config, [as_pixels(pixel) for pixel in inner],
-        f"inner stream: {config.pixels} pixel tokens of {config.inner_width} dimensions in every patch",
+        f"inner stream: {config.num_pixel_tokens} pixel tokens of {config.inner_width} dimensions in every patch",
         f"{config.pixel_size}×{config.pixel_size} image pixels; they attend to each other, then update their patch",
     )  # fmt: skip
     special = ["distillation"] if config.distillation_token else []
     draw_token_row(
         figure, 0.05, config, ["class", *(as_pixels(piece) for piece in patches), *special],
-        f"outer stream: {config.tokens} tokens of {config.outer_width} dimensions",
+        f"outer stream: {config.num_tokens} tokens of {config.outer_width} dimensions",
         f"they attend to each other, too; {config.depth} blocks of both streams",
         framed=patch + 1,
     )  # fmt: skip
@@ -203,7 +203,7 @@ def draw_patch_zoom(
     draw_grid(inside, (side, side), pixels, pixels, 2)
     for spine in inside.spines.values():
         spine.set(edgecolor=accent, linewidth=3)
-    inside.set_title(f"a patch, {config.pixels} pixel tokens")
+    inside.set_title(f"a patch, {config.num_pixel_tokens} pixel tokens")
     for y in (0, 1):
         start = (corner[0] + side, corner[1] + (1 - y) * side)
         line = ConnectionPatch(start, (0, y), "data", "axes fraction", axesA=whole, axesB=inside, color=accent)
@@ -227,7 +227,7 @@ def draw_token_row(
     """
     colors = sns.color_palette("colorblind")
     axis = figure.add_axes((0.545, bottom, 0.455, 0.22))
-    axis.set(xlim=(0, max(config.tokens, config.pixels)), ylim=(-0.8, 1))
+    axis.set(xlim=(0, max(config.num_tokens, config.num_pixel_tokens)), ylim=(-0.8, 1))
     axis.axis("off")
     figure.text(0.545, bottom + 0.40, title, fontsize=12, weight="bold", va="top")
     figure.text(0.545, bottom + 0.32, note, fontsize=11, va="top")

@@ -33,21 +33,21 @@ def check_settings(config: Any) -> None:
         if integer and not all(type(number) is int for number in numbers):
             wanted = "an integer"
         elif integer and min(numbers) < 1:
-            wanted = "1 or more"
+            wanted = "at least 1"
         elif field.type is bool and not isinstance(value, bool):
             wanted = "True or False"
         elif field.type is float and not (isinstance(value, int | float) and math.isfinite(value)):
             wanted = "a number"
         elif value == ():
             wanted = "one or more"
-        require(not wanted, f"{field.name} must be {wanted} and is {value!r}")
+        require(not wanted, f"{field.name} must be {wanted}, not {value!r}")
 
 
 def require_tensor(images: Any) -> None:
     """Raises TITNError unless the images are a tensor."""
     if not isinstance(images, torch.Tensor):
         raise TITNError(
-            f"images must be a tensor and are of type {type(images).__name__}: convert arrays with torch.from_numpy, "
+            f"images must be a tensor, not {type(images).__name__}: convert arrays with torch.from_numpy, "
             "lists of tensors with torch.stack, and read files with titn_lib.load_image"
         )
 
@@ -70,7 +70,7 @@ def to_2tuple(size: Any) -> tuple[int, int]:
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise TITNError(f"image_size is a height and a width, or one number for both, 1 or more, and not {size!r}")
     if max(sides) > MAX_SIDE:
-        raise TITNError(f"image_size can be {MAX_SIDE:,} at most and is {max(sides):,}: choose a smaller one")
+        raise TITNError(f"image_size must be at most {MAX_SIDE:,}, not {max(sides):,}")
     return sides
 
 

@@ -153,7 +153,7 @@ def test_sizes_are_the_librarys():
     )
     projection = TITN(config).blocks[0].projection
     parameters = sum(weight.numel() for weight in projection.parameters())
-    assert exercise.check_sizes(config.tokens, projection.linear.in_features, parameters).right
+    assert exercise.check_sizes(config.num_tokens, projection.linear.in_features, parameters).right
 
 
 @pytest.mark.parametrize(

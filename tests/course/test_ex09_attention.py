@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from titn_lib import create_model
 from titn_lib.course import ex09_attention as exercise
 from titn_lib.interpret.attribution import rollout
-from titn_lib.interpret.faithfulness import cells, randomize_weights, rank_correlation
+from titn_lib.interpret.faithfulness import randomize_weights, rank_correlation, sum_cells
 
 
 def by_loops(attention):
@@ -94,7 +94,7 @@ def test_the_check_agrees_with_the_rollout_of_uniform_attention():
 
 def moved(function, model, images, blocks=None, mean=True):
     other = randomize_weights(model, model.config.depth + 1 if blocks is None else blocks, seed=3)
-    correlation = rank_correlation(cells(function(model, images), 2), cells(function(other, images), 2))
+    correlation = rank_correlation(sum_cells(function(model, images), 2), sum_cells(function(other, images), 2))
     return correlation.mean() if mean else correlation
 
 
@@ -104,13 +104,13 @@ def one_by_one(function, model, images):
 
 def by_cosine(function, model, images):
     other = randomize_weights(model, model.config.depth + 1, seed=3)
-    return F.cosine_similarity(*(cells(function(m, images), 2).flatten(1) for m in (model, other))).mean()
+    return F.cosine_similarity(*(sum_cells(function(m, images), 2).flatten(1) for m in (model, other))).mean()
 
 
 def same_heads(function, model, images):
     other = randomize_weights(model, model.config.depth + 1, seed=3)
     other.heads.load_state_dict(model.heads.state_dict())
-    return rank_correlation(cells(function(model, images), 2), cells(function(other, images), 2)).mean()
+    return rank_correlation(sum_cells(function(model, images), 2), sum_cells(function(other, images), 2)).mean()
 
 
 def with_correlation(correlation):
@@ -118,7 +118,7 @@ def with_correlation(correlation):
 
     def answer(function, model, images):
         other = randomize_weights(model, model.config.depth + 1, seed=3)
-        return correlation(*(cells(function(one, images), 2) for one in (model, other)))
+        return correlation(*(sum_cells(function(one, images), 2) for one in (model, other)))
 
     return answer
 
@@ -135,7 +135,7 @@ def spoil(function, model, images):
     before = function(model, images)
     for parameter in model.parameters():
         parameter.data.normal_()
-    return rank_correlation(cells(before, 2), cells(function(model, images), 2)).mean()
+    return rank_correlation(sum_cells(before, 2), sum_cells(function(model, images), 2)).mean()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def spoil(function, model, images):
         (lambda f, m, x: moved(f, m, x, blocks=0), "b", "the blocks kept their weights"),
         (lambda f, m, x: moved(f, m, x, blocks=2), "b", "the pixel embedding isn't"),
         (lambda f, m, x: moved(f, m, x, blocks=5), "b", "the pixel embedding isn't"),  # the notebook's own depth
-        (lambda f, m, x: rank_correlation(cells(f(m, x), 2), cells(f(m, x), 2)).mean(), "b", "the same weights"),
+        (lambda f, m, x: rank_correlation(*[sum_cells(f(m, x), 2)] * 2).mean(), "b", "the same weights"),
         (lambda f, m, x: 1 - moved(f, m, x), "b", "it should be 1"),
         (lambda f, m, x: -moved(f, m, x), "b", "it should be 1"),
         (lambda f, m, x: moved(f, m, x, mean=False), "b", "one number was asked for"),

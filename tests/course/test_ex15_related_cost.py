@@ -79,8 +79,8 @@ def test_attention_costs_what_pytorch_counts(tokens, monkeypatch):
 
 def test_closed_heads_save_what_the_library_says():
     model = create_model("adavit_nano", patch_size=4, outer_width=32, outer_heads=4, depth=2, distillation_token=False)
-    tokens = model.config.tokens
-    gates = Gates(torch.ones(1, 1, model.config.patches), torch.tensor([[[1, 1, 0, 0]]]), torch.ones(1, 1, 2))
+    tokens = model.config.num_tokens
+    gates = Gates(torch.ones(1, 1, model.config.num_patches), torch.tensor([[[1, 1, 0, 0]]]), torch.ones(1, 1, 2))
     whole = tokens * (4 * 32 * 32 + 2 * tokens * 32)
     assert model.saved_macs(gates).item() == whole // 2
 

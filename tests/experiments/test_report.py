@@ -202,7 +202,7 @@ def test_a_comparison_puts_the_base_first(rows):
         "3 of 3",
     ]  # fmt: skip
     assert cells[3][2:6] == ["57.00 ± 1.41", "56.00 ± 1.41", "+4.00 ± 1.67", "no"]
-    assert cells[4] == ["deep", "Deeper.", "", "pending", "", "", "", "", "", "14", "", "0 of 3"]
+    assert table[5:-1] == ["", "Pending: `deep`."]
     plain = comparison(rows, ["change"]).splitlines()[0]
     assert [cell.strip() for cell in plain.strip("|").split("|")] == [
         "", "what", "parameters", "MACs", "epochs", "validation top-1", "test top-1", "difference", "test top-5",
@@ -247,10 +247,25 @@ def test_an_experiment_is_not_compared_with_itself(folders):
     assert (own["own-wide"].compare, own["own-deep"].compare) == (None, "own-wide")
 
 
-def test_the_short_table_of_weights_has_the_test_accuracy(rows, monkeypatch):
-    monkeypatch.setattr("titn_lib.experiments.shipping.PRETRAINED_CANDIDATES", {"a": ("base",)})
-    table = render_tables("<!-- table pretrained -->\n<!-- /table -->", rows).splitlines()
-    assert table[1:-1] == ["| name | parameters | test top-1 (%) |", "| --- | --- | --- |", "| `a` | 0.00 M | 54.00 |"]
+def test_the_short_table_of_weights_has_the_students_with_their_losses(rows, monkeypatch):
+    monkeypatch.setattr("titn_lib.experiments.shipping.PRETRAINED_CANDIDATES", {"a": ("base",), "b": ("change-wide",)})
+    last = rows["base"].records[-1]
+    taught = replace(last, run=replace(last.run, loss="hard", teacher="vgg7_bn.cifar10"))
+    teacher = replace(last, run=replace(last.run, model="vgg7_bn"))
+    for record, line in ((last, "labels only"), (taught, "distillation, `hard`"), (teacher, None)):
+        changed = {**rows, "base": replace(rows["base"], records=[record])}
+        table = render_tables("<!-- table pretrained -->\n<!-- /table -->", changed).splitlines()
+        assert table[1:3] == ["| student | trained with | parameters | test top-1 (%) |", "| --- | --- | --- | --- |"]
+        assert table[3:-1] == [
+            *([f"| `a` | {line} | 0.00 M | 54.00 |"] if line else []),
+            "| `b` | labels only | 0.00 M | 57.00 |",
+        ]
+
+
+def test_a_page_without_records_names_what_is_pending(rows):
+    pending = {name: replace(row, records=[]) for name, row in rows.items()}
+    table = render_tables("<!-- table change -->\n<!-- /table -->", pending).splitlines()
+    assert table[1:-1] == ["Pending: `base`, `wide`, `deep`."]
 
 
 def test_the_summary_says_what_is_pending(rows):

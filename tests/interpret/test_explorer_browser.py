@@ -176,7 +176,7 @@ def test_rollout_and_relevance(show, scene):
             page.get_by_role("button", name=name).click()
             settle(page)
             classes = interpret.head_logits_fn(model, head)(floats[:1]).argmax(dim=-1) if weighted else None
-            cells = interpret.cells(interpret.relevance(model, floats[:1], head, classes).image, 2)[0]
+            cells = interpret.sum_cells(interpret.relevance(model, floats[:1], head, classes).image, 2)[0]
             agree(page, cells, cells.max())
             assert f"The {head} head predicts" in summary(page)
 
@@ -558,7 +558,7 @@ def test_relevance_by_keyboard(show, scene):
         page.keyboard.press(key)
         assert page.evaluate(state)["token"] == token, key
     settle(page)
-    cells = interpret.cells(interpret.relevance(scene[0], floats[:1], "class").image, 2)[0].reshape(4, 4, 4, 4)
+    cells = interpret.sum_cells(interpret.relevance(scene[0], floats[:1], "class").image, 2)[0].reshape(4, 4, 4, 4)
     share = 100 * float(cells[0, :, 1].sum())
     assert summary(page).endswith(f"comes from the image, {share:.1f} % from patch 2.")
     assert canvas(page).evaluate("(one) => one.toDataURL()") != before  # framed

@@ -109,7 +109,7 @@ def test_gradient_rollout_step_by_hand():
 def test_outer_rollout_pools_the_right_rows(student):
     images, config = random_images(student), student.config
     rolled = interpret.rollout(interpret.attention(student, images).outer)
-    last = config.tokens - config.distillation_token
+    last = config.num_tokens - config.distillation_token
     read = rolled[:, 0] if config.pooling == "class" else rolled[:, :last].mean(dim=1)
     torch.testing.assert_close(interpret.outer_rollout(student, images), read)
     torch.testing.assert_close(read.sum(dim=1), torch.ones(3))
@@ -179,7 +179,7 @@ def reference_relevance(model, image, head):
     config, maps = model.config, interpret.attention(model, image).outer
     inner = model.pixel_embedding(image)
     outer = model.patch_embedding(inner)
-    N, M, T, L = config.patches, config.pixels, config.tokens, config.depth
+    N, M, T, L = config.num_patches, config.num_pixel_tokens, config.num_tokens, config.depth
     beta, share, rolled = torch.zeros(L + 1, N), torch.zeros(L + 1, N, M), torch.zeros(L + 1, N, M, M)
 
     def inject(way, projection, normed, before):
@@ -290,7 +290,7 @@ def test_relevance_finds_the_only_pixel_that_matters(patch, pixel):
 
 def test_cells_and_their_order():
     maps = torch.tensor([[[1.0, 0, 0, 0, 5, 0], [0, 0, 2, 0, 0, 0], [0, 0, 0, 0, 0, 0], [2, 0, 9, 0, 0, 0]]])
-    assert interpret.cells(maps, 2).tolist() == [[1, 2, 5, 2, 9, 0]]
+    assert interpret.sum_cells(maps, 2).tolist() == [[1, 2, 5, 2, 9, 0]]
     assert interpret.order_cells(maps, 2).tolist() == [[4, 2, 1, 3, 0, 5]]  # equal ones in reading order
 
 

@@ -195,11 +195,11 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
-        ("vgg7_bn", {"num_classes": 0}, "num_classes must be 1 or more and is 0"),
-        ("care_nano", {"num_classes": -1}, "num_classes must be 1 or more"),
-        ("care_nano", {"patch_size": 0}, "patch_size must be 1 or more"),
-        ("fusion_nano", {"patch_size": 0}, "patch_size must be 1 or more"),
-        ("cmt_nano", {"stem_stride": 0}, "stem_stride must be 1 or more"),
+        ("vgg7_bn", {"num_classes": 0}, "num_classes must be at least 1, not 0"),
+        ("care_nano", {"num_classes": -1}, "num_classes must be at least 1"),
+        ("care_nano", {"patch_size": 0}, "patch_size must be at least 1"),
+        ("fusion_nano", {"patch_size": 0}, "patch_size must be at least 1"),
+        ("cmt_nano", {"stem_stride": 0}, "stem_stride must be at least 1"),
         ("cmt_nano", {"stages": ()}, "stages must be one or more"),
         ("vitae_nano", {"stages": ()}, "stages must be one or more"),
         ("care_nano", {"image_size": 36}, "an image_size that 8 divides"),
@@ -214,10 +214,10 @@ def test_invalid_settings(name, settings, says):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"units": 1.5}, "units must be an integer and is 1.5"),
-        ({"units": True}, "units must be an integer and is True"),
-        ({"ratio": None}, "ratio must be a number and is None"),
-        ({"bias": 2}, "bias must be True or False and is 2"),
+        ({"units": 1.5}, "units must be an integer, not 1.5"),
+        ({"units": True}, "units must be an integer, not True"),
+        ({"ratio": None}, "ratio must be a number, not None"),
+        ({"bias": 2}, "bias must be True or False, not 2"),
     ],
 )
 def test_settings_of_another_type(wrong, says):

@@ -53,11 +53,12 @@ def test_logits_and_attention(name):
             assert logits.shape == (3, 5)
             torch.testing.assert_close(logits, plain)
         assert len(attention.outer) == 2
-        assert attention.outer[0].shape[-2:] == (config.tokens, config.tokens)
+        assert attention.outer[0].shape[-2:] == (config.num_tokens, config.num_tokens)
         for rows in [*attention.inner, *attention.outer]:
             torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
     if name.startswith("t"):
-        assert attention.inner[0].shape == (3, config.patches, config.inner_heads, config.pixels, config.pixels)
+        pixels = config.num_pixel_tokens
+        assert attention.inner[0].shape == (3, config.num_patches, config.inner_heads, pixels, pixels)
 
 
 def test_only_the_inner_stream_depends_on_the_image():
@@ -206,14 +207,14 @@ def test_the_mlps_convolution_is_local_perception_of_its_hidden_layer():
         ({"image_size": (30, 32)}, "can't be cut into patches of 8"),
         ({"pixel_size": 3}, "can't be cut into pixel tokens of 3"),
         ({"inner_heads": 5}, "can't be divided among 5 heads"),
-        ({"depth": 0}, "depth must be 1 or more and is 0"),
-        ({"num_classes": 0}, "num_classes must be 1 or more and is 0"),
-        ({"inner_heads": 0}, "inner_heads must be 1 or more and is 0"),
-        ({"inner_head_width": 0}, "inner_head_width must be 1 or more and is 0"),
-        ({"pixel_size": 0}, "pixel_size must be 1 or more and is 0"),
-        ({"patch_size": -8}, "patch_size must be 1 or more and is -8"),
+        ({"depth": 0}, "depth must be at least 1, not 0"),
+        ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
+        ({"inner_heads": 0}, "inner_heads must be at least 1, not 0"),
+        ({"inner_head_width": 0}, "inner_head_width must be at least 1, not 0"),
+        ({"pixel_size": 0}, "pixel_size must be at least 1, not 0"),
+        ({"patch_size": -8}, "patch_size must be at least 1, not -8"),
         ({"image_size": (0, 32)}, r"image_size is a height and a width, .* not \(0, 32\)"),
-        ({"mlp_ratio": -1}, "mlp_ratio must be more than 0 and is -1"),
+        ({"mlp_ratio": -1}, "mlp_ratio must be greater than 0, not -1"),
         ({"pixel_embedding": "conv", "pixel_size": 8}, "stride 8 would skip image pixels"),
         ({"drop_path": 1}, "drop_path must be at least 0 and below 1"),
         ({"window": 2}, "unknown setting of titn_paper 'window'"),

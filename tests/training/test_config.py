@@ -30,13 +30,13 @@ def test_a_recipe_from_the_preset():
     with pytest.raises(TITNError, match="unknown student 'vgg7_bn'"):
         make_run(model="vgg7_bn")
     for changes, says in [
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"lr": -1.0}, "lr can't be negative"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"lr": -1.0}, "lr must be at least 0"),
         ({"ema_decay": 1.5}, "ema_decay must be below 1"),
-        ({"seed": -1}, "a seed can't be negative"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"image_size": (0, 8)}, "image_size is a height and a width, or one number for both, 1 or more"),
-        ({"lr": math.nan}, "lr must be a finite number and is nan"),
-        ({"temperature": 0.0}, "temperature must be more than 0"),
+        ({"lr": math.nan}, "lr must be finite, not nan"),
+        ({"temperature": 0.0}, "temperature must be greater than 0"),
         ({"loss": "cross_entropy", "teacher": "vgg7_bn"}, "the loss 'cross_entropy' needs no teacher"),
     ]:
         with pytest.raises(TITNError, match=says):
@@ -74,7 +74,7 @@ def test_a_number_that_is_a_text():
         recipe.__post_init__()
     recipe = Recipe()
     object.__setattr__(recipe, "epochs", 2.5)
-    with pytest.raises(TITNError, match=r"epochs must be a whole number and is 2\.5"):
+    with pytest.raises(TITNError, match=r"epochs must be a whole number, not 2\.5"):
         recipe.__post_init__()
 
 

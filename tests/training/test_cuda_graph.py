@@ -17,7 +17,7 @@ from titn_lib import create_model, load_model
 from titn_lib.data.datasets import load_dataset
 from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.transforms import Preprocessing
-from titn_lib.errors import Interrupted
+from titn_lib.errors import TrainingInterrupted
 from titn_lib.kernels import dispatch
 from titn_lib.losses.distillation import mixed_cross_entropy
 from titn_lib.losses.objective import Objective
@@ -87,7 +87,7 @@ def test_inputs_at_fixed_addresses_give_the_same_weights(tmp_path, monkeypatch, 
     made = []
     monkeypatch.setattr(trainer, "graphed_step", lambda _, optimizer, __: made.append(Repeated(optimizer)) or made[-1])
     count = stop_after(3, monkeypatch)
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(run, tmp_path / "graphed", device="cpu", progress=False)
     graphed = train(run, tmp_path / "graphed", device="cpu", progress=False)
     assert (len(count), len(made)) == (8, 2)
@@ -385,7 +385,7 @@ def test_a_graph_trains_as_the_plain_steps_do(tmp_path, monkeypatch, loss, chang
     run = run_with(loss, {**changes, "batch_size": 32, "train_images": 256, "test_images": 32})
     graphed = train(run, tmp_path / "graphed", device="cuda", progress=False)
     stop_after(6, monkeypatch)
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(run, tmp_path / "resumed", device="cuda", progress=False)
     resumed = train(run, tmp_path / "resumed", device="cuda", progress=False)
     monkeypatch.setattr(trainer, "graphed_step", lambda *_: None)

@@ -17,7 +17,7 @@ from titn_lib.data.datasets import load_dataset
 from titn_lib.data.images import ImageDataset
 from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.transforms import Preprocessing
-from titn_lib.errors import Interrupted
+from titn_lib.errors import TrainingInterrupted
 from titn_lib.losses.distillation import distillation_loss, mixed_cross_entropy
 from titn_lib.losses.objective import Objective
 from titn_lib.training.config import Recipe, Run
@@ -78,7 +78,7 @@ def test_images_that_changed_are_noticed(tmp_path, pets, run):
 
 
 def test_images_that_changed_are_noticed_when_resuming(tmp_path, pets, run):
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(run, tmp_path / "run", **OPTIONS, max_minutes=0)
     fill(pets / "round", 25, 20)
     with pytest.raises(TITNError, match="round has 25 images and had 24"):
@@ -104,7 +104,7 @@ def test_all_runs_of_a_comparison_are_named_at_once_when_images_changed(tmp_path
 
 def test_images_that_changed_are_named_before_the_recipe_that_follows_from_them(tmp_path, pets):
     small = make_run(str(pets), "titn_pico", loss="cross_entropy", image_size=16)
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(small, tmp_path / "run", **OPTIONS, max_minutes=0)
     fill(pets / "round", 200, 20)
     more = make_run(str(pets), "titn_pico", loss="cross_entropy", image_size=16)
@@ -117,7 +117,7 @@ def test_images_that_changed_are_named_before_the_recipe_that_follows_from_them(
 
 
 def test_records_and_checkpoints_from_before_have_no_fingerprint(tmp_path, pets, run):
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(run, tmp_path / "run", **OPTIONS, max_minutes=0)
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     del state["data"]

@@ -24,7 +24,7 @@ from titn_lib.data.datasets import add_label_noise, load_dataset, subset
 from titn_lib.data.images import ImageDataset
 from titn_lib.data.mixing import mix_batch
 from titn_lib.data.transforms import Preprocessing, normalize
-from titn_lib.errors import Busy, Interrupted
+from titn_lib.errors import RunLocked, TrainingInterrupted
 from titn_lib.losses.objective import Objective
 from titn_lib.losses.registry import OBJECTIVES
 from titn_lib.models.inference import predict
@@ -99,7 +99,7 @@ def test_what_is_finished_is_loaded_and_not_redone(finished, monkeypatch):
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path, finished):
     """Whether it has finished or was cut off."""
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(STUDENT, tmp_path / "cut", device="cpu", progress=False, max_minutes=0)
     other = replace(STUDENT, seed=1, recipe=replace(QUICK, lr=0.5))
     for folder in (finished[0] / "alone", tmp_path / "cut"):
@@ -403,7 +403,9 @@ def test_killed_at_a_random_moment_and_resumed_bit_for_bit(tmp_path, monkeypatch
 
 
 def test_a_time_limit_leaves_a_checkpoint(tmp_path):
-    with pytest.raises(Interrupted, match="stopped by the time limit in epoch 1 of 2; the same command goes on from"):
+    with pytest.raises(
+        TrainingInterrupted, match="stopped by the time limit in epoch 1 of 2; run the same command to resume from"
+    ):
         train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
     assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [CHECKPOINT]
     train(STUDENT, tmp_path, device="cpu", progress=False)
@@ -420,7 +422,7 @@ def test_stopped_after_every_single_step(tmp_path, run):
         try:
             train(run, tmp_path / "stopped", device="cpu", progress=False, max_minutes=0)
             break
-        except Interrupted:
+        except TrainingInterrupted:
             continue
     assert sessions == 7  # two epochs of three steps, and one that finds nothing left to do
     whole, stopped = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "stopped"))
@@ -445,7 +447,7 @@ def test_ctrl_c_during_the_last_evaluation_does_not_get_lost(tmp_path, monkeypat
 
     monkeypatch.setattr(trainer, "evaluate", interrupted)
     once = replace(STUDENT, recipe=replace(QUICK, epochs=1))
-    with pytest.raises((Interrupted, KeyboardInterrupt)):
+    with pytest.raises((TrainingInterrupted, KeyboardInterrupt)):
         train(once, tmp_path, device="cpu", progress=False)
 
 
@@ -460,7 +462,7 @@ def test_ctrl_c_ends_between_two_steps(tmp_path, monkeypatch, number):
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(trainer.Trainer, "train_step", interrupted)
-    with pytest.raises(Interrupted, match=f"stopped by {number.name}"):
+    with pytest.raises(TrainingInterrupted, match=f"stopped by {number.name}"):
         train(STUDENT, tmp_path, device="cpu", progress=False)
     assert (tmp_path / CHECKPOINT).exists()
     assert signal.getsignal(number) is before
@@ -478,7 +480,7 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.Trainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         train(STUDENT, tmp_path, device="cpu", progress=False)
-    assert caught.type is KeyboardInterrupt  # not Interrupted, which comes between two steps
+    assert caught.type is KeyboardInterrupt  # not TrainingInterrupted, which comes between two steps
 
 
 @pytest.mark.usefixtures("ctrl_c")
@@ -530,7 +532,7 @@ def test_a_time_limit_is_for_all_that_the_run_needs(tmp_path, monkeypatch, ticki
 
 def test_seconds_add_up_over_sessions(tmp_path, ticking):
     whole = train(STUDENT, tmp_path / "whole", device="cpu", progress=False)
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(STUDENT, tmp_path / "cut", device="cpu", progress=False, max_minutes=0.5)
     assert torch.load(tmp_path / "cut" / CHECKPOINT)["progress"]["seconds"] > 10
     done = train(STUDENT, tmp_path / "cut", device="cpu", progress=False)
@@ -596,11 +598,11 @@ def test_two_processes_do_not_make_one_run(tmp_path):
     code += " print('in', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(Busy, match="another process is at work in"):
+        with pytest.raises(RunLocked, match="another process is training in"):
             train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
         assert not (tmp_path / CHECKPOINT).exists()
         other.communicate()
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
 
 
@@ -609,7 +611,7 @@ def test_a_disk_without_locks(tmp_path, monkeypatch):
         raise NotImplementedError("no flock here")
 
     monkeypatch.setattr("filelock.FileLock.acquire", none)
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
 
 
@@ -654,7 +656,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
 
 
 def test_a_damaged_checkpoint(tmp_path):
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
     whole = (tmp_path / CHECKPOINT).read_bytes()
     for content in (b"", b"nonsense", whole[: len(whole) // 2]):
@@ -670,7 +672,7 @@ def test_a_damaged_checkpoint(tmp_path):
 
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(STUDENT, tmp_path, device="cpu", progress=False, max_minutes=0)
     before = (tmp_path / CHECKPOINT).read_bytes()
     (tmp_path / f"{CHECKPOINT}.{os.getpid()}.part").symlink_to("/dev/full")
@@ -767,7 +769,7 @@ def test_predict_checks_its_images_and_leaves_the_network_as_it_was():
         with pytest.raises(TITNError, match=says):
             predict(network, wrong, about)
     with pytest.raises(TITNError, match="pass a Preprocessing"):
-        predict(network, images, network.preprocessing)
+        predict(network, images)
     network.train().pixel_embedding.eval()  # frozen batch normalization
     with pytest.raises(TITNError):
         predict(network, images[:, :, :8], about)

@@ -36,7 +36,7 @@ def arrow(
 
 def draw_block(axis: Axes, x: float, number: int, config: TITNConfig) -> None:
     """One step of both streams."""
-    N, M, c, d = config.patches, config.pixels, config.inner_width, config.outer_width
+    N, M, c, d = config.num_patches, config.num_pixel_tokens, config.inner_width, config.outer_width
     axis.add_patch(plt.Rectangle((x - 1.9, 0.05), 3.8, 6.75, facecolor="0.96", edgecolor="0.6", zorder=0))
     axis.text(x, 6.9, f"block {number}", ha="center", va="bottom", fontsize=14, weight="bold")
     box(axis, x, 5.8, f"inner layer\n{config.inner_heads} heads", COLORS[0])
@@ -48,7 +48,7 @@ def draw_block(axis: Axes, x: float, number: int, config: TITNConfig) -> None:
 
 def draw_heads(axis: Axes, config: TITNConfig) -> None:
     """The heads and their input rows."""
-    T, two = config.tokens, config.distillation_token
+    T, two = config.num_tokens, config.distillation_token
     rows = f"mean of\nrows 0–{T - 1 - two}" if config.pooling == "mean" else "row 0"
     y = 3.4 if two else 1.0
     box(axis, 19.4, y, f"class head\nLN, {config.outer_width} → {config.num_classes}", COLORS[2], 3)
@@ -61,7 +61,8 @@ def draw_heads(axis: Axes, config: TITNConfig) -> None:
 
 def draw_model(config: TITNConfig) -> Figure:
     """Both streams of a TITN or TNT, drawn from its settings."""
-    N, M, c, d, T = config.patches, config.pixels, config.inner_width, config.outer_width, config.tokens
+    N, M, T = config.num_patches, config.num_pixel_tokens, config.num_tokens
+    c, d = config.inner_width, config.outer_width
     figure, axis = plt.subplots(figsize=(14, 5.6), layout="constrained")
     axis.set(xlim=(0, 21), ylim=(0, 7.4))
     axis.axis("off")

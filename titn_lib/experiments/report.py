@@ -12,6 +12,7 @@ A page marks the place of a table, and `titn report --write` fills it in:
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -44,17 +45,20 @@ def comparison(rows: dict[str, ExperimentSummary], names: Iterable[str], page: b
     """Experiments side by side, as a Markdown table; with throughput in place of top-5 where it has been measured.
 
     Args:
-        page: accuracy before cost, and a column that says which differences are significant.
+        page: accuracy before cost, a column that says which differences are significant, and pending experiments by
+            their names below the table.
     """
-    chosen = select_rows(rows, names)
+    selected = select_rows(rows, names)
+    chosen = [row for row in selected if row.records] if page else selected
     compared = any(row.experiment.compare for row in chosen)
     timed = any(row.speeds for row in chosen)
-    full_names = len({row.experiment.file for row in chosen}) == len(chosen)
+    full_names = len({row.experiment.file for row in selected}) == len(selected)
+    pending = [f"`{short_name(row, full_names)}`" for row in selected if row not in chosen]
     lines = []
     for row in chosen:
         experiment, records = row.experiment, row.records
         line = {
-            "": experiment.name if full_names else experiment.variant or experiment.name,
+            "": short_name(row, full_names),
             "what": experiment.description,
             "parameters": f"{records[0].parameters:,}" if records else "",
             "MACs": macs_cell(records) if records else "",
@@ -75,7 +79,15 @@ def comparison(rows: dict[str, ExperimentSummary], names: Iterable[str], page: b
         columns = sorted(line, key=lambda name: name in COST) if page else line
         shown = {name: line[name] for name in columns if name not in hidden}
         lines.append({name: page_cell(name, cell) for name, cell in shown.items()} if page else shown)
-    return markdown_table(list(lines[0]), [list(line.values()) for line in lines])
+    parts = [markdown_table(list(lines[0]), [list(line.values()) for line in lines])] if lines else []
+    if pending:
+        parts.append(textwrap.fill(f"Pending: {', '.join(pending)}.", 120, break_on_hyphens=False))
+    return "\n\n".join(parts)
+
+
+def short_name(row: ExperimentSummary, full: bool = False) -> str:
+    """The name of a row: the variant's, if `full` is false and there is one."""
+    return row.experiment.name if full else row.experiment.variant or row.experiment.name
 
 
 def validation_top1(record: RunResult) -> float:
@@ -94,7 +106,7 @@ def validation_table(*names: str) -> str:
     recorded, lines = recorded_rows(), []
     rows = [row for row in select_rows(recorded, names) if row.records]
     for row in rows:
-        record, name = row.records[0], row.experiment.variant or row.experiment.name
+        record, name = row.records[0], short_name(row)
         cost = [f"{record.parameters:,}", f"{record.macs / 1e6:.1f} M", str(record.run.recipe.epochs)]
         gap = "" if row is rows[0] else difference_between(row, rows[0], recorded, validation_top1)
         seeds = str(len(row.records))
@@ -192,7 +204,7 @@ def seed_values(rows: dict[str, ExperimentSummary]) -> dict[str, dict[str, list[
     """What the figure of each settings file shows: test top-1 of every seed, by variant. Files need two variants."""
     found = {}
     for file, chosen in groups(rows).items():
-        values = {row.experiment.variant or row.experiment.name: row.values(top1) for row in chosen if row.records}
+        values = {short_name(row): row.values(top1) for row in chosen if row.records}
         if len(values) > 1:
             found[file] = values
     return found

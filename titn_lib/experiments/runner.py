@@ -1,12 +1,13 @@
-"""Make the runs of experiments, and list which are done, under way or pending."""
+"""Run experiments, and list which runs are done, under way or pending."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from titn_lib.errors import Busy, Interrupted
+from titn_lib.errors import RunLocked, TrainingInterrupted
 from titn_lib.experiments.settings import Experiment
 from titn_lib.io import write_atomically
 from titn_lib.models.weights import load_model, save_model
@@ -24,8 +25,10 @@ def record_path(results: Path, experiment: Experiment, seed: int) -> Path:
     return results / f"{experiment.run_id(seed)}.json"
 
 
-def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path, **options: Any) -> RunResult:
-    """Make one run and copy its record to `results`.
+def run_experiment(
+    experiment: Experiment, seed: int, runs: Path, results: Path, again: bool = False, **options: Any
+) -> RunResult:
+    """Train one run and copy its record to `results`.
 
     The teacher and the initial weights come from `runs` or `results`, or are trained first. The weights are saved next
     to the record as float16, except for those of variants and those over 16 MiB.
@@ -33,6 +36,7 @@ def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path,
     Args:
         runs: the folder of work in progress.
         results: the folder of records.
+        again: the run has finished before. Its weights and record are replaced when the new run has finished.
         options: `device`, `max_minutes` and `progress`, as in `train`.
     """
     folder, target = runs / experiment.run_id(seed), record_path(results, experiment, seed)
@@ -43,19 +47,27 @@ def run_experiment(experiment: Experiment, seed: int, runs: Path, results: Path,
             restore(run_id, runs, results)
     record = train(
         experiment.runs[seed],
-        folder,
+        rerun_dir(folder) if again else folder,
         teacher_dir=runs / experiment.teacher if experiment.teacher else None,
         init_from_dir=runs / initial if initial else None,
         **options,
     )
     if not is_main_process():
         return record
+    if again:
+        shutil.rmtree(folder, ignore_errors=True)
+        rerun_dir(folder).rename(folder)
     model = load_model(folder / WEIGHTS)
     small = 2 * sum(tensor.numel() for tensor in model.state_dict().values()) < MAX_WEIGHTS_BYTES
     if small and not experiment.variant:
         save_model(model, target.with_suffix(".safetensors"), model.preprocessing, torch.float16)
     write_atomically(target, (folder / RECORD).read_bytes())
     return record
+
+
+def rerun_dir(folder: Path) -> Path:
+    """Where a finished run is trained once more."""
+    return folder.with_name(f"{folder.name}-rerun")
 
 
 def restore(run_id: str, runs: Path, results: Path) -> None:
@@ -67,52 +79,57 @@ def restore(run_id: str, runs: Path, results: Path) -> None:
         write_atomically(folder / RECORD, weights.with_suffix(".json").read_bytes())
 
 
-def run_pending(
-    experiments: dict[str, Experiment], runs: Path, results: Path, max_minutes: float | None, device: str = "auto"
+def run_experiments(
+    experiments: dict[str, Experiment],
+    runs: Path,
+    results: Path,
+    max_minutes: float | None,
+    device: str = "auto",
+    rerun: Collection[str] = (),
 ) -> None:
-    """Make the pending runs in order, until none is left or the time is up. Interrupted runs are resumed.
+    """Run what is pending, in order, until none is left or the time is up. Interrupted runs are resumed.
 
-    Several processes may share the list: a run that another process is making is skipped.
+    Several processes may share the list: a run that another process is training is skipped.
+
+    Args:
+        rerun: the experiments whose finished runs are repeated, too.
 
     Raises:
-        Interrupted: the time is up, or Ctrl-C.
+        TrainingInterrupted: the time is up, or Ctrl-C.
     """
     deadline = Deadline.after(max_minutes)
     begun = False
     for experiment in experiments.values():
         for seed in experiment.runs:
-            if not record_path(results, experiment, seed).exists():
+            finished = record_path(results, experiment, seed).exists()
+            if not finished or experiment.name in rerun:
                 if begun and deadline.passed:
-                    raise Interrupted(f"stopped by {TIME_LIMIT} before {experiment.name}; the same command goes on")
+                    raise TrainingInterrupted(
+                        f"stopped by {TIME_LIMIT} before {experiment.name}: run the same command to resume"
+                    )
                 begun = True
                 if is_main_process():
                     print(f"{experiment.name}, seed {seed}: {experiment.description}", flush=True)
+                options: dict[str, Any] = {"max_minutes": deadline.minutes_left, "device": device}
                 try:
-                    run_experiment(experiment, seed, runs, results, max_minutes=deadline.minutes_left, device=device)
-                except Busy as problem:
+                    run_experiment(experiment, seed, runs, results, again=finished, **options)
+                except RunLocked as problem:
                     print(f"  skipped: {problem}", flush=True)
-
-
-def reset(experiment: Experiment, runs: Path, results: Path) -> None:
-    """Make a finished experiment pending again, by deleting its runs and records. An unfinished one stays as it is."""
-    if not all(record_path(results, experiment, seed).exists() for seed in experiment.runs):
-        return
-    shutil.rmtree(runs / experiment.name, ignore_errors=True)
-    shutil.rmtree(results / experiment.name, ignore_errors=True)
 
 
 def list_experiments(experiments: dict[str, Experiment], runs: Path, results: Path) -> str:
     """A line for each run: done (with its accuracy), under way, or pending."""
-    width = max(map(len, experiments))
+    width = max(map(len, experiments), default=0)
     lines = []
     for experiment in experiments.values():
         for seed, run in experiment.runs.items():
-            path = record_path(results, experiment, seed)
+            path, folder = record_path(results, experiment, seed), runs / experiment.run_id(seed)
             if path.exists():
                 record = load_record(path)
                 state = f"done, test top-1 {record.test['top1']:.2f} %, {record.seconds / 60:.0f} min"
                 state += ", but with other settings than the file has now" if diff_runs(record.run, run) else ""
+                state += ", rerun under way" if (rerun_dir(folder) / CHECKPOINT).exists() else ""
             else:
-                state = "under way" if (runs / experiment.run_id(seed) / CHECKPOINT).exists() else "pending"
+                state = "under way" if (folder / CHECKPOINT).exists() else "pending"
             lines.append(f"{experiment.name:{width}}  seed {seed}  {experiment.preset:6}  {state}")
     return "\n".join(lines)

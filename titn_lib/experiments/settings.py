@@ -1,27 +1,7 @@
 """Settings files of experiments, in experiments/.
 
-A settings file is a few lines of TOML. Its file name holds its order and its name (`20-cifar10-titn_paper.toml`):
-
-    description = "The published model on CIFAR-10."
-    data = "cifar10"
-    model = "titn_paper"
-    preset = "gpu"                        # smoke, laptop or gpu: the default recipe, and the machine it is meant for
-    seeds = [0, 1, 2]
-    loss = "hard"                         # one of losses.list_losses()
-    teacher = "cifar10-vgg16_bn"          # another experiment (its first seed)
-    init_from = "cifar10-titn_nano-gpu"   # another experiment, whose weights initialize the run with the same seed
-
-    [recipe]                              # settings that differ from the default recipe
-    epochs = 300
-
-    [model_settings]                      # settings that differ from the model's preset
-
-    [variants.shallow]                    # defines the experiment "cifar10-titn_paper-shallow": all of the above, with
-    description = "Half the depth."       # these changes. With variants, the lines above are no experiment themselves.
-    model_settings.depth = 6
-
-`variants = "NAME"` copies the variants of an earlier file. Variants are made for comparisons: only their records are
-kept, not their weights. `compare = "NAME"` names the experiment to compare with, which may be one of the variants.
+A settings file is a few lines of TOML; experiments/README.md shows one. Its file name holds its order and its name, as
+in `20-cifar10-titn_paper-gpu.toml`. Variants are made for comparisons: only their records are kept, not their weights.
 """
 
 import tomllib

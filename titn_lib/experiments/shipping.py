@@ -11,13 +11,14 @@ from titn_lib.experiments.runner import record_path
 from titn_lib.experiments.settings import Experiment
 from titn_lib.experiments.statistics import ExperimentSummary, mean_and_spread, top1, top5
 from titn_lib.io import markdown_table, write_atomically
+from titn_lib.models.registry import is_teacher
 from titn_lib.training.records import RunResult
 
 SUMMARY = {  # column: experiment
     "`titn_paper`, published recipe¹": "{data}-students-gpu-titn",
-    "small student² alone, laptop": "{data}-{small}-alone-laptop",
-    "small student² distilled, laptop": "{data}-{small}-hard-laptop",
-    "our best³, laptop": "{data}-{best}-laptop",
+    "small student² alone": "{data}-{small}-alone-laptop",
+    "small student² distilled": "{data}-{small}-hard-laptop",
+    "our best³": "{data}-{best}-laptop",
 }
 SMALL_STUDENT = {"cifar10": "titn_nano", "cifar100": "titn_nano", "mnist": "titn_pico"}
 BEST = {"cifar10": "titn_mini_conv", "cifar100": "titn_mini", "mnist": "titn_pico-long"}
@@ -84,12 +85,18 @@ def weights_table(rows: dict[str, ExperimentSummary]) -> str:
 
 
 def short_weights_table(rows: dict[str, ExperimentSummary]) -> str:
-    """The pretrained weights in the package, as a Markdown table of three columns."""
+    """The pretrained students in the package, as a Markdown table of four columns."""
     lines = [
-        [f"`{name}`", f"{record.parameters / 1e6:.2f} M", f"{record.test['top1']:.2f}"]
+        [
+            f"`{name}`",
+            "labels only" if record.run.loss == "cross_entropy" else f"distillation, `{record.run.loss}`",
+            f"{record.parameters / 1e6:.2f} M",
+            f"{record.test['top1']:.2f}",
+        ]
         for name, (_, record) in choose_weights(rows).items()
+        if not is_teacher(record.run.model)
     ]
-    return markdown_table(["name", "parameters", "test top-1 (%)"], lines)
+    return markdown_table(["student", "trained with", "parameters", "test top-1 (%)"], lines)
 
 
 def ship_weights(rows: dict[str, ExperimentSummary], results: Path, folder: Path) -> None:

@@ -20,11 +20,11 @@ from titn_lib.interpret.faithfulness import (
     auc,
     blur,
     bootstrap_ci,
-    cells,
     order_cells,
     perturbation_curve,
     randomize_weights,
     rank_correlation,
+    sum_cells,
 )
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "auc",
     "blur",
     "bootstrap_ci",
-    "cells",
     "gradient_rollout_step",
     "head_logits_fn",
     "injection_shares",
@@ -48,6 +47,7 @@ __all__ = [
     "rollout",
     "rollout_step",
     "rollouts",
+    "sum_cells",
     "to_pixels",
     "update_shares",
 ]

@@ -141,7 +141,7 @@ def forward_with_attention(
     elif model.heads.pooling == "class":
         head_weights[:, 0] = 1
     else:
-        patches = model.config.patches
+        patches = model.config.num_patches
         head_weights[:, : 1 + patches] = 1 / (1 + patches)
     if classes is None:
         return encoding, head_weights, [rollout_step(block) for block in maps]
@@ -228,7 +228,7 @@ def injection_shares(
 ) -> Float[Tensor, "injection batch patch pixel"]:
     """β_l s_l (Â_l ⋯ Â_1) of `relevance`: the share of each patch token that is injected by the embedding and by each
     block, for each pixel token of the image."""
-    batch, patches, depth = len(images), model.config.patches, len(encoding.hidden_states)
+    batch, patches, depth = len(images), model.config.num_patches, len(encoding.hidden_states)
     if not isinstance(model, TITN):
         whole = torch.ones(1, batch, patches, 1).to(images)
         return torch.cat([whole, whole.new_zeros(depth, batch, patches, 1)])

@@ -16,7 +16,7 @@ from titn_lib.interpret.attribution import Classes, require_attention
 from titn_lib.models.base import TokenClassifier
 
 
-def cells(maps: Float[Tensor, "batch height width"], side: int) -> Float[Tensor, "batch cell"]:
+def sum_cells(maps: Float[Tensor, "batch height width"], side: int) -> Float[Tensor, "batch cell"]:
     """Sums over cells of side × side image pixels, in reading order."""
     return rearrange(maps, "batch (row y) (column x) -> batch (row column) (y x)", y=side, x=side).sum(dim=-1)
 
@@ -26,7 +26,7 @@ def order_cells(maps: Float[Tensor, "batch height width"], side: int) -> Int64[T
 
     Maps from `torch.rand` have a random order, the baseline.
     """
-    return cells(maps, side).argsort(dim=1, descending=True, stable=True)
+    return sum_cells(maps, side).argsort(dim=1, descending=True, stable=True)
 
 
 def perturbation_curve(

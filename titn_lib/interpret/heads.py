@@ -106,7 +106,7 @@ def statistics(model: TokenClassifier, images: Images, stream: str) -> tuple[Ten
         between, maps = attention, attention.mean(dim=(0, -2))
         grid = (side, side)
     else:
-        patches = slice(1, 1 + model.config.patches)  # after the class token
+        patches = slice(1, 1 + model.config.num_patches)  # after the class token
         between, maps, grid = (
             attention[..., patches, patches],
             attention[..., 0, patches].mean(dim=0),

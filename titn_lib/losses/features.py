@@ -35,7 +35,7 @@ class FeatureDistillationLoss(nn.Module):
         depth, stages = student.config.depth, len(channels)
         self.pairs = [(max(0, round(depth * part / 3) - 1), stages - 4 + part) for part in (1, 2, 3)]
         self.channels = [channels[stage] for _, stage in self.pairs]
-        self.grid, self.patches = student.config.grid, student.config.patches
+        self.grid, self.patches = student.config.grid, student.config.num_patches
 
     def match_features(
         self,

@@ -49,7 +49,7 @@ class Relabeling(Objective):
     ) -> LossAndLogits:
         """Returns the loss and the network's logits, the mean of both heads."""
         if targets.lam != 1:
-            raise TITNError("relabeling needs one true class and can't use mixed images: leave cutmix and mixup out")
+            raise TITNError("relabeling can't use mixed images: set both cutmix and mixup to 0")
         _, heads = self.forward_heads(images)
         logits = (heads[0] + heads[1]) / 2
         labels = targets.a

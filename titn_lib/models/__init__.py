@@ -1,6 +1,6 @@
 """Networks by name: students, related systems, teachers.
 
-- titn.py: TITN and TNT, the paper's figure in code; titn_presets.py: their sizes.
+- titn.py: TITN and TNT, the architecture in code; titn_presets.py: their sizes.
 - vit.py: ViT and distilled ViT, the baselines of the paper.
 - teachers.py: convolutional teachers.
 - related/: other systems from the literature, one file each.
@@ -10,16 +10,25 @@
 - hub.py, timm_models.py: the same models on the Hugging Face Hub and in timm; optional, imported by name only.
 """
 
-from titn_lib.models import titn_presets, vit  # they register their models, in the order of list_models
+from titn_lib.models import titn_presets, vit  # noqa: F401  they register their models, in the order of list_models
 
-from titn_lib.models import related, teachers  # isort: skip
+from titn_lib.models import related, teachers  # noqa: F401  # isort: skip
 from titn_lib.models.external import ExternalTeacher
 from titn_lib.models.inference import predict
 from titn_lib.models.registry import count_macs, count_parameters, create_model, list_models, register_model
+from titn_lib.models.teachers import Teacher, TeacherConfig
+from titn_lib.models.titn import TITN, TITNConfig
+from titn_lib.models.vit import ViT, ViTConfig
 from titn_lib.models.weights import list_pretrained, load_model, save_model
 
 __all__ = [
+    "TITN",
     "ExternalTeacher",
+    "TITNConfig",
+    "Teacher",
+    "TeacherConfig",
+    "ViT",
+    "ViTConfig",
     "count_macs",
     "count_parameters",
     "create_model",
@@ -28,9 +37,5 @@ __all__ = [
     "load_model",
     "predict",
     "register_model",
-    "related",
     "save_model",
-    "teachers",
-    "titn_presets",
-    "vit",
 ]

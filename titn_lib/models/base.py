@@ -115,13 +115,13 @@ class TokenConfig(Config, Protocol):
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
-    def patches(self) -> int:
+    def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         """Outer tokens: class, patches and, where there is one, distillation."""
-        return 1 + self.patches + self.distillation_token
+        return 1 + self.num_patches + self.distillation_token
 
 
 class TokenClassifier(Classifier):
@@ -167,7 +167,7 @@ def check_student(config: Any) -> None:
     """Raises TITNError for invalid settings of a TITN or ViT, and for images that can't be cut into patches."""
     check_settings(config)
     if config.mlp_ratio <= 0:
-        raise TITNError(f"mlp_ratio must be more than 0 and is {config.mlp_ratio}")
+        raise TITNError(f"mlp_ratio must be greater than 0, not {config.mlp_ratio}")
     check_patches(config.image_size, config.patch_size)
 
 

@@ -5,7 +5,7 @@
     from_timm_vit(network)                       timm's ViT or DeiT as this library's `ViT`, for its attention maps
     ExternalTeacher(network, mean, std)          a network of your own, for `train(..., teacher=…)`
 
-timm is imported where it is needed: `pip install "titn-lib[timm]"`.
+timm is imported where it is needed: `pip install timm`.
 """
 
 import copy
@@ -71,7 +71,7 @@ def import_timm() -> ModuleType:
     try:
         import timm
     except ImportError as problem:
-        raise TITNError('networks of timm need one more package: pip install "titn-lib[timm]"') from problem
+        raise TITNError("networks from timm need one more package: pip install timm") from problem
     return timm
 
 
@@ -227,7 +227,7 @@ def from_timm_tnt(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], TITNCon
         ours = reshape_all(found, shapes(build_on_meta(TITN, config).state_dict()))
         if ours is not None:
             return ours, config
-    raise TITNError("these weights of timm's TNT are neither of its small nor of its base size: take one of those")
+    raise TITNError("of timm's TNTs, only the weights of tnt_s and tnt_b can be loaded")
 
 
 # --- timm's ViT and DeiT as ours
@@ -273,7 +273,7 @@ def from_timm_vit(network: nn.Module) -> ViT | None:
         distillation_token="dist_token" in theirs, norm_eps=vit.norm.eps,
     )  # fmt: skip
     if config.distillation_token:  # timm's second token, our last
-        first, distillation, patches = theirs["pos_embed"].split([1, 1, config.patches], dim=1)
+        first, distillation, patches = theirs["pos_embed"].split([1, 1, config.num_patches], dim=1)
         theirs["pos_embed"] = torch.cat([first, patches, distillation], dim=1)
     found = {our_name(key, VIT_OUTSIDE, VIT_INSIDE): value for key, value in theirs.items()}
     if config.distillation_token:  # both heads have the one norm

@@ -1,4 +1,4 @@
-"""Share trained models on the Hugging Face Hub. Optional: `pip install "titn-lib[hub]"`.
+"""Share trained models on the Hugging Face Hub. Optional: `pip install huggingface_hub`.
 
     push_to_hub(model, "user/titn-flowers")
     model = from_pretrained("user/titn-flowers")
@@ -47,7 +47,7 @@ from titn_lib.models.hub import from_pretrained
 
 model = from_pretrained("{repo}")
 image = load_image("image.png", {in_channels}, model.config.image_size)
-logits = predict(model, image[None], model.preprocessing)
+logits = predict(model, image[None])
 ```
 
 Say here what the model is for, how well it does, and under which license you share it.
@@ -176,9 +176,7 @@ def import_hub() -> ModuleType:
     try:
         import huggingface_hub
     except ImportError as problem:
-        raise TITNError(
-            'models on the Hugging Face Hub need one more package: pip install "titn-lib[hub]"'
-        ) from problem
+        raise TITNError("the Hugging Face Hub needs one more package: pip install huggingface_hub") from problem
     return huggingface_hub
 
 

@@ -26,7 +26,7 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, images: Tensor, preprocessing: Preprocessing | None, batch_size: int | None = None
+    network: nn.Module, images: Tensor, preprocessing: Preprocessing | None = None, batch_size: int | None = None
 ) -> Float[Tensor, "image classes"]:
     """Logits of uint8 images, in evaluation mode, on the network's device.
 
@@ -34,16 +34,18 @@ def predict(
 
     Args:
         images: "image channel height width", uint8.
-        preprocessing: how the training images were normalized; `model.preprocessing` of a loaded model.
+        preprocessing: how the training images were normalized; by default the model's own, which `load_model` reads.
         batch_size: by default 500 for 32×32 images (4,000 on a GPU), and fewer for larger ones.
 
     Raises:
-        TITNError: the images aren't a uint8 batch of the size that the network takes, or `preprocessing` is None.
+        TITNError: the images aren't a uint8 batch of the size that the network takes, or neither the call nor the model
+            has a preprocessing.
     """
+    preprocessing = preprocessing or getattr(network, "preprocessing", None)
     if preprocessing is None:
         raise TITNError(
-            "predict must know how images were normalized: pass a Preprocessing (a loaded model has the one that was "
-            "saved with it)"
+            "predict must know how the training images were normalized: pass a Preprocessing, or load a model that was "
+            "saved with one"
         )
     require_tensor(images)
     mean, std = preprocessing.mean, preprocessing.std

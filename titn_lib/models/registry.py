@@ -120,8 +120,8 @@ def require_unmodified(model: Classifier) -> Classifier:
     made = build_on_meta(type(model), model.config)
     if shapes(model.state_dict()) != shapes(made.state_dict()):
         raise TITNError(
-            f"this {model.config.name} is no longer what its settings make, and couldn't be loaded again: pass the "
-            "settings to create_model or load_model (num_classes=…), or save its state_dict"
+            f"this {model.config.name} was modified after create_model, so its settings no longer describe it: pass "
+            "what differs to create_model or load_model (num_classes=…), or use its state_dict"
         )
     return made
 
@@ -137,7 +137,7 @@ def count_macs(model: Classifier) -> int:
     PyTorch's counter runs on the meta device, because it can't see into the C++ kernels.
 
     Raises:
-        TITNError: the model is no longer what its settings make.
+        TITNError: the model was modified after `create_model`.
     """
     made = require_unmodified(model).eval()
     images = torch.empty(1, model.config.in_channels, *model.config.image_size, device="meta")

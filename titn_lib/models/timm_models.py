@@ -1,4 +1,4 @@
-"""This library's students in timm. Optional: `pip install "titn-lib[timm]"`.
+"""This library's students in timm. Optional: `pip install timm`.
 
     import timm
     import titn_lib.models.timm_models  # registers them
@@ -25,7 +25,7 @@ from titn_lib.models.weights import PRETRAINED_DIR, list_pretrained, load_model
 try:
     from timm.models import generate_default_cfgs, register_model
 except ImportError as problem:
-    raise TITNError('models in timm need one more package: pip install "titn-lib[timm]"') from problem
+    raise TITNError("models in timm need one more package: pip install timm") from problem
 
 TIMM_NAMES = {"in_chans": "in_channels", "img_size": "image_size", "drop_path_rate": "drop_path"}
 # Shipped weights of a model with other settings, by the name before the dot.

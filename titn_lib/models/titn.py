@@ -97,7 +97,7 @@ class TITNConfig(TokenConfig):
         )
 
     @property
-    def pixels(self) -> int:
+    def num_pixel_tokens(self) -> int:
         """Pixel tokens per patch."""
         return (self.patch_size // self.pixel_size) ** 2
 
@@ -115,7 +115,7 @@ class PixelEmbedding(nn.Module):
             self.embed = conv_stem(channels, width, stride=size)
         else:
             self.embed = nn.Conv2d(channels, width, kernel_size=7, stride=size, padding=3)
-        self.pos_embed = nn.Parameter(torch.empty(config.pixels, width))
+        self.pos_embed = nn.Parameter(torch.empty(config.num_pixel_tokens, width))
 
     def forward(self, images: Images) -> Inner:
         rows, columns = self.config.grid
@@ -145,7 +145,7 @@ class PixelToPatch(nn.Module):
 
     def __init__(self, config: TITNConfig, norm: Literal["pixel", "patch"], bias: bool):
         super().__init__()
-        pixels, width = config.pixels, config.inner_width
+        pixels, width = config.num_pixel_tokens, config.inner_width
         self.norm = nn.LayerNorm(width if norm == "pixel" else (pixels, width))
         self.linear = nn.Linear(pixels * width, config.outer_width, bias=bias)
         self.last_norm = nn.LayerNorm(config.outer_width) if norm == "patch" else nn.Identity()
@@ -165,12 +165,12 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.config = config
         width = config.outer_width
-        self.pos_embed = nn.Parameter(torch.empty(config.tokens, width))
+        self.pos_embed = nn.Parameter(torch.empty(config.num_tokens, width))
         if config.patch_tokens == "learned":
             # As published: three learned tables are added. One would do, but their number sets the scale of the sum.
-            self.tokens = nn.Parameter(torch.empty(config.tokens, width))
+            self.tokens = nn.Parameter(torch.empty(config.num_tokens, width))
             if config.distillation_token:
-                self.dist_embed = nn.Parameter(torch.empty(config.tokens, width))
+                self.dist_embed = nn.Parameter(torch.empty(config.num_tokens, width))
         else:
             self.projection = PixelToPatch(config, norm="patch", bias=True)
             self.cls_token = nn.Parameter(torch.empty(1, width))

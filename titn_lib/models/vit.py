@@ -71,7 +71,7 @@ class ViT(TokenClassifier):
         self.cls_token = nn.Parameter(torch.empty(1, config.width))
         if config.distillation_token:
             self.dist_token = nn.Parameter(torch.empty(1, config.width))
-        self.pos_embed = nn.Parameter(torch.empty(config.tokens, config.width))
+        self.pos_embed = nn.Parameter(torch.empty(config.num_tokens, config.width))
         self.blocks = nn.ModuleList(
             TransformerLayer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
         )

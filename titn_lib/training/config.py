@@ -30,12 +30,12 @@ class Recipe:
         min_lr: the final learning rate.
         warmup_epochs: length of the warm-up; fractions are allowed.
         layer_decay: for a run that starts from other weights: the learning rate of each block (or stage) is that of the
-            next one times this; the heads have the whole one. 1 for the same everywhere, 0 to train the heads only.
-        weight_decay: "sgd" applies it to all parameters, the others only to matrices (`training.make_optimizer`).
+            next one times this; the heads use the full learning rate. 1: the same everywhere; 0: only the heads learn.
+        weight_decay: "sgd" applies it to all parameters, the other optimizers only to matrices.
         clip_norm: maximum norm of the gradient; 0 for no clipping.
         ema_decay: evaluate and save an exponential moving average of the weights, with this decay per step; 0 for none.
         label_smoothing: share of each label that is spread over all classes.
-        augmentation: a pipeline of data augmentation, one of `data.transforms.PIPELINES`.
+        augmentation: a pipeline of data augmentation, by its name in `data.transforms.PIPELINES`.
         cutmix: α of CutMix's Beta(α, α); 0 for none. With both CutMix and MixUp, each batch uses one of them at random.
         mixup: α of MixUp's Beta(α, α); 0 for none.
         temperature: the temperature of the distillation losses "soft" and "dkd".
@@ -73,24 +73,25 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise TITNError(f"{name} must be 1 or more and is {getattr(self, name)}")
+                raise TITNError(f"{name} must be at least 1, not {getattr(self, name)}")
         for setting in dataclasses.fields(self):
             name, value = setting.name, getattr(self, setting.name)
             if isinstance(value, str) != isinstance(setting.default, str):
-                raise TITNError(f"{name} must be a {'text' if isinstance(setting.default, str) else 'number'}")
+                kind = "string" if isinstance(setting.default, str) else "number"
+                raise TITNError(f"{name} must be a {kind}, not {value!r}")
             if isinstance(setting.default, int) and not isinstance(value, int):
-                raise TITNError(f"{name} must be a whole number and is {value}")
+                raise TITNError(f"{name} must be a whole number, not {value}")
             if isinstance(value, float) and not math.isfinite(value):
-                raise TITNError(f"{name} must be a finite number and is {value}")
+                raise TITNError(f"{name} must be finite, not {value}")
             if not isinstance(value, str) and value < 0:
-                raise TITNError(f"{name} can't be negative and is {value}")
+                raise TITNError(f"{name} must be at least 0, not {value}")
         if self.layer_decay > 1:
-            raise TITNError(f"layer_decay must be between 0 and 1 and is {self.layer_decay}")
+            raise TITNError(f"layer_decay must be between 0 and 1, not {self.layer_decay}")
         if self.temperature == 0:
-            raise TITNError("temperature must be more than 0")
+            raise TITNError("temperature must be greater than 0")
         for name in ("ema_decay", "label_smoothing", "label_noise"):
             if getattr(self, name) >= 1:
-                raise TITNError(f"{name} must be below 1 and is {getattr(self, name)}")
+                raise TITNError(f"{name} must be below 1, not {getattr(self, name)}")
         check_choices(self)
         if self.augmentation not in PIPELINES:
             raise unknown("augmentation", self.augmentation, PIPELINES)
@@ -136,9 +137,9 @@ class Run:
         if self.recipe.layer_decay != 1 and not self.init_from:
             raise TITNError("layer_decay is for a run that starts from other weights: give init_from, or leave it out")
         if self.seed < 0:
-            raise TITNError(f"a seed can't be negative and is {self.seed}")
+            raise TITNError(f"seed must be at least 0, not {self.seed}")
         if self.seed >= 2**64:
-            raise TITNError(f"a seed must be below 2**64 and is {self.seed}: choose a smaller one")
+            raise TITNError(f"seed must be below 2**64, not {self.seed}")
         if self.image_size is not None:
             object.__setattr__(self, "image_size", to_2tuple(self.image_size))
 

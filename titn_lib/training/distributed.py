@@ -55,7 +55,7 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
     """
     has_mps = torch.backends.mps.is_available()
     if device == "mps" and not has_mps:
-        raise TITNError("PyTorch finds no GPU of Apple's here: choose --device cpu")
+        raise TITNError("PyTorch finds no Apple GPU (MPS): choose --device cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise TITNError("PyTorch finds no GPU: choose --device cpu, or install PyTorch for your GPU")
     kernels.tune_malloc()

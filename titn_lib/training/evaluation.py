@@ -100,7 +100,7 @@ def recall(confusion: Int64[Tensor, "true predicted"], classes: tuple[str, ...])
     return {name: share for name, share in zip(classes, shares.tolist(), strict=True) if share == share}
 
 
-def recall_table(confusion: Int64[Tensor, "true predicted"], classes: tuple[str, ...], most: int = 20) -> str:
+def recall_by_class(confusion: Int64[Tensor, "true predicted"], classes: tuple[str, ...], most: int = 20) -> str:
     """The recall of each class and its number of images, as a Markdown table; of many classes those with the lowest."""
     counts, shares = confusion.sum(dim=1).tolist(), recall(confusion, classes)
     lowest = sorted(shares, key=shares.__getitem__)[:most] if len(shares) > most else list(shares)
@@ -127,7 +127,9 @@ def images_to_measure(
     """
     about, config = model.preprocessing, model.config
     if about is None:
-        raise TITNError(f"{weights} doesn't say how its images were normalized: save it with a Preprocessing")
+        raise TITNError(
+            f"{weights} doesn't say how its images were normalized: save it with save_model(…, preprocessing)"
+        )
     record: RunResult | None = None
     with suppress(TITNError):
         record = load_record(weights.parent / RECORD) if (weights.parent / RECORD).exists() else None

@@ -41,7 +41,7 @@ MINI_CONV = {"optimizer": "muon", **OPTIMIZERS["muon"]}
 
 
 def published_recipe(data: str) -> Recipe:
-    """The paper's recipe for a student: batch 1024, SGD with cosine decay, no warm-up.
+    """The published recipe for a student: batch 1024, SGD with cosine decay, no warm-up.
 
     Batch size, cosine, augmentation, CutMix and loss are those of the published code
     (github.com/tauhiddewan/Transformer-In-Tranformer-Network-TITN, commit 5d60a66; its seed is 3407). Optimizer,

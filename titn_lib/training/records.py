@@ -194,10 +194,10 @@ def table(records: dict[str, RunResult]) -> str:
     ]
     text = markdown_table(head, rows, align=True)
     own = {name: record for name, record in records.items() if record.data and record.recall}
-    return f"{text}\n\n{recall_table(own)}" if own else text
+    return f"{text}\n\n{recall_by_run(own)}" if own else text
 
 
-def recall_table(records: dict[str, RunResult]) -> str:
+def recall_by_run(records: dict[str, RunResult]) -> str:
     """Balanced accuracy, and the recall of each class on the test split (of many classes the twenty lowest)."""
     recalls = [record.recall for record in records.values()]
     classes = sorted(recalls[-1], key=recalls[-1].__getitem__)[:20] if len(recalls[-1]) > 20 else list(recalls[-1])

@@ -54,8 +54,8 @@ def train(
             `ExternalTeacher` with its normalization. The record names its class and a hash of its weights.
 
     Raises:
-        Interrupted: Ctrl-C, SIGTERM or the time limit. The same call resumes from the checkpoint.
-        Busy: another process is training in `out_dir`.
+        TrainingInterrupted: Ctrl-C, SIGTERM or the time limit. The same call resumes from the checkpoint.
+        RunLocked: another process is training in `out_dir`.
         TITNError: `out_dir` holds another run, or one on images that have changed since; or data, model, loss and
             teacher don't fit. No partial file is left behind.
     """

@@ -20,7 +20,7 @@ from titn_lib.data.batches import training_batch
 from titn_lib.data.datasets import DataSplits, add_label_noise, subset
 from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.transforms import Images, Preprocessing
-from titn_lib.errors import Interrupted, TITNError
+from titn_lib.errors import TITNError, TrainingInterrupted
 from titn_lib.io import write_atomically
 from titn_lib.losses.distillation import TeacherOutput, teacher_forward
 from titn_lib.losses.objective import LossAndLogits
@@ -134,7 +134,7 @@ class Trainer:
             recipe.label_smoothing,
         )
         if objective.VIEWS > 1 and (recipe.cutmix or recipe.mixup):
-            raise TITNError(f"the loss {self.run.loss!r} can't use mixed images: leave cutmix and mixup out")
+            raise TITNError(f"the loss {self.run.loss!r} can't use mixed images: set both cutmix and mixup to 0")
         if recipe.class_weights == "balanced":
             counts = self.train_set.labels.bincount(minlength=len(self.data.classes))
             objective.class_weights = len(self.train_set) / (len(counts) * counts.clamp(min=1))
@@ -149,7 +149,7 @@ class Trainer:
         """Train to the end, evaluate, and save weights and record.
 
         Raises:
-            Interrupted: the deadline has passed, or Ctrl-C or SIGTERM. The checkpoint is saved.
+            TrainingInterrupted: the deadline has passed, or Ctrl-C or SIGTERM. The checkpoint is saved.
         """
         self.resume()
         self.session_start = self.last_checkpoint = time.monotonic()
@@ -163,7 +163,7 @@ class Trainer:
                 self.show(bar)
             record = self.evaluate_and_save()
             if (reason := self.sync_stop(stop())) and reason != TIME_LIMIT:
-                raise Interrupted(f"stopped by {reason} when {self.run.model} had just finished, in {self.out}")
+                raise TrainingInterrupted(f"stopped by {reason} when {self.run.model} had just finished, in {self.out}")
         return record
 
     def train_epoch(self, stop: Callable[[], str], bar: tqdm) -> None:
@@ -173,7 +173,7 @@ class Trainer:
             stop: returns the reason to stop, or "".
 
         Raises:
-            Interrupted: there is a reason to stop. The checkpoint is saved.
+            TrainingInterrupted: there is a reason to stop. The checkpoint is saved.
         """
         rng = np.random.default_rng([self.run.seed, self.state.epoch, 0])
         order = torch.from_numpy(rng.permutation(len(self.train_set))).to(self.fabric.device)
@@ -190,9 +190,9 @@ class Trainer:
             bar.update(self.recipe.batch_size)
             if reason := self.sync_stop(stop()):
                 self.save_checkpoint()
-                raise Interrupted(
+                raise TrainingInterrupted(
                     f"stopped by {reason} in epoch {self.state.epoch + 1} of {self.recipe.epochs}; "
-                    f"the same command goes on from {self.out / CHECKPOINT}"
+                    f"run the same command to resume from {self.out / CHECKPOINT}"
                 )
             if now - self.last_checkpoint > CHECKPOINT_SECONDS:
                 self.save_checkpoint()

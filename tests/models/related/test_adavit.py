@@ -104,7 +104,7 @@ def reference(model, image):
     inner = model.pixel_embedding(image)
     inner, outer, *_ = model.blocks[0](inner, model.patch_embedding(inner))
     inner, outer = list(inner[0]), list(outer[0])
-    patches = range(1, 1 + config.patches)
+    patches = range(1, 1 + config.num_patches)
 
     def is_open(net, token):
         logits = linear(weights, f"{block}.nets.{net}", layer_norm(weights, f"{block}.outer.attention_norm", token))
@@ -313,7 +313,7 @@ def test_invalid_settings():
     for setting in ("local_perception", "mlp_convolution"):
         with pytest.raises(TITNError, match=f"a convolution over patches needs: set {setting}=False"):
             create_model("adavit_nano", **{setting: True})
-    with pytest.raises(TITNError, match="patch_threshold must be between 0 and 1 and is 1"):
+    with pytest.raises(TITNError, match="patch_threshold must be between 0 and 1, not 1"):
         create_model("adavit_nano", patch_threshold=1)
     with pytest.raises(TITNError, match="titn_nano has no gates to close: choose adavit_nano"):
         loss_and_logits(BudgetObjective(create_model("titn_nano")), torch.zeros(2, 3, 32, 32), torch.arange(2))

@@ -195,7 +195,7 @@ def relevance_maps(
     for head, head_logits in zip(("class", "distillation"), logits, strict=False):
         predicted = head_logits.argmax(dim=-1, keepdim=True)
         for target in (None, predicted):
-            maps.append(interpret.cells(interpret.relevance(model, images, head, target).image, side))
+            maps.append(interpret.sum_cells(interpret.relevance(model, images, head, target).image, side))
         classes.append(int(predicted))
     return {**pack(torch.cat(maps)), "side": side, "classes": classes}
 
@@ -212,7 +212,7 @@ def model_view(model: TokenClassifier, images: Float[Tensor, "1 channel height w
         "predictions": [top_classes(head[None]) for head in logits[-1]],
         "lens": logit_lens(logits),
         **{name: pack_numbers(found[name]) if name in found else None for name in ("inner_tokens", "outer_tokens")},
-        "hiding": hiding_view(model, images) if model.config.patches <= MAX_HIDDEN else None,
+        "hiding": hiding_view(model, images) if model.config.num_patches <= MAX_HIDDEN else None,
     }
 
 
@@ -266,7 +266,7 @@ def hide_pixels(
 
 def hiding_view(model: TokenClassifier, image: Float[Tensor, "1 channel height width"]) -> dict[str, Any]:
     """`hide_pixels` for each single patch, packed."""
-    classes, shares, drop = hide_pixels(model, image, torch.eye(model.config.patches, dtype=torch.bool)[..., None])
+    classes, shares, drop = hide_pixels(model, image, torch.eye(model.config.num_patches, dtype=torch.bool)[..., None])
     return {"classes": classes, "shares": pack_numbers(shares), "drop": pack_numbers(drop)}
 
 
@@ -320,7 +320,7 @@ def collect(shown: ExplorerInput) -> dict[str, Any]:
 
 def split(students: Sequence[TokenClassifier]) -> int:
     """The squares along a patch's side that can be hidden: each is a pixel token, or a part of one."""
-    return math.lcm(*(math.isqrt(getattr(student.config, "pixels", 1)) for student in students))
+    return math.lcm(*(math.isqrt(getattr(student.config, "num_pixel_tokens", 1)) for student in students))
 
 
 def normalized(model: TokenClassifier, image: Tensor) -> Float[Tensor, "1 channel height width"]:
@@ -343,8 +343,8 @@ def describe(name: str, model: TokenClassifier) -> dict[str, Any]:
         "std": list(cast(Preprocessing, model.preprocessing).std),
         "depth": config.depth,
         "distillation": bool(config.distillation_token),
-        "patches": config.patches,
-        "pixels": getattr(config, "pixels", 0),
+        "patches": config.num_patches,
+        "pixels": getattr(config, "num_pixel_tokens", 0),
         "heads": {
             "outer": getattr(config, "outer_heads", None) or getattr(config, "heads", 0),
             "inner": getattr(config, "inner_heads", 0),

@@ -60,7 +60,7 @@ class AdaViTConfig(titn.TITNConfig):
                     f"AdaViT skips closed patches, which a convolution over patches needs: set {setting}=False"
                 )
         if not 0 < self.patch_threshold < 1:
-            raise TITNError(f"patch_threshold must be between 0 and 1 and is {self.patch_threshold!r}")
+            raise TITNError(f"patch_threshold must be between 0 and 1, not {self.patch_threshold!r}")
 
 
 class Gates(NamedTuple):
@@ -183,16 +183,17 @@ class AdaViT(titn.TITN):
         outer = config.outer_width
         head_width = config.outer_head_width or outer // config.outer_heads
         inner_heads = config.inner_heads * (config.inner_head_width or inner // config.inner_heads)
-        pixel = inner_heads * (4 * inner + 2 * config.pixels) + inner * (2 * int(inner * config.mlp_ratio) + outer)
+        pixels = config.num_pixel_tokens
+        pixel = inner_heads * (4 * inner + 2 * pixels) + inner * (2 * int(inner * config.mlp_ratio) + outer)
 
         def cost(gates: Gates) -> Tensor:
             patches = gates.patches.sum(dim=-1)
             attn_gate, mlp_gate = gates.sublayers.unbind(dim=-1)
-            tokens = patches + config.tokens - config.patches
+            tokens = patches + config.num_tokens - config.num_patches
             mixed = gates.heads.sum(dim=-1) * head_width
             attention = mixed * (4 * outer + 2 * tokens)
             mlp = 2 * outer * int(outer * config.mlp_ratio)
-            return patches * config.pixels * pixel + tokens * (attn_gate * attention + mlp_gate * mlp)
+            return patches * pixels * pixel + tokens * (attn_gate * attention + mlp_gate * mlp)
 
         gates = Gates(*(kind.long() for kind in gates))
         return (cost(Gates(*(torch.ones_like(kind) for kind in gates))) - cost(gates)).sum(dim=0)

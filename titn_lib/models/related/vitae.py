@@ -64,7 +64,7 @@ class ViTAEConfig:
         for width, r, _, _, heads, _ in self.stages:
             if width % 4 or width % heads or r not in (1, 2, 4, 8):
                 raise TITNError(
-                    f"width {width}, r {r}, {heads} heads: choose a width that 4 and heads divide, and r 1, 2, 4 or 8"
+                    f"width {width} must be divisible by 4 and by its {heads} heads, and r must be 1, 2, 4 or 8"
                 )
         check_division(self, prod(stage[1] for stage in self.stages))
 
