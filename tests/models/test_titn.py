@@ -182,6 +182,24 @@ def test_local_perception_convolves_the_patch_grid(name):
     assert torch.equal(model.forward_features(images).hidden_states[0], plain.forward_features(images).hidden_states[0])
 
 
+@pytest.mark.parametrize("name", ["titn_nano", "tnt_paper", "revit_nano"])
+def test_without_inner_layers_pixel_tokens_stay_as_they_are(name):
+    """As in the whole model when both residual branches of its inner layers add nothing."""
+    model, images = create_model(name, depth=2).double().eval(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    without = create_model(name, depth=2, inner_layers=False).double().eval()
+    without.load_state_dict({key: value for key, value in model.state_dict().items() if ".inner." not in key})
+    assert not torch.allclose(model(images), without(images))
+    for block in model.blocks:
+        for last in (block.inner.attn.proj, block.inner.mlp[-1]):
+            torch.nn.init.zeros_(last.weight)
+            torch.nn.init.zeros_(last.bias)
+    logits, attention = without(images, return_attention=True)
+    torch.testing.assert_close(logits, model(images))
+    assert (len(attention.inner), len(attention.outer)) == (0, 2)
+    inner = sum(value.numel() for block in model.blocks for value in block.inner.parameters())
+    assert count_parameters(without) == count_parameters(model) - inner
+
+
 def test_the_mlps_convolution_is_local_perception_of_its_hidden_layer():
     settings = {"image_size": (16, 24), "patch_size": 8, "depth": 1}
     model = create_model("titn_nano", mlp_convolution=True, **settings).double().eval()

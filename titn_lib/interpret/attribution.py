@@ -54,6 +54,8 @@ def require_attention(model: nn.Module, head: str = "class") -> TokenClassifier:
             what = type(model).__name__
             raise TITNError(f"{what} has no attention maps: take a student (TITN, TNT or ViT), or timm's ViT or DeiT")
         model = found
+    if not getattr(model.config, "inner_layers", True):
+        raise TITNError(f"this {model.config.name} has no inner layers (inner_layers=False) and no inner attention")
     if head not in ("class", "distillation"):
         raise unknown("head", head, ("class", "distillation"))
     if head == "distillation" and not model.config.distillation_token:

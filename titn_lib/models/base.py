@@ -80,7 +80,7 @@ class Classifier(nn.Module):
 class AttentionMaps(NamedTuple):
     """The attention of every block; each row is a query and sums to 1.
 
-    `inner` is empty for a model without an inner stream.
+    `inner` is empty for a model without inner layers.
     """
 
     inner: list[Float[Tensor, "batch patch head query key"]]

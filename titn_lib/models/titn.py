@@ -55,6 +55,8 @@ class TITNConfig(TokenConfig):
             linearly from 0 in the first block (0 as published).
         local_perception: depthwise convolution on the grid of patch tokens in every block (ours, after CMT).
         mlp_convolution: one more inside the outer layer's MLP (ours, after CMT).
+        inner_layers: whether blocks have inner layers; if not, every block projects the same pixel tokens (ours, to
+            measure what inner attention adds).
     """
 
     name: str = "titn_paper"
@@ -81,6 +83,7 @@ class TITNConfig(TokenConfig):
     drop_path: float = 0.0
     local_perception: bool = False
     mlp_convolution: bool = False
+    inner_layers: bool = True
 
     def __post_init__(self) -> None:
         check_student(self)
@@ -198,7 +201,8 @@ class Block(nn.Module):
         super().__init__()
         ratio, bias, norm = config.mlp_ratio, config.qkv_bias, config.projection_norm
         inner, outer = config.inner_head_width, config.outer_head_width
-        self.inner = TransformerLayer(config.inner_width, config.inner_heads, ratio, bias, head_width=inner)
+        layer = TransformerLayer(config.inner_width, config.inner_heads, ratio, bias, head_width=inner)
+        self.inner = layer if config.inner_layers else nn.Identity()
         self.projection = PixelToPatch(config, norm, bias=norm == "pixel")
         self.local = LocalPerception(config.outer_width, config.grid) if config.local_perception else nn.Identity()
         grid = config.grid if config.mlp_convolution else None
@@ -215,6 +219,8 @@ class Block(nn.Module):
     def forward_inner(self, inner: Inner, return_attention: bool) -> tuple[Inner, Inner, InnerAttention | None]:
         """The inner layer and the first LayerNorm of the projection; one call, where there is a kernel for them."""
         norm = self.projection.norm
+        if isinstance(self.inner, nn.Identity):
+            return inner, norm(inner), None
         fused = None if return_attention else kernels.fused_layer_or_none(self.inner, norm, inner)
         if fused is not None:
             return *fused, None
@@ -253,7 +259,8 @@ class TITN(TokenClassifier):
         for block in self.blocks:
             inner, outer, inner_attention, outer_attention = block(inner, outer, return_attention)
             encoding.hidden_states.append(outer)
-            if return_attention:
+            if inner_attention is not None:
                 encoding.attention.inner.append(inner_attention)
+            if return_attention:
                 encoding.attention.outer.append(outer_attention)
         return encoding

@@ -313,6 +313,8 @@ def test_invalid_settings():
     for setting in ("local_perception", "mlp_convolution"):
         with pytest.raises(TITNError, match=f"a convolution over patches needs: set {setting}=False"):
             create_model("adavit_nano", **{setting: True})
+    with pytest.raises(TITNError, match="gates skip inner layers: set inner_layers=True"):
+        create_model("adavit_nano", inner_layers=False)
     with pytest.raises(TITNError, match="patch_threshold must be between 0 and 1, not 1"):
         create_model("adavit_nano", patch_threshold=1)
     with pytest.raises(TITNError, match="titn_nano has no gates to close: choose adavit_nano"):

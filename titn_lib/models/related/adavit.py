@@ -59,6 +59,8 @@ class AdaViTConfig(titn.TITNConfig):
                 raise TITNError(
                     f"AdaViT skips closed patches, which a convolution over patches needs: set {setting}=False"
                 )
+        if not self.inner_layers:
+            raise TITNError("AdaViT's gates skip inner layers: set inner_layers=True")
         if not 0 < self.patch_threshold < 1:
             raise TITNError(f"patch_threshold must be between 0 and 1, not {self.patch_threshold!r}")
 
