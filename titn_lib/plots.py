@@ -322,7 +322,7 @@ def plot_nested(
     """
     rows, columns = grid
     if not maps.inner:
-        raise TITNError("this model has no inner stream: draw plot_heads, or take a TITN or TNT")
+        raise TITNError("this model has no inner stream: draw plot_heads, or use a TITN or TNT")
     pixels = maps.inner[block].shape[-1]
     check_number("patch", patch, rows * columns)
     check_number("pixel", 1 if pixel is None else pixel, pixels)

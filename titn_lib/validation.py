@@ -56,7 +56,7 @@ def check_division(config: Any, factor: int) -> None:
     """Raises TITNError unless the factor divides the height and the width of the images."""
     require(
         not any(side % factor for side in config.image_size),
-        f"{config.name} needs an image_size that {factor} divides and got {config.image_size}: choose other sizes",
+        f"{config.name} needs an image_size that {factor} divides, not {config.image_size}",
     )
 
 

@@ -266,7 +266,7 @@ def test_an_unknown_pipeline(images):
 
 @pytest.mark.usefixtures("unchecked")
 def test_what_would_give_wrong_pixels_is_refused(images):
-    with pytest.raises(TITNError, match="augmentation takes uint8 images"):
+    with pytest.raises(TITNError, match="augmentation expects uint8 images"):
         augment(torch.ones(2, 3, 8, 8), "shift", np.random.default_rng(0))
     zeros = np.zeros(len(images), dtype=np.int64)
     for offsets in (zeros - 1, zeros + 9):

@@ -294,8 +294,8 @@ def test_refusals():
 
     refused("1 to 50 images, not 0: choose some", images=images[:0])
     refused("1 to 50 images, not 200: choose some", images=images[:1].expand(200, -1, -1, -1))
-    refused("takes uint8 images, .* and got torch.float32", images=images.float())
-    refused(r"got torch.uint8 \[1, 8, 12\]", images=images[0])
+    refused(r"expects uint8 images, .*, not torch\.float32", images=images.float())
+    refused(r"not torch\.uint8 \[1, 8, 12\]", images=images[0])
     refused("1×8×12 images", images=torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     refused("Teacher has no attention maps", model=create_model("vgg7_bn").eval())
     refused("3 labels for 2", labels=[1, 2, 3])

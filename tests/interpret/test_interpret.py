@@ -55,8 +55,8 @@ def test_attention_of_both_streams(student):
 def test_refusals():
     images, model = torch.zeros(1, 1, 8, 12), make("tnt_paper")
     with pytest.raises(TITNError, match="this titn_nano has no inner layers"):
-        interpret.rollout(create_model("titn_nano", inner_layers=False).eval(), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(TITNError, match="Teacher has no attention maps: take a student"):
+        interpret.attention(create_model("titn_nano", inner_layers=False).eval(), torch.zeros(1, 3, 32, 32))
+    with pytest.raises(TITNError, match="Teacher has no attention maps: use a student"):
         interpret.attention(create_model("vgg7_bn").eval(), torch.zeros(1, 3, 32, 32))
     with pytest.raises(TITNError, match="tnt_paper has no distillation token: choose head='class'"):
         interpret.relevance(model, images, head="distillation")

@@ -137,7 +137,7 @@ def test_the_explorer_shows_a_vit_of_timm():
     [("deit3_small_patch16_224", {}), ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": False})],
 )
 def test_a_vit_with_other_parts_has_none(name, settings):
-    with pytest.raises(TITNError, match=r"VisionTransformer has no attention maps: take a student .* or timm's ViT"):
+    with pytest.raises(TITNError, match=r"VisionTransformer has no attention maps: use a student .* or timm's ViT"):
         require_attention(timm.create_model(name, depth=1, **settings).eval())
 
 
@@ -188,7 +188,7 @@ def test_a_teacher_of_timm_in_the_ready_loop(pretrained, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("loss", ["feature", "soft+manifold"])
 def test_feature_losses_say_that_maps_are_missing(loss, tmp_path):
-    says = r"needs feature maps, which this teacher doesn't return: take one of airbench, .*, or choose 'hard' or"
+    says = "needs a teacher with feature maps: use one of airbench, .*, or the loss 'hard' or"
     with pytest.raises(TITNError, match=says):
         make_run("cifar10", loss=loss, teacher="timm:resnet18.a1_in1k")
     with pytest.raises(TITNError, match=says):

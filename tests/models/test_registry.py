@@ -160,7 +160,7 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path):
     with pytest.raises(TITNError, match="a model of 3 classes can't be saved with 2 names"):
         save_model(model, tmp_path / "m.safetensors", replace(PREPROCESSING, classes=("a", "b")))
     model.heads.class_head[1] = torch.nn.Linear(128, 5)
-    with pytest.raises(TITNError, match="no longer what its settings make"):
+    with pytest.raises(TITNError, match="was modified after create_model"):
         save_model(model, tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -258,7 +258,7 @@ def test_the_macs_of_a_modified_model_are_not_counted():
     model = create_model("titn_nano", depth=2)
     assert count_macs(model) > 0
     model.blocks = model.blocks[:1]
-    with pytest.raises(TITNError, match="no longer what its settings make"):
+    with pytest.raises(TITNError, match="was modified after create_model"):
         count_macs(model)
 
 

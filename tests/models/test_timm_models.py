@@ -74,7 +74,7 @@ def test_timms_data_loaders_know_the_images():
     [
         ("titn_nano", {}, "name the weights of titn_nano with their data set: .*titn_nano.cifar10, titn_nano.digits"),
         ("titn_nano.svhn", {}, "name the weights of titn_nano with their data set"),
-        ("titn_paper", {}, "no weights of titn_paper are shipped: take one of titn_mini-local.cifar10"),
+        ("titn_paper", {}, "no weights of titn_paper are shipped: choose one of titn_mini-local.cifar10"),
         (
             "titn_pico",
             {"depth": 2},

@@ -287,13 +287,13 @@ def test_misspelled_values_are_refused(make, setting, value):
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32)])
 @pytest.mark.parametrize("name", ["titn_nano", "vit_paper", "vgg7_bn"])
 def test_images_of_another_size_are_refused(name, shape):
-    with pytest.raises(TITNError, match=f"{name} takes batches of 3×32×32 images"):
+    with pytest.raises(TITNError, match=f"{name} expects batches of 3×32×32 images"):
         create_model(name)(torch.zeros(shape))
 
 
 def test_a_single_image_and_integers_are_refused():
     model = create_model("titn_nano", depth=1)
-    with pytest.raises(TITNError, match=r"got a single one: pass images\[None\]"):
+    with pytest.raises(TITNError, match=r"not a single one: pass images\[None\]"):
         model.check_images(torch.zeros(3, 32, 32))
-    with pytest.raises(TITNError, match="got integers: call"):
+    with pytest.raises(TITNError, match="not integers: call"):
         model.check_images(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))

@@ -761,10 +761,10 @@ def test_predict_checks_its_images_and_leaves_the_network_as_it_was():
     about = Preprocessing("x", tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     for wrong, says in [
-        (images / 255, "takes uint8 images"),
+        (images / 255, "expects uint8 images"),
         (images[0], "a batch with images"),
-        (images[:, :1], "takes images × 3 channels"),
-        (images[:, :, :8], "titn_mini takes batches of 3×32×32"),
+        (images[:, :1], "expects images × 3 channels"),
+        (images[:, :, :8], "titn_mini expects batches of 3×32×32"),
     ]:
         with pytest.raises(TITNError, match=says):
             predict(network, wrong, about)

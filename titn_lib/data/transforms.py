@@ -136,7 +136,7 @@ def augment(
     if pipeline not in PIPELINES:
         raise unknown("augmentation", pipeline, PIPELINES)
     if images.dtype != torch.uint8:
-        raise TITNError(f"augmentation takes uint8 images, and these are {images.dtype}: augment before `normalize`")
+        raise TITNError(f"augmentation expects uint8 images, not {images.dtype}: augment before `normalize`")
     for operation in PIPELINES[pipeline]:
         images = operation(images, rng)
     return images

@@ -52,7 +52,7 @@ def require_attention(model: nn.Module, head: str = "class") -> TokenClassifier:
         found = from_timm_vit(model)
         if found is None:
             what = type(model).__name__
-            raise TITNError(f"{what} has no attention maps: take a student (TITN, TNT or ViT), or timm's ViT or DeiT")
+            raise TITNError(f"{what} has no attention maps: use a student (TITN, TNT or ViT), or timm's ViT or DeiT")
         model = found
     if not getattr(model.config, "inner_layers", True):
         raise TITNError(f"this {model.config.name} has no inner layers (inner_layers=False) and no inner attention")

@@ -139,6 +139,6 @@ FEATURE_LOSSES: dict[str, type[FeatureDistillationLoss]] = {"feature": FeatureLo
 def no_feature_maps(loss: str) -> TITNError:
     """The error for a teacher that has only logits."""
     return TITNError(
-        f"the loss {loss!r} needs feature maps, which this teacher doesn't return: take one of {', '.join(BUILDERS)}, "
-        "or choose 'hard' or 'soft'"
+        f"the loss {loss!r} needs a teacher with feature maps: use one of {', '.join(BUILDERS)}, or the loss 'hard' or "
+        "'soft'"
     )

@@ -47,16 +47,16 @@ class Classifier(nn.Module):
         require_tensor(images)
         wanted = (self.config.in_channels, *self.config.image_size)
         if images.ndim == 3 and tuple(images.shape) == wanted:
-            raise TITNError("a model takes a batch of images and got a single one: pass images[None]")
+            raise TITNError("models expect a batch of images, not a single one: pass images[None]")
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise TITNError(
-                f"{self.config.name} takes batches of {'×'.join(map(str, wanted))} images (channels × height × width)"
-                f" and got {'×'.join(map(str, images.shape))}: resize the images, or make a model for them with "
+                f"{self.config.name} expects batches of {'×'.join(map(str, wanted))} images (channels × height × width)"
+                f", not {'×'.join(map(str, images.shape))}: resize the images, or make a model for them with "
                 "image_size=… and in_channels=… (load_model(path, image_size=…) adapts trained weights to another size)"
             )
         if not images.is_floating_point():
             raise TITNError(
-                "a model takes normalized images and got integers: call titn_lib.data.normalize first, or use "
+                "models expect normalized images, not integers: call titn_lib.data.normalize first, or use "
                 "titn_lib.predict"
             )
         self.check_place(images)

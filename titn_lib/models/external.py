@@ -86,7 +86,7 @@ def timm_settings(name: str) -> dict[str, Any]:
     known = timm.list_models(), timm.list_pretrained()
     if name not in known[0] and name not in known[1]:
         raise TITNError(
-            f"timm {timm.__version__} has no network {name!r}: take one of timm.list_pretrained(), such as "
+            f"timm {timm.__version__} has no network {name!r}: choose one of timm.list_pretrained(), such as "
             "timm:resnet18.a1_in1k"
         )
     found = timm.get_pretrained_cfg(name)
@@ -108,7 +108,7 @@ def create_timm(name: str, **settings: Any) -> nn.Module:
         what = "get the weights of" if settings.get("pretrained") else "make"
         raise TITNError(
             f"timm can't {what} {name.removeprefix(TIMM)} ({reason}): "
-            + ("connect to the internet, or take another network" if "get" in what else "choose another image_size")
+            + ("connect to the internet, or use another network" if "get" in what else "choose another image_size")
         ) from problem
 
 

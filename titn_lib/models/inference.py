@@ -51,12 +51,12 @@ def predict(
     mean, std = preprocessing.mean, preprocessing.std
     if images.dtype != torch.uint8:
         raise TITNError(
-            f"predict takes uint8 images (0 to 255) and got {images.dtype}: read files with titn_lib.load_image, or "
+            f"predict expects uint8 images (0 to 255), not {images.dtype}: read files with titn_lib.load_image, or "
             "pass normalized images to the model itself"
         )
     if images.ndim != 4 or images.shape[1] != len(mean):
         raise TITNError(
-            f"predict takes images × {len(mean)} channels × height × width and got "
+            f"predict expects images × {len(mean)} channels × height × width, not "
             f"{'×'.join(map(str, images.shape))}: a single image becomes a batch with images[None]"
         )
     first = next(network.parameters())

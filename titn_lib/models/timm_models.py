@@ -74,7 +74,7 @@ def load_shipped(name: str, source: Any, settings: dict[str, Any]) -> Classifier
     tags = [weights.split(".")[1] for weights in list_pretrained() if weights.split(".")[0] == name]
     tag = tags[0] if tag is None and len(tags) == 1 else tag
     if not tags:
-        raise TITNError(f"no weights of {name} are shipped: take one of {', '.join(timm_pretrained())}")
+        raise TITNError(f"no weights of {name} are shipped: choose one of {', '.join(timm_pretrained())}")
     if tag not in tags:
         choices = ", ".join(f"{name}.{tag}" for tag in tags)
         raise TITNError(f"name the weights of {name} with their data set: the choices are {choices}")
@@ -84,7 +84,7 @@ def load_shipped(name: str, source: Any, settings: dict[str, Any]) -> Classifier
     if others or settings.pop("in_channels", saved.in_channels) != saved.in_channels:
         raise TITNError(
             f"{weights} can be loaded with another num_classes or img_size, and with no other setting: leave out "
-            f"{', '.join(others) or 'in_chans'}, or take pretrained=False"
+            f"{', '.join(others) or 'in_chans'}, or use pretrained=False"
         )
     return load_model(weights, **settings)
 

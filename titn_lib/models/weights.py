@@ -238,7 +238,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as problem:
         raise TITNError(
-            f"there is no weights file {path}: check the path, train one with `titn distill`, or take one of "
+            f"there is no weights file {path}: check the path, train one with `titn distill`, or choose one of "
             f"{', '.join(list_pretrained())}"
         ) from problem
     except PermissionError as problem:

@@ -128,7 +128,7 @@ def check_logits(teacher: nn.Module, data: DataSplits) -> None:
     if logits.shape != (2, len(data.classes)):
         raise TITNError(
             f"the teacher's logits for two images have the shape {tuple(logits.shape)}, and {data.name} has "
-            f"{len(data.classes)} classes: take a teacher that was trained on {data.name}"
+            f"{len(data.classes)} classes: use a teacher that was trained on {data.name}"
         )
 
 

@@ -26,7 +26,7 @@ def check_shapes(name, **settings):
         for training in (True, False):
             logits = model.train(training)(torch.randn(3, 2, *size))
             assert class_logits(logits).shape == (3, 7)
-        with pytest.raises(TITNError, match="takes batches of 2×"):
+        with pytest.raises(TITNError, match="expects batches of 2×"):
             model(torch.zeros(3, 2, 40, 40))
 
 

@@ -106,7 +106,7 @@ def test_an_untrained_block_is_nearly_the_identity():
 
 
 def test_invalid_settings():
-    with pytest.raises(TITNError, match=r"care_nano needs an image_size that 8 divides and got \(30, 32\)"):
+    with pytest.raises(TITNError, match=r"care_nano needs an image_size that 8 divides, not \(30, 32\)"):
         create_model("care_nano", image_size=(30, 32))
     with pytest.raises(TITNError, match="25 channels can't be divided among 2 heads"):
         create_model("care_nano", stages=((25, 1, 2, 2, 2),))

@@ -129,10 +129,10 @@ def test_attention_stays_in_its_window(window, reach):
 
 
 def test_invalid_settings():
-    with pytest.raises(TITNError, match=r"vitae_nano needs an image_size that 8 divides and got \(32, 36\)"):
+    with pytest.raises(TITNError, match=r"vitae_nano needs an image_size that 8 divides, not \(32, 36\)"):
         create_model("vitae_nano", image_size=(32, 36))
     for row in ((30, 2, 2, 1, 2, 0), (32, 2, 2, 1, 3, 0), (32, 3, 2, 1, 2, 0)):
-        with pytest.raises(TITNError, match="choose a width that 4 and heads divide"):
+        with pytest.raises(TITNError, match="must be divisible by 4 and by its"):
             create_model("vitae_nano", stages=(row,))
 
 

@@ -89,7 +89,7 @@ def check_images(images: Tensor) -> None:
     """Raises TITNError unless the explorer can show these images."""
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise TITNError(
-            'the explorer takes uint8 images, a tensor "image channel height width", and got '
+            'the explorer expects uint8 images, a tensor "image channel height width", not '
             f"{images.dtype} {list(images.shape)}: pass the images before they are normalized"
         )
     if not 1 <= len(images) <= MAX_IMAGES:

@@ -76,7 +76,7 @@ class ExplorerForward(nn.Module):
             config = self.model.config
             raise TITNError(
                 f"the attention of {config.name} on one image of {'×'.join(map(str, config.image_size))} takes "
-                f"{size / 1e6:.0f} MB, more than the explorer carries ({MAX_BYTES / 1e6:.0f} MB): take a model with "
+                f"{size / 1e6:.0f} MB, more than the explorer carries ({MAX_BYTES / 1e6:.0f} MB): use a model with "
                 "larger patches, or load it for smaller images with load_model(path, image_size=…)"
             )
         return {"logits": torch.stack(logits, dim=1), **streams, **rolled, **tokens}
