@@ -64,7 +64,7 @@ def test_notebook_10_runs_on_another_folder(tmp_path, monkeypatch, capsys):
     plt.close("all")
     printed = capsys.readouterr().out
     assert "train: 20 a<b> & 5$ 8 x_^$ 11 собака\ntest: 10 a<b> & 5$ 3 x_^$ 5 собака\n" in printed
-    assert "passed over: notes.txt" in printed
+    assert "skipped: notes.txt" in printed
     assert "the same images: True" in printed
     assert "the same logits, bit for bit: True" in printed
     assert "the same test accuracy as ours: True" in printed

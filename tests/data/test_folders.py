@@ -54,7 +54,7 @@ def random_folder(rng, top):
     """A folder in a random layout, with all kinds of strange files, and what must be found in it.
 
     Returns:
-        The files of each split with their labels, what is passed over, and the files that are damaged.
+        The files of each split with their labels, what is skipped, and the files that are damaged.
     """
     splits = [None]
     if rng.random() < 0.6:
@@ -66,7 +66,7 @@ def random_folder(rng, top):
     classes = sorted(
         rng.choice(["cat", "dog", "Élan", "猫", "x y", "a<b>", "tests", "train_1"], 3, replace=False).tolist()
     )
-    found, passed_over, damaged = {}, set(), set()
+    found, skipped, damaged = {}, set(), set()
     for split in splits:
         part = top / split if split else top
         for label, name in enumerate(classes):
@@ -82,8 +82,8 @@ def random_folder(rng, top):
             for pattern in rng.choice(HIDDEN, 3, replace=False):
                 write(part / rng.choice(["", name]) / pattern.format("000"))
             for pattern in rng.choice(OTHER, 1):
-                passed_over.add(write(part / name / pattern.format("000")))
-    return found, passed_over, damaged
+                skipped.add(write(part / name / pattern.format("000")))
+    return found, skipped, damaged
 
 
 def test_a_hundred_folders(tmp_path, caplog):
@@ -91,12 +91,12 @@ def test_a_hundred_folders(tmp_path, caplog):
     layouts, refused = set(), 0
     for seed in range(100):
         top = tmp_path / str(seed)
-        found, passed_over, damaged = random_folder(np.random.default_rng(seed), top)
+        found, skipped, damaged = random_folder(np.random.default_rng(seed), top)
         listed = list_images(top)
         assert {split: sorted(files) for split, files in listed.files.items()} == {
             split: sorted(files) for split, files in found.items()
         }
-        assert set(listed.passed_over) == passed_over
+        assert set(listed.skipped) == skipped
         layouts.add(tuple(listed.files))
         if damaged:
             refused += 1
@@ -125,7 +125,7 @@ def test_hidden_copies_and_system_files_are_neither_read_nor_counted(two_classes
     assert not caplog.records
 
 
-def test_what_was_passed_over_is_counted_and_named_once(two_classes, caplog):
+def test_what_was_skipped_is_counted_and_named_once(two_classes, caplog):
     for i in range(3):
         write(two_classes / "round" / f"IMG_{i}.HEIC")
     write(two_classes / "notes.txt")
@@ -253,7 +253,7 @@ def test_all_damaged_files_in_one_message_or_skipped(two_classes, caplog):
 
 def test_a_named_pipe_is_not_waited_for(two_classes):
     os.mkfifo(two_classes / "round" / "pipe.png")
-    assert two_classes / "round" / "pipe.png" in list_images(two_classes).passed_over
+    assert two_classes / "round" / "pipe.png" in list_images(two_classes).skipped
 
 
 def test_what_is_no_image_gets_the_sentence_that_fits(tmp_path):

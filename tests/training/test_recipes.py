@@ -114,7 +114,7 @@ def test_another_optimizer_brings_its_own_learning_rate(optimizer, model):
     assert student.lr == (0.1 if optimizer == "sgd" else usual[optimizer][0])
 
 
-def test_titn_mini_conv_has_an_optimizer_and_a_loss_of_its_own(tmp_path):
+def test_students_for_photographs_have_an_optimizer_and_a_loss_of_their_own(tmp_path):
     """Except on a GPU, where students are compared with the published recipe."""
     muon = {"optimizer": "muon", "lr": 0.08, "weight_decay": 0.00125}
     for data in ("cifar10", "mnist"):
@@ -122,7 +122,9 @@ def test_titn_mini_conv_has_an_optimizer_and_a_loss_of_its_own(tmp_path):
             run = make_run(data, "titn_mini_conv", preset)
             assert run.recipe == dataclasses.replace(student_recipe(data, preset), **muon)
             assert run.loss == "soft+feature"
-            assert make_run(data, "titn_mini", preset).loss == "hard"
+            assert make_run(data, "titn_mini", preset).loss == "soft+feature"
+            assert make_run(data, "titn_nano", preset).loss == "hard"
+    assert make_run(str(tmp_path)).loss == "soft+feature"
     assert make_run("cifar10").model == "titn_mini_conv"
     assert make_run("cifar10", teacher="timm:resnet18.a1_in1k").loss == "hard"  # it has no feature maps
     assert make_run("cifar10", optimizer="adamw").recipe == student_recipe("cifar10", "laptop")  # not with Muon's lr

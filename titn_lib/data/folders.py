@@ -55,13 +55,13 @@ class ImageList:
         path: of the folder or table.
         classes: in alphabetical order.
         files: "all", or those of "train", "validation" and "test" that there are, each with (file, label) pairs.
-        passed_over: what lies there and is no image, without hidden and system files.
+        skipped: what lies there and is no image, without hidden and system files.
     """
 
     path: Path
     classes: tuple[str, ...]
     files: dict[str, list[tuple[Path, int]]]
-    passed_over: tuple[Path, ...] = ()
+    skipped: tuple[Path, ...] = ()
 
     @property
     def num_training_images(self) -> int:
@@ -100,7 +100,7 @@ def list_images(path: Path) -> ImageList:
 
     A folder has a subfolder for each class, or subfolders train, val (or valid, validation, dev) and test, in any
     mixture with train, each with a subfolder for each class. Subfolders of a class's folder belong to the class.
-    Hidden and system files are passed over, symbolic links to folders aren't followed below a class.
+    Hidden and system files are skipped, symbolic links to folders aren't followed below a class.
 
     Raises:
         TITNError: fewer than two classes; an empty class; a class with the name of a split; two folders of one split;
@@ -117,8 +117,8 @@ def list_images(path: Path) -> ImageList:
             raise TITNError(f"{other} and {folder.name} are both the {SPLITS[folder.name.lower()]} split: merge them")
     others = [folder for folder in folders if folder not in named]
     if not named:
-        classes, files, passed_over = list_classes(path)
-        return ImageList(path, classes, {ALL: files}, passed_over)
+        classes, files, skipped = list_classes(path)
+        return ImageList(path, classes, {ALL: files}, skipped)
     if "train" not in parts or (others and len(parts) == 1):
         names = ", ".join(folder.name for folder in folders[:4])
         raise TITNError(
@@ -133,8 +133,8 @@ def list_images(path: Path) -> ImageList:
                 f"{parts['train']} and {parts[split]} have different class folders "
                 f"({', '.join(sorted(set(classes) ^ set(found)))}): give both the same"
             )
-    passed_over = (*loose, *others, *(file for part in listed.values() for file in part[2]))
-    return ImageList(path, classes, {split: part[1] for split, part in listed.items()}, passed_over)
+    skipped = (*loose, *others, *(file for part in listed.values() for file in part[2]))
+    return ImageList(path, classes, {split: part[1] for split, part in listed.items()}, skipped)
 
 
 def list_own_images(name: str, known: Iterable[str]) -> ImageList:
@@ -165,13 +165,13 @@ def visible(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def list_classes(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]], tuple[Path, ...]]:
-    """The classes of a folder with a subfolder for each, its images with their labels, and what was passed over."""
-    folders, passed_over = visible(folder)
+    """The classes of a folder with a subfolder for each, its images with their labels, and what was skipped."""
+    folders, skipped = visible(folder)
     classes = tuple(sub.name for sub in folders)
     if len(classes) < 2:
         raise TITNError(
             f"{folder} needs a subfolder of images for each class, two or more, and has {len(classes)}"
-            f"{hint(folder, folders, passed_over)}"
+            f"{hint(folder, folders, skipped)}"
         )
     if wrong := [name for name in classes if name.lower() in SPLITS]:
         raise TITNError(f"{folder} has a class folder {wrong[0]}, which is the name of a split: rename the class")
@@ -181,12 +181,12 @@ def list_classes(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]],
     for label, sub in enumerate(folders):
         found = list_class(sub)
         images = [file for file in found if is_image(file)]
-        passed_over += [file for file in found if not is_image(file)]
+        skipped += [file for file in found if not is_image(file)]
         if not images:
             only = f" that can be read, only {kinds(found)}" if found else ""
             raise TITNError(f"the class folder {sub} holds no image{only}: add some, or remove the folder")
         files += [(file, label) for file in images]
-    return classes, files, tuple(passed_over)
+    return classes, files, tuple(skipped)
 
 
 def hint(folder: Path, folders: list[Path], files: list[Path]) -> str:
@@ -321,7 +321,7 @@ def load_class_folders(
 def read_images(
     listed: ImageList, size: tuple[int, int], in_channels: int = 3, skip_damaged: bool = False, progress: bool = True
 ) -> dict[str, ImageDataset]:
-    """Read all images of a list once, in parallel, and say what was passed over.
+    """Read all images of a list once, in parallel, and say what was skipped.
 
     Args:
         size: height and width.
@@ -335,7 +335,7 @@ def read_images(
     Raises:
         TITNError: images can't be read: all are named in one message; or a class has none left.
     """
-    report_passed_over(listed)
+    report_skipped(listed)
     every = [(split, file, label) for split, files in listed.files.items() for file, label in files]
     require_memory(len(every), in_channels, size, str(listed.path))
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -390,8 +390,8 @@ def some(reasons: list[str]) -> str:
     return "; ".join(reasons[:SHOWN]) + more
 
 
-def report_passed_over(listed: ImageList) -> None:
+def report_skipped(listed: ImageList) -> None:
     """Log once what lies in the folder and was not read."""
-    if listed.passed_over and int(os.environ.get("RANK", 0)) == 0:
-        first = listed.passed_over[0]
-        log.warning("%s: not read as images: %s (%s first)", listed.path, kinds(listed.passed_over), first.name)
+    if listed.skipped and int(os.environ.get("RANK", 0)) == 0:
+        first = listed.skipped[0]
+        log.warning("%s: not read as images: %s (%s first)", listed.path, kinds(listed.skipped), first.name)

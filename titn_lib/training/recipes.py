@@ -37,6 +37,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {  # the usual settings of each, ours
     "adamw": {"lr": 2e-3, "weight_decay": 0.05},
     "muon": {"lr": 0.08, "weight_decay": 0.00125},  # docs/results/small_student.md
 }
+FOR_PHOTOGRAPHS = ("titn_mini", "titn_mini_conv")  # students
 MINI_CONV = {"optimizer": "muon", **OPTIMIZERS["muon"]}
 
 
@@ -174,12 +175,12 @@ def default_teacher(data: str, preset: str) -> str:
 
 
 def default_loss(model: str, preset: str, teacher: str | None) -> str:
-    """The default loss: the published "hard"; "soft+feature" for `titn_mini_conv`, except in the preset "gpu".
+    """The default loss: the published "hard"; "soft+feature" for our students for photographs, except on a GPU.
 
-    A teacher from timm, which has no feature maps, gets "hard".
+    In short training feature maps help far more (docs/results/small_student.md). A teacher from timm has none: "hard".
     """
     maps = not (teacher or "").startswith(TIMM)
-    return "soft+feature" if model == "titn_mini_conv" and preset != "gpu" and maps else "hard"
+    return "soft+feature" if model in FOR_PHOTOGRAPHS and preset != "gpu" and maps else "hard"
 
 
 def make_run(
