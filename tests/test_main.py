@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from titn_lib import TITNError, create_model, save_model
+from titn_lib import TITNError, TrainingInterrupted, create_model, save_model
 from titn_lib.__main__ import main
 from titn_lib.data.transforms import Preprocessing
+from titn_lib.experiments import runner
 from titn_lib.experiments.settings import load_experiments
 from titn_lib.io import lock_dir
 from titn_lib.training import recipes
@@ -249,6 +250,36 @@ def test_experiments_are_listed_made_resumed_and_rerun(settings, tmp_path, capsy
 
     (folder / "1-teach.toml").write_text(TEACHER.replace("epochs = 1", "epochs = 2"))
     assert "with other settings" in states()[2].out
+
+
+def test_an_interrupted_rerun_of_several_seeds_is_resumed(settings, monkeypatch):
+    command, train, seeds = ["experiments", *settings[1], "--rerun", "learn"], runner.train, []
+
+    def interrupted_once(run, folder, **options):
+        seeds.append((run.seed, folder.name))
+        if len(seeds) == 2:
+            raise TrainingInterrupted("stopped by Ctrl-C")
+        return train(run, folder, **options)
+
+    assert main(["experiments", *settings[1], "--run"]) == 0
+    monkeypatch.setattr(runner, "train", interrupted_once)
+    assert main(command) == 1
+    assert main(command) == 0
+    assert seeds == [(0, "seed0-rerun"), (1, "seed1-rerun"), (1, "seed1-rerun")]
+    assert main(command) == 0  # once more from the start
+    assert [seed for seed, _ in seeds[3:]] == [0, 1]
+
+
+def test_a_rerun_besides_what_is_pending(settings, tmp_path, capsys):
+    _, options = settings
+    assert main(["experiments", *options, "--run", "teach"]) == 0
+    written = (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns
+    assert main(["experiments", *options, "--run", "--rerun", "teach", "--preset", "smoke"]) == 0  # it is a laptop's
+    assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns == written
+    capsys.readouterr()
+    assert main(["experiments", *options, "--run", "--rerun", "teach"]) == 0
+    assert capsys.readouterr().out.count(" done, ") == 3
+    assert (tmp_path / "results" / "teach" / "seed0.json").stat().st_mtime_ns != written
 
 
 def test_some_of_the_pending_experiments_are_made(settings, tmp_path, capsys):

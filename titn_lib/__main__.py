@@ -28,7 +28,6 @@ from titn_lib.validation import image_size_of
 if TYPE_CHECKING:
     from titn_lib.experiments.statistics import ExperimentSummary
 
-PRESETS = ["smoke", "laptop", "gpu"]
 WEIGHTS_HELP = "a weights file, or the name of pretrained weights such as titn_mini.cifar10"
 
 
@@ -200,13 +199,16 @@ def experiments(
     from titn_lib.training.distributed import is_main_process
 
     found = load_experiments(folder)
-    chosen = select_experiments(found, [*rerun, *(run or [])])
+    repeated = select_experiments(found, rerun)
+    chosen = repeated | select_experiments(found, run or [])
     listed = {name: one for name, one in found.items() if preset in (None, one.preset)}
+    if run == []:
+        here = "gpu" if torch.cuda.is_available() and device != "cpu" else "laptop"
+        chosen |= {name: one for name, one in listed.items() if one.preset == (preset or here)}
     if run is not None or rerun:
-        if not chosen:
-            here = "gpu" if torch.cuda.is_available() and device != "cpu" else "laptop"
-            chosen = {name: one for name, one in listed.items() if one.preset == (preset or here)}
-        run_experiments(chosen, work_dir, results, max_minutes, device, select_experiments(found, rerun))
+        chosen = {name: one for name, one in chosen.items() if name in listed}
+        again = [one for name, one in repeated.items() if name in chosen]
+        run_experiments(chosen, work_dir, results, max_minutes, device, again)
     elif max_minutes is not None:
         raise TITNError("--max-minutes limits a run: add --run, for all pending runs, or --run NAME")
     if is_main_process():
@@ -324,19 +326,13 @@ def add_model_commands(commands: Any) -> None:
 
 def add_experiment_commands(commands: Any) -> None:
     """experiments and report."""
+    from titn_lib.training.recipes import RECIPE_PRESETS
+
     parser = add_command(commands, "experiments", experiments)
-    parser.add_argument(
-        "--run",
-        nargs="*",
-        metavar="NAME",
-        help="run what is pending of these experiments or settings files, in order, and resume what was interrupted "
-        "(without a name: everything)",
-    )
+    parser.add_argument("--run", nargs="*", metavar="NAME", help="run what is pending of these (without a name: all)")
     parser.add_argument("--rerun", nargs="+", default=[], metavar="NAME", help="also repeat finished runs of these")
     parser.add_argument("--max-minutes", type=float, help="stop with a checkpoint after this time")
-    parser.add_argument(
-        "--preset", choices=PRESETS, help="only this preset's (--run by default: gpu if there is one, else laptop)"
-    )
+    parser.add_argument("--preset", choices=RECIPE_PRESETS, help="its experiments only (with --run: gpu or laptop)")
     add_experiment_folders(parser)
     parser.add_argument("--work-dir", type=path_of, default=Path("runs"), help="unfinished runs (default: %(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])

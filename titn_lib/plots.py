@@ -322,7 +322,7 @@ def plot_nested(
     """
     rows, columns = grid
     if not maps.inner:
-        raise TITNError("this model has no inner stream: draw plot_heads, or use a TITN or TNT")
+        raise TITNError("this model has no inner attention: draw plot_heads, or use a TITN or TNT with inner layers")
     pixels = maps.inner[block].shape[-1]
     check_number("patch", patch, rows * columns)
     check_number("pixel", 1 if pixel is None else pixel, pixels)
@@ -380,7 +380,7 @@ def plot_heads(
         values = torch.stack([one[0, patch - 1].mean(dim=-2) for one in maps.inner], dim=1)
         grid = (round(values.shape[-1] ** 0.5),) * 2
     else:
-        raise TITNError("this model has no inner stream: leave out `patch`")
+        raise TITNError("this model has no inner attention: leave out `patch`")
     maps_by_head = values.detach().float().cpu().reshape(*values.shape[:2], *grid).numpy()  # head block row column
     heads, depth = maps_by_head.shape[:2]
     size = min(1.5, 12 / depth)

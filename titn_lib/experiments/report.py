@@ -190,7 +190,9 @@ def significance_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSum
     experiment = rows[row.experiment.compare]
     base, others = experiment.values(top1), compared_values(experiment, rows)
     spread = spread_without_outlier([base, *others])
-    if math.isnan(spread) or not base:
+    if not base:
+        return ""
+    if math.isnan(spread):
         return "–"
     outlier = is_outlier_variance(values, spread)
     error = standard_error(values, base, spread, statistics.stdev(values) if outlier else spread)

@@ -1,7 +1,7 @@
 """Run experiments, and list which runs are done, under way or pending."""
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ def run_experiment(
     Args:
         runs: the folder of work in progress.
         results: the folder of records.
-        again: the run has finished before. Its weights and record are replaced when the new run has finished.
+        again: the run has finished before. Its record and weights are replaced when the new run has finished.
         options: `device`, `max_minutes` and `progress`, as in `train`.
     """
     folder, target = runs / experiment.run_id(seed), record_path(results, experiment, seed)
+    work = rerun_dir(folder) if again else folder
     initial = f"{experiment.init_from}/seed{seed}" if experiment.init_from else None
     fabric = start_fabric(experiment.runs[seed].recipe.precision, options.get("device", "auto"))
     with fabric.rank_zero_first():  # one process copies for all
@@ -47,27 +48,36 @@ def run_experiment(
             restore(run_id, runs, results)
     record = train(
         experiment.runs[seed],
-        rerun_dir(folder) if again else folder,
+        work,
         teacher_dir=runs / experiment.teacher if experiment.teacher else None,
         init_from_dir=runs / initial if initial else None,
         **options,
     )
     if not is_main_process():
         return record
-    if again:
-        shutil.rmtree(folder, ignore_errors=True)
-        rerun_dir(folder).rename(folder)
-    model = load_model(folder / WEIGHTS)
+    model = load_model(work / WEIGHTS)
     small = 2 * sum(tensor.numel() for tensor in model.state_dict().values()) < MAX_WEIGHTS_BYTES
     if small and not experiment.variant:
         save_model(model, target.with_suffix(".safetensors"), model.preprocessing, torch.float16)
-    write_atomically(target, (folder / RECORD).read_bytes())
+    write_atomically(target, (work / RECORD).read_bytes())
+    if again:
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
     return record
 
 
 def rerun_dir(folder: Path) -> Path:
-    """Where a finished run is trained once more."""
+    """Where a finished run is trained once more. The folder exists from the request to the end of that run."""
     return folder.with_name(f"{folder.name}-rerun")
+
+
+def request_reruns(experiments: Iterable[Experiment], runs: Path, results: Path) -> None:
+    """Create the `rerun_dir` of every finished run, unless some are left from an interrupted rerun to resume."""
+    finished = [(one, seed) for one in experiments for seed in one.runs if record_path(results, one, seed).exists()]
+    folders = [rerun_dir(runs / one.run_id(seed)) for one, seed in finished]
+    if not any(folder.exists() for folder in folders):
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 def restore(run_id: str, runs: Path, results: Path) -> None:
@@ -85,7 +95,7 @@ def run_experiments(
     results: Path,
     max_minutes: float | None,
     device: str = "auto",
-    rerun: Collection[str] = (),
+    rerun: Iterable[Experiment] = (),
 ) -> None:
     """Run what is pending, in order, until none is left or the time is up. Interrupted runs are resumed.
 
@@ -99,10 +109,12 @@ def run_experiments(
     """
     deadline = Deadline.after(max_minutes)
     begun = False
+    rerun = list(rerun)
+    request_reruns(rerun, runs, results)
     for experiment in experiments.values():
         for seed in experiment.runs:
-            finished = record_path(results, experiment, seed).exists()
-            if not finished or experiment.name in rerun:
+            again = experiment in rerun and rerun_dir(runs / experiment.run_id(seed)).exists()
+            if again or not record_path(results, experiment, seed).exists():
                 if begun and deadline.passed:
                     raise TrainingInterrupted(
                         f"stopped by {TIME_LIMIT} before {experiment.name}: run the same command to resume"
@@ -112,7 +124,7 @@ def run_experiments(
                     print(f"{experiment.name}, seed {seed}: {experiment.description}", flush=True)
                 options: dict[str, Any] = {"max_minutes": deadline.minutes_left, "device": device}
                 try:
-                    run_experiment(experiment, seed, runs, results, again=finished, **options)
+                    run_experiment(experiment, seed, runs, results, again, **options)
                 except RunLocked as problem:
                     print(f"  skipped: {problem}", flush=True)
 

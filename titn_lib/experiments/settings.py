@@ -1,7 +1,7 @@
 """Settings files of experiments, in experiments/.
 
 A settings file is a few lines of TOML; experiments/README.md shows one. Its file name holds its order and its name, as
-in `20-cifar10-titn_paper-gpu.toml`. Variants are made for comparisons: only their records are kept, not their weights.
+in `20-cifar10-vgg16_bn-gpu.toml`. Variants are made for comparisons: only their records are kept, not their weights.
 """
 
 import tomllib

@@ -55,7 +55,10 @@ def require_attention(model: nn.Module, head: str = "class") -> TokenClassifier:
             raise TITNError(f"{what} has no attention maps: use a student (TITN, TNT or ViT), or timm's ViT or DeiT")
         model = found
     if not getattr(model.config, "inner_layers", True):
-        raise TITNError(f"this {model.config.name} has no inner layers (inner_layers=False) and no inner attention")
+        raise TITNError(
+            f"this {model.config.name} has no inner layers (inner_layers=False): for its outer attention, call "
+            "model(images, return_attention=True)"
+        )
     if head not in ("class", "distillation"):
         raise unknown("head", head, ("class", "distillation"))
     if head == "distillation" and not model.config.distillation_token:

@@ -201,8 +201,9 @@ class Block(nn.Module):
         super().__init__()
         ratio, bias, norm = config.mlp_ratio, config.qkv_bias, config.projection_norm
         inner, outer = config.inner_head_width, config.outer_head_width
-        layer = TransformerLayer(config.inner_width, config.inner_heads, ratio, bias, head_width=inner)
-        self.inner = layer if config.inner_layers else nn.Identity()
+        self.inner: nn.Module = nn.Identity()
+        if config.inner_layers:
+            self.inner = TransformerLayer(config.inner_width, config.inner_heads, ratio, bias, head_width=inner)
         self.projection = PixelToPatch(config, norm, bias=norm == "pixel")
         self.local = LocalPerception(config.outer_width, config.grid) if config.local_perception else nn.Identity()
         grid = config.grid if config.mlp_convolution else None

@@ -165,17 +165,17 @@ def teacher_recipe(data: str, preset: str, model: str = "vgg7_bn") -> Recipe:
 
 
 def default_student(data: str, preset: str) -> str:
-    """The default student: the paper's on a GPU, elsewhere the small one of the data set's entry."""
+    """The default student: the published one in the preset "gpu", otherwise the data set's small one."""
     return "titn_paper" if preset == "gpu" else dataset_info(data).small_student
 
 
 def default_teacher(data: str, preset: str) -> str:
-    """The default teacher: the paper's VGG16-BN on a GPU, elsewhere the small one of the data set's entry."""
+    """The default teacher: the published VGG16-BN in the preset "gpu", otherwise the data set's small one."""
     return "vgg16_bn" if preset == "gpu" else dataset_info(data).small_teacher
 
 
 def default_loss(model: str, preset: str, teacher: str | None) -> str:
-    """The default loss: the published "hard"; "soft+feature" for our students for photographs, except on a GPU.
+    """The default loss: the published "hard", or "soft+feature" for `FOR_PHOTOGRAPHS` unless the preset is "gpu".
 
     In short training feature maps help far more (docs/results/small_student.md). A teacher from timm has none: "hard".
     """
