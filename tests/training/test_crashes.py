@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from titn_lib import TITNError
+from titn_lib import TITNError, TrainingInterrupted
 from titn_lib.io import write_atomically
 from titn_lib.training import trainer
 from titn_lib.training.config import Recipe, Run
@@ -108,7 +108,7 @@ def test_a_clock_that_jumps_back(tmp_path, monkeypatch, whole):
 def test_what_a_killed_process_left_is_deleted_and_nothing_else(tmp_path):
     for name in ("checkpoint.pt.1.part", f"checkpoint.pt.{os.getpid()}.part", "mine.part", "1.parts"):
         write_atomically(tmp_path / "run" / name, b"x")
-    with pytest.raises(TITNError):
+    with pytest.raises(TrainingInterrupted):
         train(RUN, tmp_path / "run", **OPTIONS, max_minutes=0)
     left = {file.name for file in (tmp_path / "run").iterdir()} - {".lock", CHECKPOINT}
     assert left == {f"checkpoint.pt.{os.getpid()}.part", "mine.part", "1.parts"} - {f"checkpoint.pt.{os.getpid()}.part"}
