@@ -62,7 +62,7 @@ def titn_mini_local(weights: str | None = None, **settings: object) -> _Classifi
 
 
 def titn_mini_conv(weights: str | None = None, **settings: object) -> _Classifier:
-    """`titn_mini` with depthwise convolutions, our most accurate student. Weights: "cifar10"."""
+    """`titn_mini` with depthwise convolutions, our most accurate student. Weights: "cifar10" or "mnist"."""
     return _make("titn_mini_conv", weights, settings)
 
 

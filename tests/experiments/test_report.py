@@ -374,6 +374,7 @@ LOSS_OF_500 = {  # the loss on some 500 validation images, measured once: no oth
     "titn_nano.cifar10": 0.80544,
     "titn_mini.cifar10": 0.38060,
     "titn_mini_conv.cifar10": 0.35521,
+    "titn_mini_conv.mnist": 0.01771,
     "titn_mini-local.cifar10": 0.33504,
     "titn_mini-local.cifar100": 1.05734,
     "titn_pico.mnist": 0.02063,

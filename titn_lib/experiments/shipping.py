@@ -21,7 +21,7 @@ SUMMARY = {  # column: experiment
     "our best³": "{data}-{best}-laptop",
 }
 SMALL_STUDENT = {"cifar10": "titn_nano", "cifar100": "titn_nano", "mnist": "titn_pico"}
-BEST = {"cifar10": "titn_mini_conv", "cifar100": "titn_mini", "mnist": "titn_pico-long"}
+BEST = {"cifar10": "titn_mini_conv", "cifar100": "titn_mini", "mnist": "titn_mini_conv"}
 PRETRAINED_CANDIDATES = {  # shipped weights: the run with the best validation accuracy among these experiments
     "titn_nano.digits": ("digits-titn_nano-alone-laptop", "digits-titn_nano-hard-laptop"),
     "titn_nano.cifar10": ("cifar10-titn_nano-alone-laptop", "cifar10-titn_nano-hard-laptop"),
@@ -29,6 +29,7 @@ PRETRAINED_CANDIDATES = {  # shipped weights: the run with the best validation a
     "titn_mini-local.cifar10": ("cifar10-titn_mini-local-laptop",),
     "titn_mini-local.cifar100": ("cifar100-titn_mini-laptop",),
     "titn_mini_conv.cifar10": ("cifar10-titn_mini_conv-laptop",),
+    "titn_mini_conv.mnist": ("mnist-titn_mini_conv-laptop",),
     "airbench.cifar10": ("cifar10-airbench-laptop",),
     "airbench.cifar100": ("cifar100-airbench-laptop",),
     "vgg7_bn.digits": ("digits-vgg7_bn-laptop",),
