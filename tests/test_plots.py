@@ -81,7 +81,7 @@ def test_a_patch_in_both_streams(known):
         plot_nested(image, maps, (2, 3), patch=1, pixel=5)
     with pytest.raises(TITNError, match="no pixel 0: choose one from 1 to 4"):
         plot_nested(image, maps, (2, 3), patch=1, pixel=0)
-    with pytest.raises(TITNError, match="no inner stream"):
+    with pytest.raises(TITNError, match="no inner attention"):
         plot_nested(image, AttentionMaps([], maps.outer), (2, 3), patch=1)
 
 
@@ -96,7 +96,7 @@ def test_every_head_of_every_block(known):
     axes = np.array(plot_heads(maps, (2, 3), patch=3).axes[:6]).reshape(2, 3)
     shown = axes[1, 2].images[0].get_array()
     np.testing.assert_allclose(shown, maps.inner[2][0, 2, 1].mean(dim=0).reshape(2, 2), rtol=1e-6)
-    with pytest.raises(TITNError, match="no inner stream"):
+    with pytest.raises(TITNError, match="no inner attention"):
         plot_heads(AttentionMaps([], maps.outer), (2, 3), patch=1)
     for patch in (0, 7):
         with pytest.raises(TITNError, match=f"no patch {patch}: choose one from 1 to 6"):
