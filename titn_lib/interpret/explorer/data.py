@@ -303,7 +303,7 @@ def collect(shown: ExplorerInput) -> dict[str, Any]:
             views.append(model_view(model, normalized(model, image)))
         predicted = None
         if teacher is not None:
-            predicted = top_classes(predict(teacher, image[None], cast(Preprocessing, teacher.preprocessing)))
+            predicted = top_classes(predict(teacher, image[None]))
         rgb = image.permute(1, 2, 0).expand(-1, -1, 3).cpu().contiguous().numpy().tobytes()
         images.append({"title": title, "label": label, "rgb": rgb, "models": views, "teacher": predicted})
     return {
