@@ -15,7 +15,8 @@ BESIDE = {
     "plots": [*ORDER[: ORDER.index("losses")], "fonts"],
     "fonts": ["errors"],
     "course": [*ORDER, "interpret", "plots"],
-    "__main__": [*ORDER, "interpret", "plots"],
+    "commands": [*ORDER, "interpret", "plots"],
+    "__main__": [*ORDER, "commands"],
     "__init__": ORDER,
 }
 PRIVATE = re.compile(r"torch\._[A-Za-z]\w+|_dynamo|_functorch|_current_level|_has_any_global_hook")

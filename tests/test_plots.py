@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import confusion_matrix
 
 from titn_lib import TITNError, create_model, fonts
 from titn_lib.models.base import AttentionMaps
@@ -34,8 +35,7 @@ def _close():
 
 
 def test_confusion_counts():
-    labels, predicted = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 2, 2, 0])
-    figure = plot_confusion(labels, predicted, ("a", "b", "c"))
+    figure = plot_confusion(confusion_matrix([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0]), ("a", "b", "c"))
     shown = figure.axes[0].collections[0].get_array().reshape(3, 3)
     np.testing.assert_allclose(shown, [[0.5, 0.5, 0], [0, 1, 0], [1 / 3, 0, 2 / 3]])
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "1", "", "", "1", "", "1", "", "2"]
@@ -126,9 +126,8 @@ def test_a_full_disk(tmp_path):
 def test_class_names_in_any_script_and_with_dollars(monkeypatch):
     names = ("猫_cat", "собака", "price_$5$", "x^2_$")
     monkeypatch.setattr(fonts, "FALLBACK_FONTS", ("STIXGeneral", "a font that is not installed"))
-    labels = torch.arange(4)
     with warnings.catch_warnings(action="ignore"):  # a script that no installed font has
-        figure = plot_confusion(labels, labels, names, "$a$")
+        figure = plot_confusion(torch.eye(4, dtype=torch.long), names, "$a$")
     axis = figure.axes[0]
     ticks = axis.get_xticklabels()
     assert [tick.get_text() for tick in ticks] == list(names)
@@ -149,8 +148,7 @@ def test_no_image_to_show():
 
 @pytest.mark.parametrize("classes", [("apple", "bicycle", "bottle", "chair", "sunflower"), tuple("0123456789")])
 def test_the_names_below_a_confusion_matrix_do_not_overlap(classes):
-    labels = torch.arange(len(classes))
-    figure = plot_confusion(labels, labels, classes)
+    figure = plot_confusion(torch.eye(len(classes), dtype=torch.long), classes)
     figure.canvas.draw()
     boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))

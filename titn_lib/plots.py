@@ -90,12 +90,11 @@ def plot_seeds(points: dict[str, list[float]]) -> Figure:
 
 
 def plot_confusion(
-    labels: Int[Tensor, " image"], predicted: Int[Tensor, " image"], classes: tuple[str, ...], title: str = ""
+    confusion: Int[np.ndarray | Tensor, "true predicted"], classes: tuple[str, ...], title: str = ""
 ) -> Figure:
-    """Confusion matrix: rows are true classes, columns predicted classes; every cell above 0 has its count."""
+    """Draw a confusion matrix (`sklearn.metrics.confusion_matrix(labels, predicted)`), with the counts above 0."""
     sns.set_theme(**STYLE)
-    count = len(classes)
-    table = torch.bincount(labels * count + predicted, minlength=count**2).reshape(count, count).numpy()
+    count, table = len(classes), np.asarray(confusion)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     size = min(12, 2.4 + 0.42 * count)
     with plt.rc_context(any_script()):

@@ -43,6 +43,20 @@ class Deadline:
         return time.monotonic() > self.at
 
 
+def choose_device(device: str) -> str:
+    """ "cpu", "cuda" or "mps"; for "auto", a GPU if there is one.
+
+    Raises:
+        TITNError: `device` is "cuda" or "mps", and there is no such GPU.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "mps" and not has_mps:
+        raise TITNError("PyTorch finds no Apple GPU (MPS): choose --device cpu")
+    if device == "cuda" and not has_cuda:
+        raise TITNError("PyTorch finds no GPU: choose --device cpu, or install PyTorch for your GPU")
+    return device if device != "auto" else "cuda" if has_cuda else "mps" if has_mps else "cpu"
+
+
 def start_fabric(precision: str, device: str = "auto") -> Fabric:
     """Lightning Fabric for this process, which runs alone or was started by `torchrun`.
 
@@ -53,14 +67,9 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
     Raises:
         TITNError: `device` is "cuda" or "mps" and there is no such GPU, or it can't compute in this precision.
     """
-    has_mps = torch.backends.mps.is_available()
-    if device == "mps" and not has_mps:
-        raise TITNError("PyTorch finds no Apple GPU (MPS): choose --device cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TITNError("PyTorch finds no GPU: choose --device cpu, or install PyTorch for your GPU")
+    accelerator = choose_device(device)
     kernels.tune_malloc()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs each precision
-    accelerator = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
     if accelerator == "mps" and precision not in ("auto", "32-true"):
         raise TITNError(f"Apple's GPUs train in float32 here, not in {precision}: choose --precision 32-true")
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
@@ -80,6 +89,14 @@ def start_fabric(precision: str, device: str = "auto") -> Fabric:
 def all_reduce_sum(fabric: Fabric, values: Tensor) -> Tensor:
     """The sum of `values` over all processes."""
     return cast(Tensor, fabric.all_reduce(values, reduce_op="sum"))
+
+
+def sync_stop(fabric: Fabric, reason: str) -> str:
+    """The reason to stop, or "". If one process has to stop, all do."""
+    if fabric.world_size == 1:
+        return reason
+    flag = torch.tensor(float(bool(reason)), device=fabric.device)
+    return (reason or "another process") if all_reduce_sum(fabric, flag) > 0 else ""
 
 
 def is_main_process() -> bool:
@@ -114,10 +131,11 @@ def graceful_interrupt(deadline: Deadline) -> Iterator[Callable[[], str]]:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
             continue
+        before[number] = signal.getsignal(number)  # first: a signal may come at any time
         try:
-            before[number] = signal.signal(number, note)
+            signal.signal(number, note)
         except ValueError:  # not the main thread: signals go elsewhere
-            continue
+            del before[number]
     try:
         yield lambda: received[0] if received else (TIME_LIMIT if deadline.passed else "")
     finally:
