@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from titn_lib import TITNError, create_model, load_model, save_model
 from titn_lib.__main__ import main
@@ -64,6 +66,20 @@ def edited(tmp_path):
 def test_sizes_that_cannot_fit_are_refused_before_a_model_is_built(edited, config):
     with pytest.raises(TITNError, match="don't fit the settings"):
         load_model(edited(config))
+
+
+def test_a_stage_of_many_blocks_is_not_built(tmp_path):
+    """A depth that stands in a list, where nothing tells it from a width."""
+    model, made = create_model("cmt_nano"), []
+    metadata = {"family": "cmt", "config": json.dumps(asdict(model.config) | {"stages": [[48, 200, 3, 4]]})}
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, tmp_path / "edited.safetensors", metadata=metadata)
+    with (
+        register_module_parameter_registration_hook(lambda *_: made.append(1)),
+        pytest.raises(TITNError, match="don't fit the settings"),
+    ):
+        load_model(tmp_path / "edited.safetensors")
+    assert len(made) < 1_000
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from PIL import Image
 from titn_lib import TITNError, TrainingInterrupted, create_model, save_model
 from titn_lib.__main__ import main
 from titn_lib.data.transforms import Preprocessing
+from titn_lib.errors import RunLocked
 from titn_lib.experiments import runner
 from titn_lib.experiments.settings import load_experiments
 from titn_lib.io import lock_dir
@@ -119,7 +120,9 @@ def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert "unknown student 'titn_micro'" in fails(capsys, "distill", "--model", "titn_micro", *out)
     assert "unknown preset 'big'" in fails(capsys, "distill", "--preset", "big", *out)
     assert "unknown teacher 'vgg'" in fails(capsys, "distill", "--teacher", "vgg", *out)
-    assert "unknown teacher 'titn_nano'" in fails(capsys, "train-teacher", "--model", "titn_nano", *out)
+    assert "titn_nano is a student: train it with make_run" in fails(
+        capsys, "train-teacher", "--model", "titn_nano", *out
+    )
     assert "there is no weights file" in fails(capsys, "distill", "--teacher", tmp_path / "t.safetensors", *out)
     assert "is a student, not a teacher" in fails(capsys, "distill", "--teacher", good, *out)
     assert "seed must be at least 0" in fails(capsys, "distill", "--seed", -1, *out)
@@ -319,6 +322,18 @@ def test_what_another_process_makes_is_skipped(settings, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("skipped: another process is training in") == 3  # the teacher, and both students who need it
     assert printed.count("pending") == 3
+
+
+def test_a_job_of_several_processes_ends_at_a_run_of_another(settings, tmp_path, monkeypatch):
+    """Only one of its processes sees the lock: the others would train while it goes on to the next run."""
+
+    def locked(*_, **__):
+        raise RunLocked("another process is training in runs")
+
+    monkeypatch.setattr(runner, "run_experiment", locked)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunLocked):
+        runner.run_experiments(load_experiments(settings[0]), tmp_path / "runs", tmp_path / "results", None)
 
 
 def test_variants_share_what_they_do_not_change(settings):

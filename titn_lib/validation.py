@@ -1,6 +1,7 @@
 """Checks of settings, each with one clear sentence."""
 
 import math
+from argparse import ArgumentTypeError
 from dataclasses import fields
 from typing import Any
 
@@ -68,13 +69,16 @@ def to_2tuple(size: Any) -> tuple[int, int]:
     """
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise TITNError(f"image_size is a height and a width, or one number for both, 1 or more, and not {size!r}")
+        raise TITNError(f"image_size must be a height and a width, or one number for both, of 1 or more, not {size!r}")
     if max(sides) > MAX_SIDE:
         raise TITNError(f"image_size must be at most {MAX_SIDE:,}, not {max(sides):,}")
     return sides
 
 
 def image_size_of(text: str) -> tuple[int, int]:
-    """ "64" or "48x64" as height and width."""
+    """ "64" or "48x64" as height and width, for argparse."""
     height, _, width = text.partition("x")
-    return int(height), int(width or height)
+    try:
+        return int(height), int(width or height)
+    except ValueError as problem:
+        raise ArgumentTypeError(f"must be such as 64, or 48x64 (height x width), not {text!r}") from problem

@@ -9,7 +9,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import normalize
 
 from titn_lib import TITNError, load_model
-from titn_lib.data.arrays import make_splits
+from titn_lib.data.arrays import make_splits, to_images
 from titn_lib.training.config import Recipe, Run
 from titn_lib.training.run import train, train_comparison
 
@@ -100,6 +100,15 @@ def test_an_image_folder_of_torchvision_keeps_its_class_names(tmp_path):
 def test_what_does_not_fit_gets_one_sentence(given, says):
     with pytest.raises(TITNError, match=says):
         make_splits("mine", given)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_come_last_or_first(channels):
+    """Two and four, too, such as red, green, blue and transparency."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 6, channels), dtype=np.uint8)
+    first = to_images((images.transpose(0, 3, 1, 2), LABELS), None, "first")
+    assert first.images.shape == (60, channels, 8, 6)
+    assert torch.equal(to_images((images, LABELS), None, "last").images, first.images)
 
 
 def test_names_that_do_not_fit():

@@ -273,7 +273,7 @@ def test_one_number_is_both_sides_and_none_is_refused():
     assert load_dataset("digits", 24).image_size == (24, 24)
     gray = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10))
     assert torch.equal(load_image(gray, 1, 5), load_image(gray, 1, (5, 5)))
-    with pytest.raises(TITNError, match="image_size is a height and a width"):
+    with pytest.raises(TITNError, match="image_size must be a height and a width"):
         load_image(gray, 1, (0, 5))
     assert make_run("cifar10", image_size=16).image_size == (16, 16)
 

@@ -155,6 +155,12 @@ def test_single_runs_have_no_significance(rows):
     assert [significance_from_base(row, table) for row in table.values()] == ["", "–", ""]
 
 
+def test_equal_runs_have_no_significance(rows):
+    """On a few hundred test images, all seeds may have the same accuracy."""
+    table = compared(rows["base"], {"base": [50.0, 50.0], "far": [51.0, 51.0]})
+    assert [significance_from_base(row, table) for row in table.values()] == ["", "–"]
+
+
 def test_an_outlier_is_judged_by_its_own_runs(rows):
     """Three runs, two degrees of freedom: beyond the threshold of one, and far from that of seven."""
     like, wild = [50.0, 52.0, 54.0], [0.0, 12.0, 24.0]

@@ -297,7 +297,7 @@ def test_refusals():
     refused(r"expects uint8 images, .*, not torch\.float32", images=images.float())
     refused(r"not torch\.uint8 \[1, 8, 12\]", images=images[0])
     refused("1×8×12 images", images=torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-    refused("Teacher has no attention maps", model=create_model("vgg7_bn").eval())
+    refused("vgg7_bn has no attention maps", model=create_model("vgg7_bn").eval())
     refused("3 labels for 2", labels=[1, 2, 3])
     refused("there are 6 classes: give numbers below", labels=[1, 6])
     refused("1 titles for 2", titles=["x"])
@@ -381,7 +381,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["explore", str(tmp_path / "none.png"), "--weights", weights, "--out", str(out)]) == 1
     assert "there is no image" in capsys.readouterr().err
     assert main(["explore", "x.png", "--weights", str(tmp_path / "t.safetensors")]) == 1
-    assert "Teacher has no attention maps" in capsys.readouterr().err
+    assert "vgg7_bn has no attention maps" in capsys.readouterr().err
 
 
 # --- the widget

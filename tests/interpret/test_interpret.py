@@ -56,7 +56,7 @@ def test_refusals():
     images, model = torch.zeros(1, 1, 8, 12), make("tnt_paper")
     with pytest.raises(TITNError, match="this titn_nano has no inner layers"):
         interpret.attention(create_model("titn_nano", inner_layers=False).eval(), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(TITNError, match="Teacher has no attention maps: use a student"):
+    with pytest.raises(TITNError, match="vgg7_bn has no attention maps: use a student"):
         interpret.attention(create_model("vgg7_bn").eval(), torch.zeros(1, 3, 32, 32))
     with pytest.raises(TITNError, match="tnt_paper has no distillation token: choose head='class'"):
         interpret.relevance(model, images, head="distillation")

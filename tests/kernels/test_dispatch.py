@@ -91,10 +91,15 @@ def test_a_hook_on_all_modules_sees_the_inner_layer():
     assert model.blocks[0].inner.attn.qkv in seen
 
 
+@pytest.mark.parametrize("part", ["weights", "a bias"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_weights_of_another_dtype_than_the_tokens_fail_as_in_pytorch(dtype):
-    model = create_model("titn_nano", depth=1).eval()
-    model.blocks[0].inner.to(dtype)
+def test_weights_of_another_dtype_than_the_tokens_fail_as_in_pytorch(dtype, part):
+    model = create_model("titn_nano", depth=1, qkv_bias=True).eval()
+    inner = model.blocks[0].inner
+    if part == "weights":
+        inner.to(dtype)
+    else:
+        inner.attn.qkv.bias.data = inner.attn.qkv.bias.data.to(dtype)
     with pytest.raises(RuntimeError, match="dtype"):
         model(torch.randn(1, 3, 32, 32))
 

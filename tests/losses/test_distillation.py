@@ -345,6 +345,8 @@ def test_a_network_without_tokens_learns_from_a_teachers_logits_but_not_from_its
         TITNError, match=r"vgg7_bn has no patch tokens for the loss 'soft\+feature': .*\(hard, soft, dkd"
     ):
         make_objective(network, "soft+feature", teacher)
+    with pytest.raises(TITNError, match="vgg7_bn has no patch tokens for the loss 'feature'"):
+        Objective(network, "feature", teacher)
     images, labels = torch.randn(3, 3, 32, 32), torch.tensor([1, 0, 2])
     output = teacher_forward(teacher, images)
     loss, logits = make_objective(network, "soft", teacher)(images, MixedTargets(labels, labels), output)
@@ -382,7 +384,7 @@ def test_the_public_function_refuses_a_teacher_of_another_shape():
 
 def test_the_public_function_names_what_is_wrong():
     labels = torch.tensor([0, 2])
-    with pytest.raises(TITNError, match="unknown loss 'softt': did you mean 'soft'"):
+    with pytest.raises(TITNError, match="unknown loss of logits 'softt': did you mean 'soft'"):
         titn_lib.distillation_loss(BOTH, TEACHER_LOGITS, labels, "softt")
     with pytest.raises(TITNError, match="the loss 'soft' needs the teacher's logits"):
         titn_lib.distillation_loss(BOTH, None, labels, "soft")

@@ -231,7 +231,7 @@ def test_the_mlps_convolution_is_local_perception_of_its_hidden_layer():
         ({"inner_head_width": 0}, "inner_head_width must be at least 1, not 0"),
         ({"pixel_size": 0}, "pixel_size must be at least 1, not 0"),
         ({"patch_size": -8}, "patch_size must be at least 1, not -8"),
-        ({"image_size": (0, 32)}, r"image_size is a height and a width, .* not \(0, 32\)"),
+        ({"image_size": (0, 32)}, r"image_size must be a height and a width, .* not \(0, 32\)"),
         ({"mlp_ratio": -1}, "mlp_ratio must be greater than 0, not -1"),
         ({"pixel_embedding": "conv", "pixel_size": 8}, "stride 8 would skip image pixels"),
         ({"drop_path": 1}, "drop_path must be at least 0 and below 1"),
@@ -260,7 +260,7 @@ def test_every_image_pixel_has_a_gradient(embedding, pixel_size):
     [("depth", 2.0), ("outer_head_width", 2.0), ("num_classes", "5"), ("image_size", (64,)), ("image_size", "64")],
 )
 def test_settings_of_another_type(setting, value):
-    with pytest.raises(TITNError, match=r"must be an integer|image_size is a height and a width"):
+    with pytest.raises(TITNError, match=r"must be an integer|image_size must be a height and a width"):
         create_model("titn_paper", **{setting: value})
 
 

@@ -23,25 +23,26 @@ def test_a_recipe_from_the_preset():
     assert make_run(seed=3).seed == make_run(seed=3).teacher.seed == 3
     assert Run.from_dict(asdict(run)) == run
     assert make_run("digits", teacher="vgg7_bn.digits").teacher == "vgg7_bn.digits"
+    assert make_run("digits", model_settings={"depth": 2}).model_settings == {"depth": 2}
     with pytest.raises(TITNError, match="unknown preset 'huge'"):
         make_run(preset="huge")
     with pytest.raises(TITNError, match="did you mean 'epochs'"):
         make_run(epoch=3)
-    with pytest.raises(TITNError, match="unknown student 'vgg7_bn'"):
+    with pytest.raises(TITNError, match=r"vgg7_bn is a teacher: train it with teacher_run \(titn train-teacher\)"):
         make_run(model="vgg7_bn")
     for changes, says in [
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"lr": -1.0}, "lr must be at least 0"),
         ({"ema_decay": 1.5}, "ema_decay must be below 1"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"image_size": (0, 8)}, "image_size is a height and a width, or one number for both, 1 or more"),
+        ({"image_size": (0, 8)}, "image_size must be a height and a width, or one number for both, of 1 or more"),
         ({"lr": math.nan}, "lr must be finite, not nan"),
         ({"temperature": 0.0}, "temperature must be greater than 0"),
         ({"loss": "cross_entropy", "teacher": "vgg7_bn"}, "the loss 'cross_entropy' needs no teacher"),
     ]:
         with pytest.raises(TITNError, match=says):
             make_run(**changes)
-    with pytest.raises(TITNError, match=r"image_size is a height and a width, .* not \(0, 8\)"):
+    with pytest.raises(TITNError, match=r"image_size must be a height and a width, .* not \(0, 8\)"):
         Run("digits", "titn_nano", recipe=Recipe(), image_size=(0, 8))
 
 
@@ -68,6 +69,11 @@ def test_our_own_teachers_have_label_smoothing():
 
 
 def test_a_number_that_is_a_text():
+    for name, value in (("epochs", "3"), ("batch_size", None), ("cutmix", None)):
+        recipe = Recipe()
+        object.__setattr__(recipe, name, value)
+        with pytest.raises(TITNError, match=f"{name} must be a number, not {value!r}"):
+            recipe.__post_init__()
     recipe = Recipe()
     object.__setattr__(recipe, "lr", "fast")  # the tests' type checker would refuse it in the constructor
     with pytest.raises(TITNError, match="lr must be a number"):

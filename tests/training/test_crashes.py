@@ -14,9 +14,9 @@ from titn_lib import TITNError, TrainingInterrupted
 from titn_lib.io import write_atomically
 from titn_lib.training import trainer
 from titn_lib.training.config import Recipe, Run
-from titn_lib.training.records import RECORD, load_record
+from titn_lib.training.records import RECORD, WEIGHTS, load_record
 from titn_lib.training.run import train
-from titn_lib.training.trainer import CHECKPOINT, WEIGHTS
+from titn_lib.training.trainer import CHECKPOINT
 
 RECIPE = Recipe(
     epochs=2, batch_size=32, precision="32-true", train_images=96, test_images=64, ema_decay=0.9, cutmix=1.0

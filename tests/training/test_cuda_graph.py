@@ -28,8 +28,9 @@ from titn_lib.training.config import Recipe, Run
 from titn_lib.training.cuda_graph import WARM_UP_STEPS, GraphedPredict, GraphedStep, StepInputs, graphed_step, why_not
 from titn_lib.training.distributed import start_fabric
 from titn_lib.training.optim import compile_blocks, compiling_failed
+from titn_lib.training.records import WEIGHTS
 from titn_lib.training.run import train
-from titn_lib.training.trainer import WEIGHTS, Trainer
+from titn_lib.training.trainer import Trainer
 
 RATE = 2**-8  # the same number in float32, which the graph's learning rate has
 QUICK = Recipe(epochs=2, batch_size=8, lr=RATE, min_lr=RATE, precision="32-true", train_images=32, test_images=10)
@@ -72,9 +73,8 @@ def stop_after(steps: int, monkeypatch) -> list[int]:
     def step_and_count(self, order):
         step(self, order)
         count.append(1)
-        if len(count) == steps:
-            self.sync_stop = lambda _: "the test"
 
+    monkeypatch.setattr(trainer, "sync_stop", lambda *_: "the test" if len(count) == steps else "")
     monkeypatch.setattr(Trainer, "train_step", step_and_count)
     return count
 

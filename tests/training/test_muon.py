@@ -57,6 +57,25 @@ def test_two_steps_by_hand():
         torch.testing.assert_close(bias, alone)
 
 
+def test_a_closure_is_called_first():
+    """Its gradients are of this step, and AdamW leaves Muon's parameters alone."""
+    conv, bias, optimizer = make()
+    again_conv, again_bias, again = make()
+    gradients = torch.randn(4, 3, 2, 2), torch.randn(4)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (conv * gradients[0]).sum() + (bias * gradients[1]).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        assert optimizer.step(closure).requires_grad
+        step(again, again_conv, again_bias, gradients)
+    assert torch.equal(conv, again_conv)
+    assert torch.equal(bias, again_bias)
+
+
 def test_saved_and_loaded_it_goes_on_as_before():
     conv, bias, optimizer = make()
     first, second = ((torch.randn(4, 3, 2, 2), torch.randn(4)) for _ in range(2))

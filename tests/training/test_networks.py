@@ -175,6 +175,15 @@ def test_batch_normalization_with_a_fixed_scale_is_not_frozen():
     assert not Objective(network, "cross_entropy").train().network.stages[1][2].training
 
 
+@pytest.mark.parametrize("model", ["mvt_nano", "titn_nano", "vgg7_bn"])
+def test_only_the_classifiers_are_heads(model):
+    """A block may have modules called `heads`."""
+    layers = layers_below_head(create_model(model))
+    starts = {name.split(".")[0] for name, layer in layers.items() if layer == 0}
+    assert starts
+    assert starts <= {"head", "heads"}
+
+
 def test_layer_decay_multiplies_learning_rates():
     network = create_model("titn_nano", depth=3)
     layers = layers_below_head(network)

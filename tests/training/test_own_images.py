@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +21,12 @@ from titn_lib.data.transforms import Preprocessing
 from titn_lib.errors import TrainingInterrupted
 from titn_lib.losses.distillation import distillation_loss, mixed_cross_entropy
 from titn_lib.losses.objective import Objective
+from titn_lib.models.weights import PRETRAINED_DIR
 from titn_lib.training.config import Recipe, Run
 from titn_lib.training.evaluation import evaluate_classes, images_to_measure, recall
 from titn_lib.training.recipes import make_run
-from titn_lib.training.records import load_record, table
+from titn_lib.training.records import RECORD, WEIGHTS, load_record, table
 from titn_lib.training.run import train, train_comparison
-from titn_lib.training.trainer import WEIGHTS
 
 QUICK = Recipe(epochs=1, batch_size=16, lr=1e-3, precision="32-true")
 OPTIONS = {"device": "cpu", "progress": False}
@@ -200,6 +201,17 @@ def test_some_of_the_classes_keep_their_labels(tmp_path, run, pets):
     weights = tmp_path / "run" / WEIGHTS
     parts, _ = images_to_measure(load_model(weights), weights, str(tmp_path / "new"))
     assert parts["all"].labels.tolist() == [1] * 5 + [2] * 5  # cross, round, square
+
+
+def test_a_record_of_another_model_is_not_taken_for_ours(tmp_path, monkeypatch):
+    """A record belongs to the model.safetensors beside it, and not to pretrained weights or to another file."""
+    weights = "titn_nano.digits"
+    record = json.loads((PRETRAINED_DIR / f"{weights}.json").read_text(encoding="utf-8"))
+    record["run"]["data"] = "mnist"
+    (tmp_path / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    parts, _ = images_to_measure(load_model(weights), Path(weights), None)
+    assert [len(part) for part in parts.values()] == [144, 360]  # the digits
 
 
 def test_recall_and_balanced_accuracy_by_hand(tmp_path, pets, run, capsys):

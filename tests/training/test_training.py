@@ -37,9 +37,9 @@ from titn_lib.training.optim import learning_rate, make_optimizer
 from titn_lib.training.recipes import (
     make_run,
 )
-from titn_lib.training.records import load_record, versions
+from titn_lib.training.records import WEIGHTS, load_record, versions
 from titn_lib.training.run import train, train_comparison
-from titn_lib.training.trainer import CHECKPOINT, WEIGHTS
+from titn_lib.training.trainer import CHECKPOINT
 
 QUICK = Recipe(epochs=2, batch_size=16, lr=1e-3, precision="32-true", train_images=128, test_images=64)
 STUDENT = Run("digits", "titn_nano", QUICK, model_settings={"depth": 1})

@@ -2,7 +2,7 @@
 
 from titn_lib.data.arrays import make_splits
 from titn_lib.data.datasets import DATASETS, DatasetInfo, DataSplits, data_dir, load_dataset
-from titn_lib.data.images import ImageDataset, load_image
+from titn_lib.data.images import ImageDataset, load_image, load_images
 from titn_lib.data.mixing import MixedTargets, cutmix, mixup
 from titn_lib.data.transforms import Preprocessing, augment, normalize
 
@@ -18,6 +18,7 @@ __all__ = [
     "data_dir",
     "load_dataset",
     "load_image",
+    "load_images",
     "make_splits",
     "mixup",
     "normalize",

@@ -120,7 +120,7 @@ def to_uint8(values: Any, what: str) -> UInt8[Tensor, "image channel height widt
         images = images[:, None]
     if images.ndim != 4 or 0 in images.shape:
         raise TITNError(f"the images of {what} have the shape {tuple(images.shape)}: give images of one size")
-    if images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
+    if images.shape[-1] <= 4 < images.shape[1]:
         images = images.permute(0, 3, 1, 2)
     if images.dtype == torch.uint8:
         return images.contiguous()

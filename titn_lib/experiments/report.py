@@ -197,6 +197,8 @@ def significance_from_base(row: ExperimentSummary, rows: dict[str, ExperimentSum
     outlier = is_outlier_variance(values, spread)
     error = standard_error(values, base, spread, statistics.stdev(values) if outlier else spread)
     pooled = [values] if outlier else [one for one in (base, *others) if not is_outlier_variance(one, spread)]
+    if not error:
+        return "–"
     t = (statistics.mean(values) - statistics.mean(base)) / error
     runs = [len(one) for one in others]
     return significance(t, runs, len(values), len(base), degrees_of_freedom(pooled), shared=not outlier)

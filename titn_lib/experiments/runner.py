@@ -1,5 +1,6 @@
 """Run experiments, and list which runs are done, under way or pending."""
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +14,9 @@ from titn_lib.io import write_atomically
 from titn_lib.models.weights import load_model, save_model
 from titn_lib.training.config import diff_runs
 from titn_lib.training.distributed import TIME_LIMIT, Deadline, is_main_process, start_fabric
-from titn_lib.training.records import RECORD, RunResult, load_record
+from titn_lib.training.records import RECORD, WEIGHTS, RunResult, load_record
 from titn_lib.training.run import train
-from titn_lib.training.trainer import CHECKPOINT, WEIGHTS
+from titn_lib.training.trainer import CHECKPOINT
 
 MAX_WEIGHTS_BYTES = 16 * 2**20  # larger weights stay in runs/
 
@@ -99,13 +100,15 @@ def run_experiments(
 ) -> None:
     """Run what is pending, in order, until none is left or the time is up. Interrupted runs are resumed.
 
-    Several processes may share the list: a run that another process is training is skipped.
+    Several processes may share the list: a run that another process is training is skipped. A job of several processes
+    (torchrun) can't share it: its processes would go on to different runs.
 
     Args:
         rerun: the experiments whose finished runs are repeated, too.
 
     Raises:
         TrainingInterrupted: the time is up, or Ctrl-C.
+        RunLocked: in a job of several processes, another process is training one of these runs.
     """
     deadline = Deadline.after(max_minutes)
     begun = False
@@ -126,6 +129,8 @@ def run_experiments(
                 try:
                     run_experiment(experiment, seed, runs, results, again, **options)
                 except RunLocked as problem:
+                    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                        raise
                     print(f"  skipped: {problem}", flush=True)
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError, unknown
-from titn_lib.models.base import AttentionMaps, Encoding, TokenClassifier
+from titn_lib.models.base import AttentionMaps, Classifier, Encoding, TokenClassifier
 from titn_lib.models.external import from_timm_vit
 from titn_lib.models.titn import TITN, PixelToPatch
 
@@ -51,7 +51,7 @@ def require_attention(model: nn.Module, head: str = "class") -> TokenClassifier:
     if not isinstance(model, TokenClassifier):
         found = from_timm_vit(model)
         if found is None:
-            what = type(model).__name__
+            what = model.config.name if isinstance(model, Classifier) else type(model).__name__
             raise TITNError(f"{what} has no attention maps: use a student (TITN, TNT or ViT), or timm's ViT or DeiT")
         model = found
     if not getattr(model.config, "inner_layers", True):

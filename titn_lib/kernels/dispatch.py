@@ -82,7 +82,8 @@ def is_standard_layer(parts: list[Any]) -> bool:
     if [type(part) for part in parts] != STANDARD_TYPES or is_hooked(parts):
         return False
     weights = [part._parameters["weight"] for part in parts if "weight" in part._parameters]
-    if not {(type(weight), getattr(weight, "dtype", None)) for weight in weights} <= WEIGHT_TYPES:
+    biases = [part._parameters["bias"] for part in parts if part._parameters.get("bias") is not None]
+    if not {(type(weight), getattr(weight, "dtype", None)) for weight in weights + biases} <= WEIGHT_TYPES:
         return False
     _, norm, attention, _, _, next_norm, _, _, gelu, _, _, last_norm = parts
     *shapes, _ = [weight.shape for weight in weights]

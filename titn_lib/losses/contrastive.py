@@ -14,8 +14,6 @@ that it builds on. This acts as a larger learning rate, except with Adam. Ours: 
 equation, and a distillation head that is trained in the second run like the class head.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -62,18 +60,16 @@ class ContrastiveStage(Objective):
     """What both stages share.
 
     Raises:
-        TITNError: the network has no tokens, or `loss` is a distillation loss.
+        TITNError: the network has no tokens.
     """
 
     TRAINS_HEADS: bool  # True: the heads and nothing else. False: everything but the heads.
     network: TokenClassifier
 
-    def __init__(self, network: Classifier, loss: str = "cross_entropy", *settings: Any):
-        if loss != "cross_entropy":
-            raise TITNError(f"contrastive training needs no teacher: choose the loss 'cross_entropy', not {loss!r}")
+    def __init__(self, network: Classifier, label_smoothing: float = 0.0):
         if not isinstance(network, TokenClassifier):
             raise TITNError(f"{network.config.name} has no tokens for contrastive training: choose a TITN, TNT or ViT")
-        super().__init__(network, loss, *settings)
+        super().__init__(network, label_smoothing=label_smoothing)
         # DistributedDataParallel must not wait for gradients that are never computed.
         self._ddp_params_and_buffers_to_ignore = [
             f"network.{name}" for name, _ in network.named_parameters() if name.startswith("heads") != self.TRAINS_HEADS
@@ -92,8 +88,8 @@ class Contrastive(ContrastiveStage):
     CAPTURABLE = True
     TRAINS_HEADS = False
 
-    def __init__(self, network: Classifier, *settings: Any):
-        super().__init__(network, *settings)
+    def __init__(self, network: Classifier, label_smoothing: float = 0.0):
+        super().__init__(network, label_smoothing)
         width = self.network.token_width
         self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION_WIDTH))
 

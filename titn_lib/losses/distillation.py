@@ -153,16 +153,16 @@ def distillation_loss(
         teacher_logits: the teacher's, for the same images and classes; None for "cross_entropy".
         targets: labels, or the `MixedTargets` of CutMix or MixUp.
         loss: "hard", "soft", "dkd", a logit loss of your own (`register_loss`), or "cross_entropy", which trains both
-            heads with the labels.
-        temperature: of the losses "soft" and "dkd".
+            heads with the labels. A loss of feature maps needs `make_objective`.
+        temperature: the temperature of "soft" and "dkd".
         label_smoothing: share of each label that is spread over all classes, in the cross-entropy with the labels.
-        class_weights: of each class's images, in the cross-entropy with the labels.
+        class_weights: the weight of each class in the cross-entropy with the labels.
 
     Raises:
         TITNError: the loss is unknown, or the teacher's logits are missing or have another shape.
     """
     if loss != "cross_entropy" and loss not in LOGIT_LOSSES:
-        raise unknown("loss", loss, ["cross_entropy", *LOGIT_LOSSES])
+        raise unknown("loss of logits", loss, ["cross_entropy", *LOGIT_LOSSES])
     if isinstance(targets, Tensor):
         targets = MixedTargets(targets, targets)
     class_logits, distillation_logits = logits if isinstance(logits, TokenLogits) else (logits, logits)

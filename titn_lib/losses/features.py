@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titn_lib.errors import TITNError
-from titn_lib.models.base import TokenClassifier
+from titn_lib.losses.distillation import LOGIT_LOSSES
+from titn_lib.models.base import Classifier, TokenClassifier
 from titn_lib.models.inference import eval_mode
 from titn_lib.models.teachers import BUILDERS, Teacher
 
@@ -141,4 +142,12 @@ def no_feature_maps(loss: str) -> TITNError:
     return TITNError(
         f"the loss {loss!r} needs a teacher with feature maps: use one of {', '.join(BUILDERS)}, or the loss 'hard' or "
         "'soft'"
+    )
+
+
+def no_patch_tokens(network: Classifier, loss: str) -> TITNError:
+    """The error for a student that has only logits."""
+    return TITNError(
+        f"{network.config.name} has no patch tokens for the loss {loss!r}: choose a TITN, TNT or ViT, or another loss "
+        f"({', '.join(LOGIT_LOSSES)})"
     )

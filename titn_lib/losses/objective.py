@@ -10,7 +10,7 @@ from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError
 from titn_lib.losses.distillation import LOGIT_LOSSES, TeacherOutput, distillation_loss, mixed_cross_entropy
-from titn_lib.losses.features import FEATURE_LOSSES, FeatureDistillationLoss, no_feature_maps
+from titn_lib.losses.features import FEATURE_LOSSES, FeatureDistillationLoss, no_feature_maps, no_patch_tokens
 from titn_lib.models.base import Classifier, TokenClassifier
 from titn_lib.models.layers import TokenLogits
 from titn_lib.models.teachers import Teacher
@@ -40,12 +40,12 @@ class Objective(nn.Module):
         label_smoothing: of the cross-entropy with the labels.
 
     Raises:
-        TITNError: a distillation loss without a teacher, or a feature loss with a teacher that is not one of
-            `models.teachers`.
+        TITNError: a distillation loss without a teacher; or a feature loss with a teacher that is not one of
+            `models.teachers`, or with a student without patch tokens.
 
     Attributes:
         progress: the finished share of the run, from 0 to 1; the trainer sets it before every step.
-        class_weights: of each class's images in the cross-entropy with the labels; None for equal ones.
+        class_weights: the weight of each class in the cross-entropy with the labels; None for equal weights.
     """
 
     VIEWS = 1  # augmented views of each image in a batch, as "(view batch) channel height width"
@@ -74,7 +74,9 @@ class Objective(nn.Module):
         self.feature_loss: FeatureDistillationLoss | None = None
         self.feature_weight = feature_weight
         feature = next((name for name in parts if name in FEATURE_LOSSES), None)
-        if feature and isinstance(network, TokenClassifier):
+        if feature:
+            if not isinstance(network, TokenClassifier):
+                raise no_patch_tokens(network, loss)
             if not isinstance(teacher, Teacher):
                 raise no_feature_maps(loss)
             self.feature_loss = FEATURE_LOSSES[feature](network, teacher)

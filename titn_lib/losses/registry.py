@@ -14,7 +14,8 @@ such as "mse+feature":
         return (student_logits - teacher_logits).square().mean()
 
 The same decorator takes a subclass of `FeatureDistillationLoss`, which compares feature maps, and a subclass of
-`Objective`, which replaces the whole training loss and needs no teacher.
+`Objective`, which replaces the whole training loss and needs no teacher. It is called with a network and
+`label_smoothing`.
 
 On a GPU, a CUDA graph records the loss's kernels once and repeats them. So a loss computes from its arguments alone,
 without Python state of its own. An objective that keeps to this says so with `CAPTURABLE = True`.
@@ -30,7 +31,7 @@ from titn_lib.errors import TITNError, unknown
 from titn_lib.losses.budget import BudgetObjective
 from titn_lib.losses.contrastive import Contrastive, LinearProbe
 from titn_lib.losses.distillation import LOGIT_LOSSES, LogitLoss
-from titn_lib.losses.features import FEATURE_LOSSES, FeatureDistillationLoss
+from titn_lib.losses.features import FEATURE_LOSSES, FeatureDistillationLoss, no_patch_tokens
 from titn_lib.losses.objective import Objective
 from titn_lib.losses.relabeling import Relabeling
 from titn_lib.models.base import Classifier, TokenClassifier
@@ -100,10 +101,7 @@ def check_loss(loss: str, network: Classifier | None = None) -> None:
     if loss not in list_losses():
         raise unknown("loss", loss, list_losses())
     if reads_feature_maps(loss) and network is not None and not isinstance(network, TokenClassifier):
-        raise TITNError(
-            f"{network.config.name} has no patch tokens for the loss {loss!r}: choose a TITN, TNT or ViT, or another "
-            f"loss ({', '.join(LOGIT_LOSSES)})"
-        )
+        raise no_patch_tokens(network, loss)
 
 
 def make_objective(
@@ -121,5 +119,5 @@ def make_objective(
     """
     check_loss(loss, network)
     if loss in OBJECTIVES:
-        return OBJECTIVES[loss](network, "cross_entropy", teacher, temperature, feature_weight, label_smoothing)
+        return OBJECTIVES[loss](network, label_smoothing=label_smoothing)
     return Objective(network, loss, teacher, temperature, feature_weight, label_smoothing)

@@ -1,6 +1,6 @@
 """MVT's dynamic relabeling of noisy labels."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,6 @@ from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError
 from titn_lib.losses.distillation import TeacherOutput
 from titn_lib.losses.objective import LossAndLogits, Objective
-from titn_lib.models.base import Classifier
 
 
 def relabel(
@@ -32,17 +31,12 @@ class Relabeling(Objective):
     predictions until it predicts one class for all images, with a loss of 0.
 
     Raises:
-        TITNError: `loss` is a distillation loss, or images are mixed, so that no single class is the true one.
+        TITNError: images are mixed, so that no single class is the true one.
     """
 
     WARM_UP = 0.8  # the share of the run with the given labels
     DELTA = 0.2
     CAPTURABLE = False  # `forward` asks for the progress of the run
-
-    def __init__(self, network: Classifier, loss: str = "cross_entropy", *settings: Any):
-        if loss != "cross_entropy":
-            raise TITNError(f"relabeling needs no teacher: choose the loss 'cross_entropy', not {loss!r}")
-        super().__init__(network, loss, *settings)
 
     def forward(
         self, images: Images, targets: MixedTargets, teacher_output: TeacherOutput | None = None

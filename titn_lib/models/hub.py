@@ -185,8 +185,6 @@ def readable_errors(what: str) -> Iterator[None]:
     """Context in which an error of the Hub, or of the way there, becomes one sentence."""
     try:
         yield
-    except TITNError:
-        raise
     except Exception as problem:  # its own classes, and those of the HTTP library below it
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
         raise TITNError(

@@ -2,7 +2,10 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path, PureWindowsPath
 from typing import Any, cast
 
@@ -13,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.errors import TITNError
@@ -169,7 +173,8 @@ def read_settings(path: Path, weights: dict[str, Tensor], metadata: dict[str, st
             f"{path} holds weights but not the settings of a titn_lib model: save it with titn_lib.save_model"
         ) from problem
     try:
-        made = shapes(build_on_meta(model_class, config).state_dict())
+        with limit_parameters(100 + 2 * len(weights)):  # a builder may drop some of torchvision's
+            made = shapes(build_on_meta(model_class, config).state_dict())
     except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as problem:
         raise misfit from problem
     if shapes(weights) != made:
@@ -183,17 +188,31 @@ def read_settings(path: Path, weights: dict[str, Tensor], metadata: dict[str, st
 
 
 def could_fit(settings: dict[str, Any], weights: dict[str, Tensor]) -> bool:
-    """Whether the sizes in a model's settings are small enough for its tensors, so that it can be built to compare.
-
-    No size is larger than all tensors together, and no depth is larger than their number.
-    """
-    values = sum(tensor.numel() for tensor in weights.values())
-    for name, setting in settings.items():
-        most = len(weights) if "depth" in name else values
+    """Whether no size in a model's settings is larger than all its tensors together, so that it can be built to
+    compare."""
+    most = sum(tensor.numel() for tensor in weights.values())
+    for setting in settings.values():
         numbers = setting if isinstance(setting, list) else [setting]
         if any(isinstance(number, int | float) and not -most <= number <= most for number in numbers):
             return False
     return True
+
+
+@contextmanager
+def limit_parameters(most: int) -> Iterator[None]:
+    """Context in which no more parameters can be made, so that settings of a million blocks fail at once.
+
+    Raises:
+        ValueError: one more is made.
+    """
+    made = count()
+
+    def limit(*_: object) -> None:
+        if next(made) >= most:
+            raise ValueError("too many parameters")
+
+    with register_module_parameter_registration_hook(limit):
+        yield
 
 
 def is_valid(preprocessing: Preprocessing, num_classes: int) -> bool:

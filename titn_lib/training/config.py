@@ -40,7 +40,8 @@ class Recipe:
         mixup: α of MixUp's Beta(α, α); 0 for none.
         temperature: the temperature of the distillation losses "soft" and "dkd".
         feature_weight: the weight of the distillation loss "feature".
-        precision: "32-true", "bf16-mixed", "16-mixed", or "auto" for the fastest that the hardware supports.
+        precision: "32-true", "bf16-mixed", "16-mixed", or "auto": "bf16-mixed" on hardware with bfloat16
+            instructions, else "16-mixed" on a GPU and "32-true" elsewhere.
         class_weights: "none", or "balanced" to weight each image's cross-entropy with its label by the inverse of its
             class's share of the training images.
         label_noise: share of the training labels that are replaced by another class at random.
@@ -71,20 +72,20 @@ class Recipe:
     test_images: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise TITNError(f"{name} must be at least 1, not {getattr(self, name)}")
         for setting in dataclasses.fields(self):
             name, value = setting.name, getattr(self, setting.name)
-            if isinstance(value, str) != isinstance(setting.default, str):
-                kind = "string" if isinstance(setting.default, str) else "number"
-                raise TITNError(f"{name} must be a {kind}, not {value!r}")
+            kind, what = (str, "string") if isinstance(setting.default, str) else (int | float, "number")
+            if not isinstance(value, kind):
+                raise TITNError(f"{name} must be a {what}, not {value!r}")
             if isinstance(setting.default, int) and not isinstance(value, int):
                 raise TITNError(f"{name} must be a whole number, not {value}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise TITNError(f"{name} must be finite, not {value}")
             if not isinstance(value, str) and value < 0:
                 raise TITNError(f"{name} must be at least 0, not {value}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise TITNError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.layer_decay > 1:
             raise TITNError(f"layer_decay must be between 0 and 1, not {self.layer_decay}")
         if self.temperature == 0:

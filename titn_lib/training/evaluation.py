@@ -22,7 +22,7 @@ from titn_lib.models.inference import predict
 from titn_lib.models.registry import count_macs
 from titn_lib.training.config import resolve_dataset
 from titn_lib.training.distributed import all_reduce_sum
-from titn_lib.training.records import RECORD, RunResult, load_record
+from titn_lib.training.records import RECORD, WEIGHTS, RunResult, load_record
 
 
 def add_metrics(
@@ -131,8 +131,10 @@ def images_to_measure(
             f"{weights} doesn't say how its images were normalized: save it with save_model(…, preprocessing)"
         )
     record: RunResult | None = None
-    with suppress(TITNError):
-        record = load_record(weights.parent / RECORD) if (weights.parent / RECORD).exists() else None
+    beside = weights.parent / RECORD
+    if weights.name == WEIGHTS and beside.exists():  # another file may lie beside another run's record
+        with suppress(TITNError):
+            record = load_record(beside)
     trained_on = record.run.data if record else about.data
     name = resolve_dataset(data or trained_on)
     if not data and name not in DATASETS and not Path(name).exists():

@@ -1,6 +1,6 @@
 """Muon, an optimizer for matrices (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,12 +18,14 @@ class Muon(torch.optim.AdamW):
 
     A gradient with momentum is a matrix with few large singular values and many small ones. Muon replaces all of them
     by about 1. So rare directions are learned as fast as frequent ones. A convolution's weight counts as a matrix with
-    one row for each output channel.
+    one row for each output channel. (PyTorch's own `torch.optim.Muon` takes 2D parameters only.)
     """
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both. The gradients of Muon's parameters are deleted, so that AdamW leaves these alone."""
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             for p in group["params"]:
                 if not group["orthogonal"] or p.grad is None:
@@ -37,7 +39,8 @@ class Muon(torch.optim.AdamW):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(group["lr"] * orthogonalize(direction.flatten(1)).view_as(p))
                 p.grad = None
-        return super().step(closure)
+        super().step()
+        return loss
 
 
 def orthogonalize(matrix: Float[Tensor, "row column"], steps: int = 3) -> Float[Tensor, "row column"]:
@@ -54,6 +57,14 @@ def orthogonalize(matrix: Float[Tensor, "row column"], steps: int = 3) -> Float[
     return wide if wide.shape == matrix.shape else wide.T
 
 
+def is_matrix(name: str, p: nn.Parameter) -> bool:
+    """Whether a parameter is the weight of a linear layer or a convolution, by its name and shape.
+
+    TNT's norms over all pixels of a patch have matrices as weights and count, too.
+    """
+    return p.ndim > 1 and name.endswith("weight")
+
+
 def make_muon(
     parameters: list[tuple[str, nn.Parameter]], recipe: Recipe, fused: bool, layers: Mapping[str, int]
 ) -> Muon:
@@ -65,7 +76,7 @@ def make_muon(
     groups: dict[tuple[bool, int], list[nn.Parameter]] = {}
     for name, p in parameters:
         layer = layers.get(name, 0)
-        orthogonal = layer > 0 and p.ndim > 1 and name.endswith("weight")
+        orthogonal = layer > 0 and is_matrix(name, p)
         groups.setdefault((orthogonal, layer if recipe.layer_decay != 1 else 0), []).append(p)
     listed = [
         {

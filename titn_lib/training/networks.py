@@ -195,7 +195,7 @@ def load_initial_weights(network: Classifier, initial: Classifier, classes: tupl
 
 
 Layers = dict[str, int]  # by a parameter's name, how many layers lie between it and the logits
-HEAD = re.compile(r"(^|\.)(heads?|fc|classifier|class_head|distillation_head)\.")
+HEAD = re.compile(r"(network\.)?(heads?|fc|classifier)\.")  # at the start: a block may have "heads" of its own
 
 
 def layers_below_head(network: nn.Module) -> Layers:
@@ -207,7 +207,7 @@ def layers_below_head(network: nn.Module) -> Layers:
     found = {name: re.match(r"(?:blocks|stages)\.(\d+)\.", name) for name in names}
     count = max((int(match[1]) + 1 for match in found.values() if match), default=0)
     depth = {name: count - int(match[1]) if match else count + 1 for name, match in found.items()}
-    return {name: 0 if HEAD.search(name) else depth[name] for name in names}
+    return {name: 0 if HEAD.match(name) else depth[name] for name in names}
 
 
 def freeze_start(network: Classifier) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from titn_lib import kernels
 from titn_lib.torch_compat import inductor, set_recompile_limit
 from titn_lib.training.config import Recipe
-from titn_lib.training.muon import make_muon
+from titn_lib.training.muon import is_matrix, make_muon
 
 MIN_IMAGES_TO_COMPILE = 100_000  # over all epochs: two minutes for the smallest student
 MIN_IMAGES_TO_COMPILE_ALL = 5_000_000  # on a GPU, in one piece: that takes minutes
@@ -96,33 +96,18 @@ def make_optimizer(
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if recipe.optimizer == "muon":
         return make_muon(parameters, recipe, fused, layers or {})
-    if layers and recipe.layer_decay != 1:
-        return layerwise_optimizer(parameters, recipe, fused, layers)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            [p for _, p in parameters], lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, fused=fused
-        )
-    decayed = [p for name, p in parameters if p.ndim > 1 and name.endswith("weight")]
-    others = [p for name, p in parameters if p.ndim <= 1 or not name.endswith("weight")]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
-
-
-def layerwise_optimizer(
-    parameters: list[tuple[str, nn.Parameter]], recipe: Recipe, fused: bool, layers: Mapping[str, int]
-) -> torch.optim.Optimizer:
-    """As `make_optimizer`, with a learning rate for each layer; the heads' groups come first."""
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, p in parameters:
-        decayed = recipe.optimizer == "sgd" or (p.ndim > 1 and name.endswith("weight"))
-        groups.setdefault((layers.get(name, 0), decayed), []).append(p)
+        layer = layers.get(name, 0) if layers and recipe.layer_decay != 1 else 0
+        undecayed = recipe.optimizer != "sgd" and not is_matrix(name, p)
+        groups.setdefault((layer, undecayed), []).append(p)
     listed = [
         {
-            "params": groups[layer, decayed],
+            "params": groups[layer, undecayed],
             "lr_scale": recipe.layer_decay**layer,
-            "weight_decay": recipe.weight_decay if decayed else 0.0,
+            "weight_decay": 0.0 if undecayed else recipe.weight_decay,
         }
-        for layer, decayed in sorted(groups)
+        for layer, undecayed in sorted(groups)
     ]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(listed, lr=recipe.lr, momentum=0.9, fused=fused)
@@ -130,6 +115,7 @@ def layerwise_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
-    """Set each group's learning rate: this one times the group's `lr_scale`, if it has one."""
+    """Set each group's learning rate: this one times the group's `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr
+        scale = group.get("lr_scale", 1.0)  # a checkpoint's groups may lack it
+        group["lr"] = lr if scale == 1 else lr * scale

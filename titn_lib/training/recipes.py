@@ -192,6 +192,7 @@ def make_run(
     teacher: str | None = None,
     image_size: tuple[int, int] | int | None = None,
     init_from: str | None = None,
+    model_settings: Mapping[str, object] | None = None,
     **changes: object,
 ) -> Run:
     """The run of a student with the default recipe, and the run of its teacher inside it.
@@ -210,6 +211,7 @@ def make_run(
         init_from: fine-tune these weights (`load_model`): a name of `models.list_pretrained()`, a path, or "timm:" and
             a name of timm's TNT. The heads are new if the classes are, and the learning rate is a tenth of the
             recipe's, unless `changes` has it, or a layer_decay of 0, which trains the heads only.
+        model_settings: settings of the student to change, such as {"depth": 6} (`create_model`).
         changes: settings of the student's `Recipe` to change, such as `epochs=5`. Another `optimizer` comes with its
             usual learning rate and weight decay.
 
@@ -219,21 +221,22 @@ def make_run(
     source = load_model(init_from) if init_from else None
     start = source.config if source else None
     model = model or (start.name if start else default_student(data, preset))
-    if model not in MODELS or model in TEACHERS:
+    if model in TEACHERS:
+        raise TITNError(f"{model} is a teacher: train it with teacher_run (titn train-teacher), or choose a student")
+    if model not in MODELS:
         raise unknown("student", model, set(MODELS) - set(TEACHERS))
     loss = loss or default_loss(model, preset, teacher)
     check_loss(loss)
     if teacher and not needs_teacher(loss):
         raise TITNError(f"the loss {loss!r} needs no teacher: leave the teacher out, or choose a distillation loss")
     size = None if image_size is None else to_2tuple(image_size)
-    if size is None and start:
-        size = start.image_size
-    if size is None and MODELS[model].image_size != (32, 32):
-        size = MODELS[model].image_size
+    if size is None and (start or MODELS[model].image_size != (32, 32)):
+        size = (start or MODELS[model]).image_size
     data = resolve_dataset(data)
     default = student_recipe(data, preset, model)
     recipe = override(start_recipe(default, init_from, changes), changes)
     settings = changed_settings(start) if start and start.name == model else {}
+    settings |= model_settings or {}
     pretrained_on = source.preprocessing.data if source and source.preprocessing else ""
     trained = make_teacher(data, preset, seed, loss, teacher, size, pretrained_on)
     if isinstance(trained, Run) and recipe.batch_size < default.batch_size:
@@ -317,6 +320,8 @@ def teacher_run(
         TITNError: an unknown name or setting, or a bad image_size.
     """
     model = model or (load_model(init_from).config.name if init_from else default_teacher(data, preset))
+    if model in MODELS and not is_teacher(model):
+        raise TITNError(f"{model} is a student: train it with make_run (titn distill), or choose a teacher")
     if not is_teacher(model):
         raise unknown("teacher", model, TEACHERS)
     if model.startswith(TIMM):

@@ -19,7 +19,7 @@ from titn_lib.errors import TITNError
 from titn_lib.io import markdown_table, repo_root, write_atomically
 from titn_lib.training.config import Run
 
-RECORD = "record.json"
+RECORD, WEIGHTS = "record.json", "model.safetensors"  # in a run's folder
 
 
 @dataclass(frozen=True)

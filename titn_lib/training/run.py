@@ -18,8 +18,8 @@ from titn_lib.models.weights import load_model, read_model
 from titn_lib.training.config import Run, require_same_run
 from titn_lib.training.distributed import Deadline, is_main_process, start_fabric
 from titn_lib.training.networks import data_kwargs
-from titn_lib.training.records import RECORD, RunResult, load_record, require_same_data
-from titn_lib.training.trainer import WEIGHTS, Trainer
+from titn_lib.training.records import RECORD, WEIGHTS, RunResult, load_record, require_same_data
+from titn_lib.training.trainer import Trainer
 
 
 def train(

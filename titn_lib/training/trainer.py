@@ -30,7 +30,7 @@ from titn_lib.models.registry import count_macs, count_parameters
 from titn_lib.models.weights import save_model
 from titn_lib.training.config import Run, require_same_run
 from titn_lib.training.cuda_graph import GraphedPredict, graphed_step
-from titn_lib.training.distributed import TIME_LIMIT, Deadline, all_reduce_sum, graceful_interrupt
+from titn_lib.training.distributed import TIME_LIMIT, Deadline, all_reduce_sum, graceful_interrupt, sync_stop
 from titn_lib.training.evaluation import add_metrics, evaluate, evaluate_classes, recall
 from titn_lib.training.networks import (
     compile_on_gpu,
@@ -41,9 +41,17 @@ from titn_lib.training.networks import (
     use_normalization,
 )
 from titn_lib.training.optim import compile_blocks, compiling_failed, learning_rate, make_optimizer, set_learning_rate
-from titn_lib.training.records import RECORD, RunResult, TrainState, require_same_data, run_metadata, save_record
+from titn_lib.training.records import (
+    RECORD,
+    WEIGHTS,
+    RunResult,
+    TrainState,
+    require_same_data,
+    run_metadata,
+    save_record,
+)
 
-WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
+CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0
 EPOCH_VAL_IMAGES = 2_000  # validation images to evaluate on after an epoch; after the last one, all of them
 
@@ -162,7 +170,7 @@ class Trainer:
                 self.state.seconds = self.seconds_before + time.monotonic() - self.session_start
                 self.show(bar)
             record = self.evaluate_and_save()
-            if (reason := self.sync_stop(stop())) and reason != TIME_LIMIT:
+            if (reason := sync_stop(self.fabric, stop())) and reason != TIME_LIMIT:
                 raise TrainingInterrupted(f"stopped by {reason} when {self.run.model} had just finished, in {self.out}")
         return record
 
@@ -188,7 +196,7 @@ class Trainer:
             self.state.training_seconds += now - began
             self.state.seconds = self.seconds_before + now - self.session_start
             bar.update(self.recipe.batch_size)
-            if reason := self.sync_stop(stop()):
+            if reason := sync_stop(self.fabric, stop()):
                 self.save_checkpoint()
                 raise TrainingInterrupted(
                     f"stopped by {reason} in epoch {self.state.epoch + 1} of {self.recipe.epochs}; "
@@ -318,13 +326,6 @@ class Trainer:
     def eval_model(self) -> Classifier:
         """The network to evaluate and save: the moving average if there is one."""
         return self.network if self.ema is None else cast(Classifier, self.ema.module)
-
-    def sync_stop(self, reason: str) -> str:
-        """The reason to stop, or "". If one process has to stop, all do."""
-        if self.fabric.world_size == 1:
-            return reason
-        flag = torch.tensor(float(bool(reason)), device=self.fabric.device)
-        return (reason or "another process") if all_reduce_sum(self.fabric, flag) > 0 else ""
 
     def progress_bar(self, progress: bool) -> tqdm:
         """A bar that counts images over all epochs."""

@@ -21,8 +21,8 @@ from titn_lib.models.related.adavit import gate
 from titn_lib.training.config import Recipe, Run
 from titn_lib.training.evaluation import evaluate
 from titn_lib.training.networks import load_initial_weights
+from titn_lib.training.records import WEIGHTS
 from titn_lib.training.run import train
-from titn_lib.training.trainer import WEIGHTS
 
 from . import contract
 from .reference import gelu, layer_norm, linear, scramble, softmax_attention

@@ -20,8 +20,8 @@ from titn_lib.models.inference import predict
 from titn_lib.models.vit import ViT, ViTConfig
 from titn_lib.models.weights import resample_pos_embed
 from titn_lib.training.config import Recipe, Run
+from titn_lib.training.records import WEIGHTS
 from titn_lib.training.run import train
-from titn_lib.training.trainer import WEIGHTS
 
 from . import contract
 from .reference import layer_norm, linear, scramble
@@ -172,7 +172,7 @@ def constant_prediction(model):
 
 @pytest.mark.parametrize("model", ["titn_nano", "mvt_nano", "vgg7_bn"])
 def test_labels_change_after_the_warm_up_and_can_change_back(model):
-    objective = relabeling.Relabeling(constant_prediction(model), "cross_entropy", None, 4.0, 2.5, 0.1)
+    objective = relabeling.Relabeling(constant_prediction(model), label_smoothing=0.1)
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
     both = objective.network(images)
     heads = both if isinstance(both, tuple) else [both]
@@ -204,8 +204,6 @@ def test_invalid_settings():
     labels = torch.arange(4)
     with pytest.raises(TITNError, match="mixed images: set both cutmix and mixup to 0"):
         objective(torch.randn(4, 3, 32, 32), MixedTargets(labels, labels.flip(0), 0.7))
-    with pytest.raises(TITNError, match="relabeling needs no teacher"):
-        relabeling.Relabeling(create_model("titn_nano"), "hard", create_model("vgg7_bn"))
 
 
 NOISY = Recipe(epochs=12, batch_size=64, lr=2e-3, clip_norm=1.0, augmentation="shift", label_noise=0.4, test_images=64)
