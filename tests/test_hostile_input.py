@@ -235,7 +235,9 @@ def test_weights_that_are_not_finite(tmp_path, capsys):
         weight.data.fill_(float("nan"))
     save_model(model, tmp_path / "nan.safetensors")
     arguments = ("--weights", tmp_path / "nan.safetensors", "--out", tmp_path / "page.html")
-    assert "is not finite" in fails(capsys, "explore", picture_in(tmp_path), *arguments)
+    for command in ("explore", "predict"):
+        options = arguments if command == "explore" else arguments[:2]
+        assert "weights that aren't finite numbers" in fails(capsys, command, picture_in(tmp_path), *options)
     assert not (tmp_path / "page.html").exists()
 
 

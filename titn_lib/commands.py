@@ -57,10 +57,14 @@ def train_teacher(
 
 def evaluate(weights: Path, data: str | None, skip_damaged: bool, confusion: Path | None, device: str) -> None:
     """Evaluate trained weights on the validation and test splits, or on all of a folder of other images."""
-    from titn_lib.models.weights import load_model
+    from titn_lib.io import require_no_input, require_outside
+    from titn_lib.models.weights import load_model, weights_file
     from titn_lib.training.distributed import choose_device
     from titn_lib.training.evaluation import evaluate_classes, images_to_measure, recall_by_class
 
+    if confusion:
+        require_no_input(confusion, [weights_file(weights), weights_file(weights).with_name("record.json")])
+        require_outside(confusion, data or "")
     model = load_model(weights).to(choose_device(device))
     parts, preprocessing = images_to_measure(model, weights, data, skip_damaged)
     for name, part in parts.items():
@@ -72,12 +76,10 @@ def evaluate(weights: Path, data: str | None, skip_damaged: bool, confusion: Pat
     last = f"{list(parts)[-1]}, {int(matrix.sum()):,} images"
     print(f"\n{last}:\n\n{recall_by_class(matrix, preprocessing.classes)}")
     if confusion:
-        from titn_lib.io import require_no_input
-        from titn_lib.models.weights import weights_file
         from titn_lib.plots import plot_confusion, save_figure
 
-        require_no_input(confusion, [weights_file(weights)])
         save_figure(plot_confusion(matrix, preprocessing.classes, last), confusion)
+        print(f"\nconfusion matrix: {confusion}")
 
 
 def predict(paths: list[Path], weights: Path, device: str) -> None:

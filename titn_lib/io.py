@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ REASONS = {
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EISDIR: "that is a folder: give the name of a file",
 }
+UNFINISHED = re.compile(r".+\.(json|pt|safetensors)\.\d+\.part")  # of a run; other programs' files have such names, too
 
 
 def repo_root() -> Path | None:
@@ -76,7 +78,7 @@ def make_folder(path: str | Path) -> Path:
 def lock_dir(folder: Path) -> Iterator[None]:
     """Context in which no other process can lock the folder. File systems without locks give no protection.
 
-    Unfinished files that killed processes left in the folder are deleted.
+    Unfinished files of `write_atomically` that killed processes left in the folder are deleted.
 
     Raises:
         RunLocked: another process holds the lock.
@@ -87,7 +89,7 @@ def lock_dir(folder: Path) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout as problem:
             raise RunLocked(f"another process is training in {folder}: wait, or choose another folder") from problem
-        for left in folder.glob("*.[0-9]*.part"):
+        for left in filter(lambda file: UNFINISHED.fullmatch(file.name), folder.iterdir()):
             if not left.name.endswith(f".{os.getpid()}.part"):
                 left.unlink(missing_ok=True)
     try:
@@ -141,7 +143,13 @@ def require_no_input(out: Path, inputs: Iterable[Path | None]) -> None:
     """Raises TITNError if an output would overwrite one of the files that it is made from, whatever their names."""
     for path in inputs:
         if path and path.exists() and out.exists() and path.samefile(out):
-            raise TITNError(f"{out} is an input ({path}) and would be overwritten: choose another file with --out")
+            raise TITNError(f"{out} is an input ({path}) and would be overwritten: choose another file")
+
+
+def require_outside(out: Path, images: str | Path) -> None:
+    """Raises TITNError if an output lies in a folder of images, where it would be taken for a class or an image."""
+    if os.path.isdir(images) and out.resolve().is_relative_to(Path(images).resolve()):
+        raise TITNError(f"{out} would lie among the images of {images}: choose a place outside that folder")
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,8 +1,10 @@
 """Checks of settings, each with one clear sentence."""
 
 import math
+import re
 from argparse import ArgumentTypeError
 from dataclasses import fields
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -68,7 +70,8 @@ def to_2tuple(size: Any) -> tuple[int, int]:
         TITNError: it is neither.
     """
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = tuple(int(side) if isinstance(side, Integral) else side for side in sides)  # NumPy's, too
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise TITNError(f"image_size must be a height and a width, or one number for both, of 1 or more, not {size!r}")
     if max(sides) > MAX_SIDE:
         raise TITNError(f"image_size must be at most {MAX_SIDE:,}, not {max(sides):,}")
@@ -77,8 +80,7 @@ def to_2tuple(size: Any) -> tuple[int, int]:
 
 def image_size_of(text: str) -> tuple[int, int]:
     """ "64" or "48x64" as height and width, for argparse."""
-    height, _, width = text.partition("x")
-    try:
-        return int(height), int(width or height)
-    except ValueError as problem:
-        raise ArgumentTypeError(f"must be such as 64, or 48x64 (height x width), not {text!r}") from problem
+    sides = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text)
+    if not sides:
+        raise ArgumentTypeError(f"must be such as 64, or 48x64 (height x width), not {text!r}")
+    return int(sides[1]), int(sides[2] or sides[1])

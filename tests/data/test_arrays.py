@@ -114,6 +114,8 @@ def test_channels_come_last_or_first(channels):
 def test_names_that_do_not_fit():
     with pytest.raises(TITNError, match="3 classes and 2 names"):
         make_splits("mine", (IMAGES, LABELS), classes=["a", "b"])
+    with pytest.raises(TITNError, match="two classes of the same name"):
+        make_splits("mine", (IMAGES, LABELS), classes=["a", "a", "b"])
     with pytest.raises(TITNError, match="cifar10 is a data set of the library"):
         make_splits("cifar10", (IMAGES, LABELS))
     with pytest.raises(TITNError, match="different numbers of channels"):

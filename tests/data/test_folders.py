@@ -10,8 +10,9 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from titn_lib import TITNError, load_dataset, load_image
-from titn_lib.data import folders, images
-from titn_lib.data.folders import SPLITS, list_images, load_class_folders, read_images
+from titn_lib.data import folders, images, reading
+from titn_lib.data.folders import SPLITS, list_images
+from titn_lib.data.reading import load_class_folders, read_images
 from titn_lib.training.config import resolve_dataset
 
 FORMATS = {".png": "PNG", ".PNG": "PNG", ".gif": "GIF", ".jfif": "JPEG", ".JPG": "JPEG", ".webp": "WEBP",
@@ -207,6 +208,38 @@ def test_splits_that_do_not_go_together(tmp_path):
         load_dataset(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("cat/train", "cat/test", "dog/train", "dog/test"), "has folders with names of splits .test, train."),
+        (("seg_train/cat", "seg_train/dog", "seg_test/cat", "seg_test/dog"), "have names of splits: call them train"),
+        (("train_images/cat", "train_images/dog", "test images/cat"), "have names of splits"),
+    ],
+)
+def test_folders_of_splits_are_not_taken_for_classes(tmp_path, names, says):
+    for name in names:
+        fill(tmp_path / name, 2)
+    with pytest.raises(TITNError, match=says):
+        list_images(tmp_path)
+
+
+def test_a_link_to_the_folder_around_it_is_not_a_class(two_classes):
+    (two_classes / "self").symlink_to(two_classes)
+    with pytest.raises(TITNError, match=r"self is a link to .*pets, which holds all classes: remove it"):
+        list_images(two_classes)
+
+
+def test_an_image_of_the_same_name_and_size_changes_the_fingerprint(two_classes):
+    first = list_images(two_classes).fingerprint()
+    pixels = np.zeros((16, 16), np.uint8)
+    for shade in (0, 1):
+        pixels[0, 0] = shade
+        Image.fromarray(pixels).save(two_classes / "round" / "000.bmp")
+        found = list_images(two_classes).fingerprint()
+        assert found["sha256"] != first["sha256"]
+        first = found
+
+
 def test_another_folder_beside_the_splits_is_named(tmp_path, caplog):
     for name in ("train", "test"):
         for kind in "ab":
@@ -306,6 +339,22 @@ def test_floats_and_integers_are_scaled_or_refused(tmp_path, values, brightest):
         assert load_image(tmp_path / "deep.tiff", 1, 8).max() == brightest
 
 
+def test_sixteen_bits_with_a_transparent_color(tmp_path):
+    """They are scaled like all others, and not clipped."""
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "deep.png", transparency=0)
+    with Image.open(tmp_path / "deep.png") as opened:
+        assert opened.has_transparency_data
+    found = load_image(tmp_path / "deep.png", 1, 8)[0]
+    assert (found - torch.from_numpy((values / 257).astype(np.uint8))).abs().max() <= 1
+
+
+def test_no_images(tmp_path):
+    for paths in ([], "a.png"):
+        with pytest.raises(TITNError, match="load_images expects a list of files"):
+            images.load_images(paths, 3, 8)
+
+
 def test_a_grayscale_folder_in_one_channel(two_classes):
     data = load_dataset(str(two_classes), in_channels=1)
     assert data.in_channels == len(data.mean) == 1
@@ -332,7 +381,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, monkeypatch)
 def test_images_are_read_in_parallel_and_in_order(two_classes, monkeypatch):
     import threading
 
-    seen, read = set(), folders.read_image
+    seen, read = set(), reading.read_image
     both = threading.Barrier(2, timeout=20)
 
     def meet(path, *rest):
@@ -341,8 +390,8 @@ def test_images_are_read_in_parallel_and_in_order(two_classes, monkeypatch):
         seen.add(threading.get_ident())
         return read(path, *rest)
 
-    monkeypatch.setattr(folders.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    monkeypatch.setattr(folders, "read_image", meet)
+    monkeypatch.setattr(reading.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(reading, "read_image", meet)
     parts = read_images(list_images(two_classes), (8, 8), progress=False)
     assert parts["all"].images.float().mean(dim=(1, 2, 3)).tolist() == [0.0] * 15 + [100.0] * 15
     assert len(seen) > 1
@@ -352,7 +401,7 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_read(two_classes, m
     says = r"has 30 images, which take 0.1 GB at 1024×1024, and this machine has 0.1 GB: choose a smaller image_size"
     monkeypatch.setattr("titn_lib.data.images.memory_bytes", lambda: 10**8)
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "read_image", None)
+        patch.setattr(reading, "read_image", None)
         with pytest.raises(TITNError, match=says):
             load_dataset(str(two_classes), image_size=1024)
     with pytest.raises(TITNError, match=r"digits has 1,797 images, which take 0.1 GB at 256×256"):
@@ -375,8 +424,8 @@ def test_a_stop_does_not_wait_for_all_other_images(two_classes, monkeypatch):
         read.append(path)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folders.os, "sched_getaffinity", lambda _: {0}, raising=False)
-    monkeypatch.setattr(folders, "read_image", stop)
+    monkeypatch.setattr(reading.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(reading, "read_image", stop)
     with pytest.raises(KeyboardInterrupt):
         read_images(list_images(two_classes), (8, 8), progress=False)
     assert len(read) < 30
@@ -426,7 +475,8 @@ def make_table(folder, line="{name},{label}", head="file,label"):
     for i in range(40):
         write(folder / "images" / f"{i:03}.png", image_bytes(100 * (i % 2)))
         split = "train" if i < 30 else "test"
-        lines.append(line.format(name=f"{i:03}.png", stem=f"{i:03}", label=("round", "square")[i % 2], split=split))
+        lines.append(line.format(name=f"{i:03}.png", stem=f"{i:03}", label=("round", "square")[i % 2], split=split,
+                                 number=f"{39 - i:03}"))  # fmt: skip
     return write(folder / "labels.csv", "\n".join(lines).encode())
 
 
@@ -438,6 +488,7 @@ def make_table(folder, line="{name},{label}", head="file,label"):
         ("images\\{name},{label}", "path,label", [28, 4, 8]),
         ("{stem},{label}", "id,breed", [28, 4, 8]),
         ('"{name}","{label}",{split}', "image,label,split", [27, 3, 10]),
+        ("{number},{name},{label}", "id,file,label", [28, 4, 8]),  # an id that is another file's name
     ],
 )
 def test_a_table_of_files_and_labels(tmp_path, line, head, sizes):
@@ -460,6 +511,7 @@ def test_a_wrong_table_is_refused(tmp_path):
         good.replace("007.png,square", "007.png,"): "needs a label in every line",
         "file,label\n": "or none",
         "": "needs a first line",
+        'file,label\n"' + 20_000 * "007.png,round\n": "is not a table .* look for a quotation mark that isn't closed",
     }
     for text, words in wrong.items():
         table.write_text(text)
@@ -528,7 +580,7 @@ def test_a_bar_counts_the_images_where_reading_takes_long(two_classes, monkeypat
         bars.append(options)
         return images
 
-    monkeypatch.setattr(folders, "tqdm", note)
+    monkeypatch.setattr(reading, "tqdm", note)
     for progress in (True, False):
         load_dataset(str(two_classes), progress=progress)
     assert [(bar["total"], bar["disable"], bar["delay"]) for bar in bars] == [(30, False, 2), (30, True, 2)]

@@ -69,7 +69,7 @@ def test_killed_while_a_file_is_written(tmp_path, monkeypatch, whole, file, numb
         train(RUN, tmp_path, **OPTIONS)
     monkeypatch.undo()
     for left in tmp_path.glob("*.part"):
-        left.rename(left.with_name(f"{left.name.split('.')[0]}.1.part"))  # of a process that is no more
+        left.rename(left.with_name(f"{left.name.rsplit('.', 2)[0]}.1.part"))  # of a process that is no more
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
     train(RUN, tmp_path, **OPTIONS)
     require_whole(tmp_path, whole)
@@ -106,9 +106,10 @@ def test_a_clock_that_jumps_back(tmp_path, monkeypatch, whole):
 
 
 def test_what_a_killed_process_left_is_deleted_and_nothing_else(tmp_path):
-    for name in ("checkpoint.pt.1.part", f"checkpoint.pt.{os.getpid()}.part", "mine.part", "1.parts"):
+    mine = {"mine.part", "1.parts", "movie.2024.part", "movie.2024.mkv.part"}
+    for name in ("checkpoint.pt.1.part", f"checkpoint.pt.{os.getpid()}.part", *mine):
         write_atomically(tmp_path / "run" / name, b"x")
     with pytest.raises(TrainingInterrupted):
         train(RUN, tmp_path / "run", **OPTIONS, max_minutes=0)
     left = {file.name for file in (tmp_path / "run").iterdir()} - {".lock", CHECKPOINT}
-    assert left == {f"checkpoint.pt.{os.getpid()}.part", "mine.part", "1.parts"} - {f"checkpoint.pt.{os.getpid()}.part"}
+    assert left == mine

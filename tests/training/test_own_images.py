@@ -13,7 +13,7 @@ from PIL import Image
 
 from titn_lib import TITNError, load_model, save_model
 from titn_lib.__main__ import main
-from titn_lib.data import folders
+from titn_lib.data import reading
 from titn_lib.data.datasets import load_dataset
 from titn_lib.data.images import ImageDataset
 from titn_lib.data.mixing import MixedTargets
@@ -54,8 +54,8 @@ def run(pets):
 @pytest.fixture
 def read(monkeypatch):
     """The files that are read."""
-    files, original = [], folders.read_image
-    monkeypatch.setattr(folders, "read_image", lambda file, *rest: files.append(file) or original(file, *rest))
+    files, original = [], reading.read_image
+    monkeypatch.setattr(reading, "read_image", lambda file, *rest: files.append(file) or original(file, *rest))
     return files
 
 
@@ -76,6 +76,54 @@ def test_images_that_changed_are_noticed(tmp_path, pets, run):
         train(run, tmp_path / "run", **OPTIONS)
     shutil.rmtree(pets)
     assert train(run, tmp_path / "run", **OPTIONS) == record  # the images may be gone
+
+
+def test_results_do_not_lie_among_the_images(tmp_path, pets, run, capsys):
+    comparison = replace(run, loss="hard", teacher=Run(run.data, "vgg7_bn", QUICK, image_size=(16, 16)))
+    for work in (lambda: train(run, pets / "out"), lambda: train_comparison(comparison, pets / "runs" / "out")):
+        with pytest.raises(TITNError, match=r"would lie among the images of .*pets: choose a place outside"):
+            work()
+    train(run, tmp_path / "run", **OPTIONS)
+    before = (pets / "round" / "000.png").read_bytes()
+    for target, says in ((pets / "round" / "000.png", "among the images"), (tmp_path / "run" / RECORD, "is an input")):
+        arguments = ("--data", pets, "--confusion", target, "--device", "cpu")
+        assert main(["evaluate", str(tmp_path / "run" / WEIGHTS), *map(str, arguments)]) == 1
+        assert says in capsys.readouterr().err
+    assert (pets / "round" / "000.png").read_bytes() == before
+    assert sorted(file.name for file in pets.iterdir()) == ["round", "square"]
+
+
+@pytest.mark.parametrize("left", [None, b"x", 1000])
+def test_a_finished_run_without_its_weights_says_so(tmp_path, pets, run, left):
+    train(run, tmp_path / "run", **OPTIONS)
+    weights = tmp_path / "run" / WEIGHTS
+    whole = weights.read_bytes()
+    weights.unlink()
+    if left:
+        weights.write_bytes(left if isinstance(left, bytes) else whole[:left])
+    with pytest.raises(TITNError, match=r"its model.safetensors is missing or damaged: delete .*record.json to train"):
+        train(run, tmp_path / "run", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"test": {}}, {"test": None}, {"recall": [1, 2]}, {"seconds": "fast"}, {"data": {"x": 1}}], ids=str
+)
+def test_an_edited_record_is_refused_in_one_sentence(tmp_path, pets, run, changes):
+    train(run, tmp_path / "run", **OPTIONS)
+    record = tmp_path / "run" / RECORD
+    record.write_text(json.dumps(json.loads(record.read_text()) | changes))
+    with pytest.raises(TITNError, match=r"record.json is not a record of titn_lib or is damaged"):
+        train(run, tmp_path / "run", **OPTIONS)
+
+
+def test_a_student_that_does_not_fit_is_found_before_its_teacher_is_trained(tmp_path, pets, run):
+    comparison = replace(run, loss="hard", teacher=Run(run.data, "vgg7_bn", QUICK, image_size=(16, 16)))
+    large = replace(comparison, recipe=replace(QUICK, batch_size=1000))
+    other = replace(comparison, init_from="titn_mini.cifar10")
+    for wrong, says in ((large, "titn_nano can't train with a batch of 1000 on the"), (other, "the initial weights")):
+        with pytest.raises(TITNError, match=says):
+            train_comparison(wrong, tmp_path / "out", **OPTIONS)
+        assert not (tmp_path / "out" / "teacher").exists()
 
 
 def test_images_that_changed_are_noticed_when_resuming(tmp_path, pets, run):

@@ -621,7 +621,7 @@ def test_a_disk_without_locks(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"batch_size": 300}, "a batch of 300 is more than the 128 training images of digits"),
+        ({"batch_size": 300}, "can't train with a batch of 300 on the 128 training images of digits"),
         ({"lr": 1e30, "optimizer": "sgd"}, "training diverged in epoch 1"),
     ],
 )

@@ -49,6 +49,8 @@ def make_splits(
         raise TITNError(f"the splits of {name} have different numbers of channels: give all the same")
     count = 1 + max(int(part.labels.max()) for part in parts.values())
     names = tuple(map(str, classes or getattr(train, "classes", None) or range(count)))
+    if len(set(names)) < len(names):
+        raise TITNError(f"{name} has two classes of the same name: give each its own")
     if len(names) < max(count, 2):
         raise TITNError(
             f"{name} has {count} classes and {len(names)} names of classes: give a name for each, 2 or more"

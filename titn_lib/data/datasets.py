@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from titn_lib.data.folders import ALL, list_images, list_own_images, read_images
+from titn_lib.data.folders import ALL, list_images, list_own_images
 from titn_lib.data.images import ImageDataset, require_memory
+from titn_lib.data.reading import read_images
 from titn_lib.errors import TITNError
 from titn_lib.io import REASONS, cannot_write, make_folder, repo_root
 from titn_lib.validation import to_2tuple
@@ -120,7 +121,7 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 def load_dataset(
-    name: str,
+    name: str | Path,
     image_size: tuple[int, int] | int | None = None,
     in_channels: int = 3,
     skip_damaged: bool = False,
@@ -144,6 +145,7 @@ def load_dataset(
         TITNError: an unknown name; a bad image_size; files that are missing and can't be downloaded, or are damaged;
             an empty class; images that can't be read, all of them named.
     """
+    name = str(name)
     info = dataset_info(name)
     size = info.image_size if image_size is None else to_2tuple(image_size)
     fingerprint: dict[str, object] | None = None

@@ -1,38 +1,29 @@
 """Images and their classes on disk: a subfolder for each class, or a table of files and labels.
 
 Listing and reading are two steps. `list_images` finds the files, their classes and splits, and reads none of them.
-`read_images` reads them all once, in parallel, at the size that they are needed in. They stay in memory as bytes;
-nothing is cached on disk.
+`reading.read_images` reads them.
 """
 
 import codecs
 import csv
 import hashlib
-import logging
 import os
+import re
 import stat
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch import Tensor
-from tqdm.auto import tqdm
 
-from titn_lib.data.images import ImageDataset, ImageError, read_image, require_memory
 from titn_lib.errors import TITNError, unknown
-
-log = logging.getLogger(__name__)
 
 ALL = "all"  # of images that aren't split yet
 SPLITS = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test", "testing": "test",
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
+    "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
 ORDER = ("train", "validation", "test")
 SYSTEM_NAMES = {
@@ -44,7 +35,7 @@ UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "image", "image_id", "id", "name")
 LABEL_COLUMNS = ("label", "class", "category", "target", "breed", "species", "labels", "class_name")
 SPLIT_COLUMNS = ("split", "subset", "set")
-SHOWN = 20  # damaged files named in one message
+END_BYTES = 4096  # of each file, in a fingerprint
 
 
 @dataclass(frozen=True)
@@ -69,16 +60,29 @@ class ImageList:
         return len(self.files["train"]) if "train" in self.files else len(self.files[ALL]) * 72 // 100
 
     def fingerprint(self) -> dict[str, object]:
-        """What tells this list from another: how many images each class has, and a hash of all names and sizes."""
+        """What tells this list from another: how many images each class has, and a hash of all names, sizes and ends.
+
+        The end of a file tells it from another of the same size, as all uncompressed images of a camera are.
+        """
         digest, counts = hashlib.sha256(), Counter[str]()
         top = self.path if self.path.is_dir() else self.path.parent
         for split, files in self.files.items():
             for file, label in files:
                 counts[self.classes[label] if split == ALL else f"{split}/{self.classes[label]}"] += 1
                 name = file.relative_to(top).as_posix() if file.is_relative_to(top) else file.name
-                size = file.stat().st_size if file.exists() else -1
-                digest.update(os.fsencode(f"{split}\0{self.classes[label]}\0{name}\0{size}\n"))
+                digest.update(os.fsencode(f"{split}\0{self.classes[label]}\0{name}\0") + size_and_end(file))
         return {"images": dict(counts), "sha256": digest.hexdigest()}
+
+
+def size_and_end(file: Path) -> bytes:
+    """A file's size and its last `END_BYTES`; of one that can't be read, neither."""
+    try:
+        with file.open("rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(max(0, size - END_BYTES))
+            return b"%d\0" % size + opened.read()
+    except OSError:
+        return b"unreadable"
 
 
 @cache
@@ -175,10 +179,16 @@ def list_classes(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]],
         )
     if wrong := [name for name in classes if name.lower() in SPLITS]:
         raise TITNError(f"{folder} has a class folder {wrong[0]}, which is the name of a split: rename the class")
+    if all(SPLITS.keys() & re.split(r"[\W_]+", name.lower()) for name in classes):
+        raise TITNError(
+            f"the class folders of {folder} ({', '.join(classes[:4])}) have names of splits: call them train and test, "
+            "or rename the classes"
+        )
     if wrong := [name for name in classes if name.encode(errors="ignore").decode() != name]:
         raise TITNError(f"the name of the class folder {wrong[0]!r} is not UTF-8: rename it")
     files: list[tuple[Path, int]] = []
     for label, sub in enumerate(folders):
+        require_class(sub, folder)
         found = list_class(sub)
         images = [file for file in found if is_image(file)]
         skipped += [file for file in found if not is_image(file)]
@@ -187,6 +197,17 @@ def list_classes(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]],
             raise TITNError(f"the class folder {sub} holds no image{only}: add some, or remove the folder")
         files += [(file, label) for file in images]
     return classes, files, tuple(skipped)
+
+
+def require_class(sub: Path, folder: Path) -> None:
+    """Raises TITNError if a class folder can't be one: it holds the splits, or is a link to the folder around it."""
+    if len(inside := [entry.name for entry in visible(sub)[0] if entry.name.lower() in SPLITS]) > 1:
+        raise TITNError(
+            f"the class folder {sub} has folders with names of splits ({', '.join(inside)}): make train and test "
+            "folders, each with a subfolder for each class"
+        )
+    if folder.resolve().is_relative_to(sub.resolve()):
+        raise TITNError(f"the class folder {sub} is a link to {sub.resolve()}, which holds all classes: remove it")
 
 
 def hint(folder: Path, folders: list[Path], files: list[Path]) -> str:
@@ -224,7 +245,7 @@ def is_image(file: Path) -> bool:
 
 def kinds(files: Iterable[Path]) -> str:
     """How many files have which ending, such as "12 .heic, 1 .txt"."""
-    counts = Counter(file.suffix.lower() or "without an ending" for file in files)
+    counts = Counter("folders" if file.is_dir() else file.suffix.lower() or "without an ending" for file in files)
     return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(6))
 
 
@@ -242,10 +263,13 @@ def list_table(path: Path) -> ImageList:
         raise TITNError(f"{path} is a file: give a folder of images (an archive unpacked), or a .csv of file,label")
     lines = table_text(path).splitlines()
     delimiter = max(",;\t", key=lines[0].count) if lines else ","
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter) if any(row)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter) if any(row)]
+    except csv.Error as problem:
+        raise TITNError(f"{path} is not a table ({problem}): look for a quotation mark that isn't closed") from problem
     head = [cell.lower() for cell in rows[0]] if rows else []
     file_at, label_at, split_at = (
-        next((i for i, name in enumerate(head) if name in names), None)
+        next((head.index(name) for name in names if name in head), None)  # a "file" before an "id"
         for names in (FILE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
     )
     if file_at is None or label_at is None:
@@ -306,92 +330,3 @@ def finder(table: Path) -> Callable[[str], Path]:
         return found[0]
 
     return find
-
-
-def load_class_folders(
-    folder: Path, size: tuple[int, int], in_channels: int = 3, skip_damaged: bool = False, progress: bool = True
-) -> tuple[ImageDataset, tuple[str, ...]]:
-    """All images of a folder or table, whatever their split, and the class names (`list_images`, `read_images`)."""
-    listed = list_images(folder)
-    parts = read_images(listed, size, in_channels, skip_damaged, progress).values()
-    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-    return ImageDataset(images, labels), listed.classes
-
-
-def read_images(
-    listed: ImageList, size: tuple[int, int], in_channels: int = 3, skip_damaged: bool = False, progress: bool = True
-) -> dict[str, ImageDataset]:
-    """Read all images of a list once, in parallel, and say what was skipped.
-
-    Args:
-        size: height and width.
-        in_channels: 1 for grayscale, 3 for color.
-        skip_damaged: leave out images that can't be read, with a warning, instead of refusing all.
-        progress: show a bar where it takes more than two seconds.
-
-    Returns:
-        The images of each split of the list.
-
-    Raises:
-        TITNError: images can't be read: all are named in one message; or a class has none left.
-    """
-    report_skipped(listed)
-    every = [(split, file, label) for split, files in listed.files.items() for file, label in files]
-    require_memory(len(every), in_channels, size, str(listed.path))
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    executor = ThreadPoolExecutor(min(threads, 16))
-    read = partial(try_to_read, size=size, in_channels=in_channels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of odd metadata and of photographs with 90 megapixels or more
-        bar = tqdm(
-            executor.map(read, (file for _, file, _ in every)),
-            total=len(every), desc=f"reading {listed.path.name}", unit=" images", delay=2, disable=not progress,
-        )  # fmt: skip
-        try:
-            results = list(bar)
-        finally:
-            executor.shutdown(cancel_futures=True)
-    damaged = [result.reason for result in results if isinstance(result, ImageError)]
-    if damaged and not skip_damaged:
-        raise damaged_error(results, damaged)
-    if damaged:
-        log.warning("%s: skipped %s", listed.path, some(damaged))
-    parts = {}
-    for split, files in listed.files.items():
-        whole = [(r, label) for (part, _, label), r in zip(every, results, strict=True)
-                 if part == split and isinstance(r, Tensor)]  # fmt: skip
-        labels = torch.tensor([label for _, label in whole], dtype=torch.long)
-        missing = {label for _, label in files} - set(labels.tolist())
-        if missing:
-            raise TITNError(f"{listed.path}: no image of {listed.classes[min(missing)]} can be read: add some")
-        parts[split] = ImageDataset(torch.stack([image for image, _ in whole]), labels)
-    return parts
-
-
-def try_to_read(file: Path, size: tuple[int, int], in_channels: int) -> Tensor | ImageError:
-    """The image, or what is wrong with it."""
-    try:
-        return read_image(file, in_channels, size)
-    except ImageError as problem:
-        return problem
-
-
-def damaged_error(results: list[Tensor | ImageError], damaged: list[str]) -> TITNError:
-    """One message for all images that can't be read."""
-    choice = "or leave such files out with skip_damaged=True (--skip-damaged)"
-    if len(damaged) == 1:
-        return TITNError(f"{next(r for r in results if isinstance(r, ImageError))}, {choice}")
-    return TITNError(f"{len(damaged)} images can't be read ({some(damaged)}): remove them or save them again, {choice}")
-
-
-def some(reasons: list[str]) -> str:
-    """The first `SHOWN` of them, and how many more there are."""
-    more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
-    return "; ".join(reasons[:SHOWN]) + more
-
-
-def report_skipped(listed: ImageList) -> None:
-    """Log once what lies in the folder and was not read."""
-    if listed.skipped and int(os.environ.get("RANK", 0)) == 0:
-        first = listed.skipped[0]
-        log.warning("%s: not read as images: %s (%s first)", listed.path, kinds(listed.skipped), first.name)

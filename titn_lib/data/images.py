@@ -104,8 +104,10 @@ def load_images(
     """Several image files, each read by `load_image`.
 
     Raises:
-        TITNError: as `load_image`. All files that can't be read are named.
+        TITNError: as `load_image`, or no path. All files that can't be read are named.
     """
+    if isinstance(paths, str) or not paths:
+        raise TITNError(f"load_images expects a list of files, not {paths!r}: for one image, use load_image")
     images, problems = list[Tensor](), list[ImageError]()
     for path in paths:
         try:
@@ -134,11 +136,11 @@ def read_image(
             if not isinstance(path, Image.Image):
                 opened.draft(None, (2 * max(size), 2 * max(size)))  # the sides may be exchanged when turned upright
             upright: Image.Image = ImageOps.exif_transpose(opened)
+            if upright.mode[0] in "IF":  # Pillow would clip values above 255; no transparency is read from these
+                upright = Image.fromarray(to_bytes(upright, opened.format in ("PNG", "PPM"), path))
             if upright.has_transparency_data:
                 rgba = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            if upright.mode[0] in "IF":  # Pillow would clip values above 255
-                upright = Image.fromarray(to_bytes(upright, opened.format in ("PNG", "PPM"), path))
             upright = upright.convert(MODES[in_channels])
             resized = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
     except ImageError:

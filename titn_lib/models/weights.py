@@ -179,6 +179,8 @@ def read_settings(path: Path, weights: dict[str, Tensor], metadata: dict[str, st
         raise misfit from problem
     if shapes(weights) != made:
         raise misfit
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise TITNError(f"{path} has weights that aren't finite numbers: its training diverged; train it again")
     if preprocessing and not is_valid(preprocessing, config.num_classes):
         raise TITNError(
             f"the class names or the normalization in {path} don't fit its model of {config.num_classes} classes: the "
@@ -256,6 +258,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as problem:
+        if path.exists():  # safetensors says the same of a file that it may not read
+            raise TITNError(f"no permission to read {path}: change its permissions") from problem
         raise TITNError(
             f"there is no weights file {path}: check the path, train one with `titn distill`, or choose one of "
             f"{', '.join(list_pretrained())}"

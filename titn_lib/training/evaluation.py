@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titn_lib.data.datasets import DATASETS, data_fingerprint, load_dataset
-from titn_lib.data.folders import list_own_images, load_class_folders
+from titn_lib.data.folders import list_own_images
 from titn_lib.data.images import ImageDataset
 from titn_lib.data.mixing import MixedTargets
+from titn_lib.data.reading import load_class_folders
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.errors import TITNError
 from titn_lib.io import markdown_table

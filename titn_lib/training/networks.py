@@ -30,6 +30,20 @@ def data_kwargs(data: DataSplits) -> dict[str, Any]:
     return {"num_classes": len(data.classes), "in_channels": data.in_channels, "image_size": data.image_size}
 
 
+def check_batch(run: Run, data: DataSplits, processes: int) -> None:
+    """Raises TITNError if a batch is larger than the training split, or can't be shared by so many processes."""
+    batch, images = run.recipe.batch_size, min(run.recipe.train_images or len(data.train), len(data.train))
+    if batch > images:
+        raise TITNError(
+            f"{run.model} can't train with a batch of {batch} on the {images} training images of {data.name}: choose a "
+            "smaller batch_size (--batch-size)"
+        )
+    if batch % processes:
+        raise TITNError(
+            f"a batch of {batch} can't be shared by {processes} processes: choose a batch_size that {processes} divides"
+        )
+
+
 def make_network(run: Run, data: DataSplits, initial: Classifier | None) -> Classifier:
     """The network of a run before its first step. Random weights come from torch's global generator.
 

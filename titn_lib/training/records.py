@@ -118,12 +118,16 @@ def load_record(path: str | Path) -> RunResult:
     path = path / RECORD if path.is_dir() else path
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return RunResult(**{**values, "run": Run.from_dict(values["run"])})
+        record = RunResult(**{**values, "run": Run.from_dict(values["run"])})
+        table({"": record})  # fails where a value is missing or of another type
+        if record.data is not None:
+            record.data["sha256"], record.data["images"]
+        return record
     except FileNotFoundError as problem:
         raise TITNError(f"there is no record {path}: check the path, or make the run first") from problem
     except TITNError as problem:
         raise TITNError(f"{path}: {problem}") from problem
-    except (ValueError, KeyError, TypeError) as problem:
+    except (AttributeError, ValueError, KeyError, TypeError) as problem:
         raise TITNError(
             f"{path} is not a record of titn_lib or is damaged: delete it and make the run again"
         ) from problem

@@ -10,14 +10,14 @@ from torch import nn
 
 from titn_lib.data.datasets import DATASETS, DataSplits, data_fingerprint, load_dataset, resize
 from titn_lib.errors import TITNError
-from titn_lib.io import lock_dir, make_folder
+from titn_lib.io import lock_dir, make_folder, require_outside
 from titn_lib.losses.registry import check_loss, needs_teacher
 from titn_lib.models.external import OWN_TEACHER, describe_teacher
 from titn_lib.models.registry import create_model
-from titn_lib.models.weights import load_model, read_model
+from titn_lib.models.weights import load_model, read_model, read_weights
 from titn_lib.training.config import Run, require_same_run
 from titn_lib.training.distributed import Deadline, is_main_process, start_fabric
-from titn_lib.training.networks import data_kwargs
+from titn_lib.training.networks import check_batch, data_kwargs, make_network
 from titn_lib.training.records import RECORD, WEIGHTS, RunResult, load_record, require_same_data
 from titn_lib.training.trainer import Trainer
 
@@ -133,6 +133,7 @@ def train_in(
     Args:
         folders: those of the runs "teacher" and "init_from", below `out_dir` by default.
     """
+    require_outside(Path(out_dir), run.data)
     out = make_folder(out_dir)
 
     def trained(name: str) -> Any:
@@ -152,13 +153,17 @@ def train_in(
             if record.data and record.run.data == run.data:  # first: the recipe follows from the number of images
                 require_same_data(record.data, source.fingerprint(run), out)
             require_same_run(record.run, run, out)
+            require_weights(out)
             return record
         fabric = start_fabric(run.recipe.precision, device)
         with fabric.rank_zero_first():  # one process downloads
             data = source.read(run, progress and is_main_process())
-        with torch.device("meta"):  # a student that doesn't fit is found before its teacher is trained
+        check_batch(run, data, fabric.world_size)  # a student that doesn't fit is found before its teacher is trained
+        with torch.device("meta"):
             check_loss(run.loss, create_model(run.model, **{**data_kwargs(data), **run.model_settings}))
-        teacher, initial = trained("teacher"), trained("init_from")
+        if initial := trained("init_from"):
+            make_network(run, data, initial)
+        teacher = trained("teacher")
         try:
             return Trainer(run, out, data, teacher, fabric, initial).fit(deadline, progress)
         except RuntimeError as problem:
@@ -168,6 +173,17 @@ def train_in(
                     "smaller batch_size (--batch-size)"
                 ) from problem
             raise
+
+
+def require_weights(out: Path) -> None:
+    """Raises TITNError if the weights of a finished run are gone or damaged."""
+    try:
+        read_weights(out / WEIGHTS)
+    except TITNError as problem:
+        raise TITNError(
+            f"the run in {out} has finished, but its {WEIGHTS} is missing or damaged: delete {out / RECORD} to train "
+            "again, or copy the file back"
+        ) from problem
 
 
 def train_comparison(
@@ -189,6 +205,7 @@ def train_comparison(
         The records of "teacher", "alone" and "distilled", in this order. A run whose teacher is a weights file has no
         record of a teacher, and a loss without a teacher has only "alone".
     """
+    require_outside(Path(out_dir), run.data)
     out = make_folder(out_dir)
     deadline, source = Deadline.after(max_minutes), DataSource(data, skip_damaged)
     run = source.with_teacher(run, teacher)

@@ -116,16 +116,6 @@ class Trainer:
             self.val_subset = subset(self.validation_set, EPOCH_VAL_IMAGES, data.name)
         self.test_set = subset(data.test, recipe.test_images, data.name)
         self.preprocessing = Preprocessing(self.run.data, data.classes, data.mean, data.std)
-        if recipe.batch_size > len(self.train_set):
-            raise TITNError(
-                f"a batch of {recipe.batch_size} is more than the {len(self.train_set)} training images of "
-                f"{data.name}: choose a smaller batch_size (--batch-size)"
-            )
-        if recipe.batch_size % processes:
-            raise TITNError(
-                f"a batch of {recipe.batch_size} can't be shared by {processes} processes: choose a batch_size that "
-                f"{processes} divides"
-            )
         self.steps = len(self.train_set) // recipe.batch_size
         share = recipe.batch_size // processes
         self.share = slice(self.fabric.global_rank * share, (self.fabric.global_rank + 1) * share)
