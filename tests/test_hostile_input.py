@@ -87,7 +87,7 @@ def test_a_stage_of_many_blocks_is_not_built(tmp_path):
     [
         {"classes": ["a", "b"]},
         {"classes": list(range(10))},
-        {"mean": ["grey"]},
+        {"mean": ["gray"]},
         {"mean": [float("nan")]},
         {"std": [0]},
         {"mean": [0.5, 0.5, 0.5]},

@@ -332,3 +332,19 @@ def test_the_cost_comes_from_the_records():
     minutes = sum(record.seconds for record in on_gpu) / 60
     assert (len(on_gpu), f"{minutes:.0f}") == (3, "7")
     assert "three runs of seven minutes in all on a GPU" in text
+
+
+TERMS = (
+    "overfitting", "generalization", "hyperparameter", "throughput", "latency", "inductive bias", "receptive field",
+    "baseline", "ablation", "memory-bound", "pretrained", "calibration", "initialization", "data augmentation",
+    "regularization",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_the_course_teaches_the_term(term):
+    """In bold, once or more, somewhere in the course, and in the glossary."""
+    notebooks = [nbformat.read(path, as_version=4) for path in sorted((TOP / "notebooks").glob("[0-9]*.ipynb"))]
+    text = "\n".join(cell.source for notebook in notebooks for cell in notebook.cells if cell.cell_type == "markdown")
+    assert re.search(rf"\*\*[^*\n]*{term}[^*\n]*\*\*", text, re.IGNORECASE)
+    assert term in read("docs/glossary.md").lower()

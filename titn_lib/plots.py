@@ -154,7 +154,7 @@ def plot_tokens(image: UInt8[Tensor, "channel height width"], config: TITNConfig
     """Both tokenizations of an image: its patches (the outer stream), and one patch's pixel tokens (the inner stream).
 
     Args:
-        config: of a model that takes this image.
+        config: the settings of a model that takes this image.
         patch: the index of the patch whose pixel tokens are shown, from 0.
     """
     sns.set_theme(**WHITE)

@@ -56,11 +56,12 @@ def fit(
     """Train the objective's network on some of the digits, which are shifted at random.
 
     AdamW with weight decay 0.05 and gradients clipped to norm 1. The learning rate rises to `lr` in the first tenth of
-    the steps and falls to zero. An incomplete last batch is left out.
+    the steps and falls to zero, and AdamW's β₁ does the opposite (PyTorch's `OneCycleLR`). An incomplete last batch is
+    left out.
 
     Args:
         part: the training images, such as `digits().train`.
-        seed: of the order of the images and their shifts. The initial weights are `make_network`'s.
+        seed: the random seed of the order of the images and their shifts. The initial weights are `make_network`'s.
         teacher: frozen; its output for each batch is passed to the objective.
         after_epoch: called with the network, in evaluation mode, after every epoch.
         fast: weights with this in their names get ten times the learning rate.

@@ -55,7 +55,7 @@ def training_batch(
 
     Args:
         part: the batch's images.
-        pipeline: of `transforms.PIPELINES`.
+        pipeline: a name of `transforms.PIPELINES`.
         cutmix, mixup: α; 0 for none.
         views: how often each image is there, augmented anew; mixed images have one view.
         share: the images to return, for one of several processes. All of them are drawn and mixed.

@@ -40,7 +40,7 @@ class DataSplits:
         train: the images that models are trained on.
         validation: the images for model selection and hyperparameters (10 % of what is not the test set, stratified).
         test: the images for the final evaluation, used once.
-        fingerprint: of own images: how many there are of each class, and a hash (`ImageList.fingerprint`).
+        fingerprint: for images of your own: how many there are of each class, and a hash (`ImageList.fingerprint`).
     """
 
     name: str
@@ -81,12 +81,13 @@ class DatasetInfo:
     Attributes:
         reader: reads its files from the data folder.
         description: one line for `titn download`.
-        mean, std: of each channel, as in the published code where it has them; None to measure the training split.
+        mean, std: each channel's, as in the published code where it has them; None to measure the training split.
         image_size: height and width that images are resized to.
-        grayscale: whether images are augmented like the paper's MNIST, without flips, AutoAugment and CutMix.
+        grayscale: whether images are augmented like the paper's MNIST, without flips, AutoAugment and CutMix: their
+            number of channels doesn't matter.
         published: the paper's result (arXiv 2502.16762, abstract), if it reports one.
         published_epochs: epochs of the published recipe.
-        small_student, small_teacher: the default student and teacher where there is no GPU.
+        small_student, small_teacher: the default student and teacher in every preset but "gpu".
         student_recipe, teacher_recipe: settings of the laptop recipes that differ for this data set, such as
             {"epochs": 9}. Without them, a student is trained for 14 epochs and `vgg7_bn` for 24.
     """
@@ -137,7 +138,7 @@ def load_dataset(
             in any mixture with train/, each holding such subfolders), or of a .csv file with columns file and label.
         image_size: height and width (or one number for both) that every image is resized to (bilinear,
             antialiased). The default is 32×32, and 16×16 for the digits.
-        in_channels: of a folder or table: 3 for color, 1 for grayscale.
+        in_channels: for a folder or table: 3 for color, 1 for grayscale.
         skip_damaged: leave out images of a folder or table that can't be read, with a warning.
         progress: show a bar where reading a folder takes more than two seconds.
 
@@ -263,7 +264,7 @@ def channel_stats(images: ImageDataset) -> tuple[tuple[float, ...], tuple[float,
 
 
 def no_reader(_: Path) -> tuple[ImageDataset, ImageDataset | None, tuple[str, ...]]:
-    """For own images, which `load_dataset` finds and reads without a reader."""
+    """For images of your own, which `load_dataset` finds and reads without a reader."""
     raise TITNError("a folder of images has no reader: load_dataset takes its path")
 
 

@@ -43,7 +43,7 @@ class ImageList:
     """Image files with their labels, not yet read.
 
     Attributes:
-        path: of the folder or table.
+        path: the folder or table.
         classes: in alphabetical order.
         files: "all", or those of "train", "validation" and "test" that there are, each with (file, label) pairs.
         skipped: what lies there and is no image, without hidden and system files.

@@ -34,7 +34,7 @@ class Experiment:
     """A settings file, or one of its variants: the same run with several seeds.
 
     Attributes:
-        name: of the file without its number, and of the variant.
+        name: the file's name without its number, and the variant's.
         description: one sentence for tables.
         preset: the machine it is meant for.
         runs: a run for each seed.

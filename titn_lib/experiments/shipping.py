@@ -17,7 +17,7 @@ from titn_lib.training.records import RunResult
 SUMMARY = {  # column: experiment
     "`titn_paper`, published recipe¹": "{data}-students-gpu-titn",
     "small student² alone": "{data}-{small}-alone-laptop",
-    "small student² distilled": "{data}-{small}-hard-laptop",
+    "small student², `hard` distillation": "{data}-{small}-hard-laptop",
     "our best³": "{data}-{best}-laptop",
 }
 SMALL_STUDENT = {"cifar10": "titn_nano", "cifar100": "titn_nano", "mnist": "titn_pico"}
@@ -41,21 +41,29 @@ PRETRAINED_CANDIDATES = {  # shipped weights: the run with the best validation a
 
 
 def summary(rows: dict[str, ExperimentSummary]) -> str:
-    """The paper's accuracies beside ours: test top-1, with top-5 in parentheses where the paper reports it."""
-    lines = []
+    """The paper's accuracies beside ours: test top-1, with top-5 in parentheses where the paper reports it.
+
+    A column without any record yet stands below the table, as pending.
+    """
+    lines, measured = [], set[str]()
     for data, best in BEST.items():
         published = DATASETS[data].published
         if published is None:
             continue
         line = [published.title, f"{published.top1:.2f}" + (f" ({published.top5:.2f})" if published.top5 else "")]
-        for template in SUMMARY.values():
+        for title, template in SUMMARY.items():
             row = rows.get(template.format(data=data, small=SMALL_STUDENT[data], best=best))
             cell = mean_and_spread(row.values(top1)) if row else "–"
-            if published.top5 and row and row.records:
-                cell += f" ({statistics.mean(row.values(top5)):.2f})"
+            if row and row.records:
+                measured.add(title)
+                cell += f" ({statistics.mean(row.values(top5)):.2f})" if published.top5 else ""
             line.append(cell)
         lines.append(line)
-    return markdown_table(["data set", "published TITN", *SUMMARY], lines)
+    head = ["data set", "published TITN", *SUMMARY]
+    shown = [i for i, title in enumerate(head) if title in measured or title not in SUMMARY]
+    table = markdown_table([head[i] for i in shown], [[line[i] for i in shown] for line in lines])
+    pending = [title for title in SUMMARY if title not in measured]
+    return f"{table}\n\nPending: {', '.join(pending)}." if pending else table
 
 
 def choose_weights(rows: dict[str, ExperimentSummary]) -> dict[str, tuple[Experiment, RunResult]]:

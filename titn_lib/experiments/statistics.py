@@ -23,7 +23,7 @@ class ExperimentSummary:
     """An experiment with its results.
 
     Attributes:
-        records: of the seeds that have been run.
+        records: the records of the seeds that have been run.
         speeds: throughput in images per second, round by round, for "training" and "inference"; empty if not measured.
     """
 
@@ -143,7 +143,7 @@ def chance_of(t: float, runs: list[int], base_runs: int, freedom: int) -> float:
     not independent (Dunnett 1955). For known errors of both they are: the integral is over these two, on a grid.
 
     Args:
-        runs: of each setting that is compared with the baseline.
+        runs: number of runs of each setting that is compared with the baseline.
         freedom: degrees of freedom of s.
     """
     s = torch.linspace(1e-3, 5, 200, dtype=torch.float64)[:, None]  # in units of the true standard deviation
@@ -163,8 +163,8 @@ def significance(t: float, runs: list[int], own_runs: int, base_runs: int, freed
     """ "no", "single" (as one planned comparison) or "corrected" (as the largest of all from this baseline).
 
     Args:
-        runs: of all settings that are compared with the baseline, this one included.
-        own_runs: of this setting.
+        runs: numbers of runs of all settings that are compared with the baseline, this one included.
+        own_runs: number of runs of this setting.
         shared: whether all have the same standard deviation. If not, Bonferroni's correction applies.
     """
     one = chance_of(abs(t), [own_runs], base_runs, freedom)

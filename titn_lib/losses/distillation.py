@@ -30,7 +30,7 @@ class TeacherOutput(NamedTuple):
     """A teacher's output for a batch.
 
     Attributes:
-        logits: of its classifier.
+        logits: the logits of its classifier.
         maps: the feature map after each of its stages; none for a teacher that is not one of `models.teachers`.
     """
 

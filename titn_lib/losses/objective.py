@@ -35,9 +35,9 @@ class Objective(nn.Module):
         loss: one of the above, such as "soft+feature".
         teacher: required by a distillation loss, and read only for the shapes of its feature maps. Its output for a
             batch is an argument of `forward`.
-        temperature: T, of "soft" and "dkd".
-        feature_weight: of "feature".
-        label_smoothing: of the cross-entropy with the labels.
+        temperature: T in "soft" and "dkd".
+        feature_weight: the weight of "feature".
+        label_smoothing: label smoothing in the cross-entropy with the labels.
 
     Raises:
         TITNError: a distillation loss without a teacher; or a feature loss with a teacher that is not one of

@@ -1,7 +1,7 @@
 """Networks from elsewhere: timm's by name, timm's TNT as ours, and any module that returns logits as a teacher.
 
     load_model("timm:tnt_s_patch16_224.in1k")    timm's pretrained TNT, as this library's `tnt_s`
-    load_model("timm:resnet18.a1_in1k")          any other network of timm, in a `TimmClassifier`
+    load_model("timm:resnet18.a1_in1k")          any other timm model, in a `TimmClassifier`
     from_timm_vit(network)                       timm's ViT or DeiT as this library's `ViT`, for its attention maps
     ExternalTeacher(network, mean, std)          a network of your own, for `train(..., teacher=…)`
 
@@ -32,7 +32,7 @@ OWN_TEACHER = "a network of your own: "  # how a record begins to name a teacher
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """The settings of a network of timm; its name is timm's, after "timm:"."""
+    """The settings of a timm model; its name is timm's, after "timm:"."""
 
     name: str = "timm:resnet18"
     num_classes: int = 10
@@ -44,7 +44,7 @@ class TimmConfig:
 
 
 class TimmClassifier(Classifier):
-    """A network of timm with random weights, which `load_model` and `load_initial_weights` replace."""
+    """A timm model with random weights, which `load_model` and `load_initial_weights` replace."""
 
     config: TimmConfig
 
@@ -94,7 +94,7 @@ def timm_settings(name: str) -> dict[str, Any]:
 
 
 def create_timm(name: str, **settings: Any) -> nn.Module:
-    """timm's network of this name, which begins with "timm:".
+    """The timm model of this name, which begins with "timm:".
 
     Raises:
         TITNError: timm can't make it with these settings, or can't download its weights.
@@ -113,7 +113,7 @@ def create_timm(name: str, **settings: Any) -> nn.Module:
 
 
 def read_timm(name: str) -> tuple[dict[str, Tensor], Any, Preprocessing]:
-    """Weights, settings and preprocessing of a pretrained network of timm: as a TITN for a TNT, else as it is.
+    """Weights, settings and preprocessing of a pretrained timm model: as a TITN for a TNT, else as it is.
 
     Args:
         name: "timm:" and timm's name, such as "timm:tnt_s_patch16_224.in1k".
@@ -132,7 +132,7 @@ def read_timm(name: str) -> tuple[dict[str, Tensor], Any, Preprocessing]:
 
 
 def timm_preprocessing(name: str, num_classes: int, known: dict[str, Any]) -> Preprocessing:
-    """Classes and normalization of a network of timm; `known` has its "mean" and "std"."""
+    """Classes and normalization of a timm model; `known` has its "mean" and "std"."""
     data = "imagenet-1k" if num_classes == 1000 else name.removeprefix(TIMM)
     return Preprocessing(data, class_names(num_classes), tuple(known["mean"]), tuple(known["std"]))
 

@@ -129,7 +129,7 @@ def push_to_hub(
         preprocessing, dtype: as in `save_model`.
         private: whether a new repository is private; by default what the account has as its default.
         token: by default the one of `hf auth login`.
-        message: of the commit.
+        message: the commit message.
 
     Returns:
         The address of the commit.

@@ -20,7 +20,7 @@ from titn_lib.validation import to_2tuple
 FAMILIES: dict[str, tuple[type[Classifier], type]] = {}  # by the name that weight files store
 MODELS: dict[str, Any] = {}  # the settings of every model, by the model's name
 TEACHERS: dict[str, Any] = {}  # those of the teachers
-TIMM = "timm:"  # begins the name of a network of timm (external.py)
+TIMM = "timm:"  # begins the name of a timm model (external.py)
 
 
 def register_model(
@@ -47,7 +47,7 @@ def list_models() -> list[str]:
 
 
 def model_config(name: str) -> Any:
-    """The settings of a model by its name, or of a network of timm, such as "timm:resnet18.a1_in1k".
+    """The settings of a model by its name, or of a timm model, such as "timm:resnet18.a1_in1k".
 
     Raises:
         TITNError: an unknown name.
@@ -60,7 +60,7 @@ def model_config(name: str) -> Any:
 
 
 def is_teacher(name: str) -> bool:
-    """Whether a model's name is that of a teacher. All networks of timm are teachers."""
+    """Whether a model's name is that of a teacher. All timm models are teachers."""
     return name in TEACHERS or name.startswith(TIMM)
 
 

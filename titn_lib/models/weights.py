@@ -42,7 +42,7 @@ def save_model(
     Args:
         preprocessing: by default the model's own, where it has one. Of a folder of images, the file keeps the name and
             not the path, which may hold a user's name.
-        dtype: of the stored floating-point weights; `torch.float16` halves the size. By default, as they are.
+        dtype: in which floating-point weights are stored; `torch.float16` halves the size. By default, as they are.
 
     Raises:
         TITNError: the model's class isn't registered; the model was changed, so that its settings no longer describe
@@ -83,7 +83,7 @@ def load_model(
     Args:
         path: a file that `save_model` wrote, a name of `list_pretrained()`, such as "titn_nano.digits", or "timm:" and
             the name of pretrained weights of timm. timm's TNT, by name or as a safetensors file, becomes a `tnt_s` or
-            `tnt_b`; another network of timm a `TimmClassifier`.
+            `tnt_b`; another timm model a `TimmClassifier`.
         image_size: another height and width (or one number for both). Position embeddings are interpolated to the new
             grid of patches.
         num_classes: another number of classes. The last layer of each head is initialized anew, and the classes are

@@ -158,7 +158,7 @@ class Run:
 
 
 def resolve_dataset(data: str) -> str:
-    """A data set's name unchanged, or the absolute path of own images, so that a run is the same from anywhere."""
+    """A data set's name unchanged, or an absolute path, so that a run is the same from anywhere."""
     return str(Path(data).resolve()) if data not in DATASETS and os.path.exists(data) else data
 
 

@@ -132,10 +132,10 @@ def images_to_measure(
             f"{weights} doesn't say how its images were normalized: save it with save_model(…, preprocessing)"
         )
     record: RunResult | None = None
-    beside = weights.parent / RECORD
-    if weights.name == WEIGHTS and beside.exists():  # another file may lie beside another run's record
+    record_file = weights.parent / RECORD
+    if weights.name == WEIGHTS and record_file.exists():  # another file may lie beside another run's record
         with suppress(TITNError):
-            record = load_record(beside)
+            record = load_record(record_file)
     trained_on = record.run.data if record else about.data
     name = resolve_dataset(data or trained_on)
     if not data and name not in DATASETS and not Path(name).exists():

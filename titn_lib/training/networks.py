@@ -69,7 +69,7 @@ def prepare_teacher(teacher: nn.Module, data: DataSplits, fabric: Fabric) -> nn.
     here, and not by autocast in every step. Other networks stay as they are.
 
     Args:
-        teacher: one of `models.teachers`, a network of timm, or any module that returns logits.
+        teacher: one of `models.teachers`, a timm model, or any module that returns logits.
 
     Raises:
         TITNError: it is a student, or was made for other images or classes.
@@ -180,7 +180,7 @@ def load_initial_weights(network: Classifier, initial: Classifier, classes: tupl
     trained for another image size, position embeddings are interpolated.
 
     Args:
-        classes: of the run.
+        classes: the class names of the run.
 
     Raises:
         TITNError: `initial` has parameters that `network` lacks, or of another shape.

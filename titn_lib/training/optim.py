@@ -38,7 +38,7 @@ def compile_blocks(network: nn.Module, num_images: int, device: torch.device, wh
     a network without blocks, such as a teacher: its convolutions leave nothing to fuse.
 
     Args:
-        num_images: of the whole run, over all epochs.
+        num_images: number of training images over all epochs of the run.
         whole: in a long run, compile this instead of the blocks: the objective of a step that becomes a CUDA graph.
             There, only the number of kernels counts, and more of them can be fused.
 

@@ -201,7 +201,7 @@ def make_run(
         data: a data set's name, or the path of a folder of images.
         model: the name of a student or a related system; by default that of `init_from`, or `default_student`.
         preset: "smoke", "laptop" or "gpu".
-        seed: of the student and the teacher.
+        seed: the random seed of student and teacher.
         loss: one of `losses.list_losses()`; by default `default_loss`.
         teacher: a teacher's name, a name of `models.list_pretrained()`, the path of its weights, or "timm:" and the
             name of pretrained weights of timm, which are trained further on the data; by default `default_teacher`.
@@ -312,7 +312,7 @@ def teacher_run(
     init_from: str | None = None,
     **changes: object,
 ) -> Run:
-    """The run that trains a teacher. The arguments are those of `make_run`; a network of timm starts pretrained.
+    """The run that trains a teacher. The arguments are those of `make_run`; a timm model starts pretrained.
 
     Without `model`, it is the network of `init_from`, or `default_teacher`.
 

@@ -28,7 +28,7 @@ class RunResult:
 
     Attributes:
         run: its settings, which are enough to repeat it.
-        parameters: of the network.
+        parameters: number of parameters, frozen ones included.
         macs: multiply-accumulates for one image, with all gates open.
         history: for every epoch: epoch, lr, train_loss, train_top1, and validation_loss, validation_top1 and
             validation_top5 (on 2,000 images of a large validation split).
@@ -38,10 +38,11 @@ class RunResult:
         images_per_second: throughput of training alone.
         hardware: device, CPU, cores, threads, processes, precision, system, and whether the network was compiled and
             the training step a CUDA graph.
-        versions: of Python, this library and the packages that results depend on.
+        versions: Python, this library and the packages that results depend on.
         finished: date and time, UTC.
-        data: of own images: how many there were of each class, and a hash of their names and sizes.
-        recall: of each class on the test split, in percent.
+        data: for images of your own: how many there were of each class, and a hash of their names and contents
+            (`ImageList.fingerprint`); None for a data set of the library.
+        recall: recall of each class on the test split, in percent.
     """
 
     run: Run
@@ -78,7 +79,7 @@ class TrainState:
 
 
 def require_same_data(saved: dict[str, Any] | None, now: dict[str, Any] | None, out: Path) -> None:
-    """Raises TITNError if own images have changed since the run in a folder began (`ImageList.fingerprint`).
+    """Raises TITNError if the images have changed since the run in a folder began (`ImageList.fingerprint`).
 
     Args:
         saved, now: their fingerprints; None for a data set of the library, or an older record.
@@ -180,7 +181,7 @@ def versions() -> dict[str, str]:
 
 
 def table(records: dict[str, RunResult]) -> str:
-    """Records side by side, as a Markdown table. For own images, a second table has the recall of each class."""
+    """Records side by side, as a Markdown table. For a folder of images, a second one has the recall of each class."""
     head = ["", "model", "parameters", "epochs", "validation top-1", "test top-1", "test top-5", "minutes", "images/s"]
     rows = [
         [

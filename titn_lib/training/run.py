@@ -104,12 +104,12 @@ class DataSource:
         return self.known[wanted]
 
     def fingerprint(self, run: Run) -> dict[str, object] | None:
-        """Of own images as they are now, which aren't read for it; None for other data, or if they are gone."""
+        """That of a folder's images as they are now, without decoding them; None for other data, or if it is gone."""
         return data_fingerprint(run.data) if self.data is None else self.data.fingerprint
 
 
 def channels(run: Run) -> int:
-    """The channels in which own images are read: those of the given weights, or of the model's settings, or 3."""
+    """The channels in which a folder's images are read: those of the given weights, or the model's settings, or 3."""
     given = [source for source in (run.teacher, run.init_from) if isinstance(source, str)]
     given = [source for source in given if not source.startswith(OWN_TEACHER)]
     if given and run.data not in DATASETS:

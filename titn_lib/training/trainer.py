@@ -63,7 +63,7 @@ class Trainer:
         run: what to train, and how.
         out: the folder.
         data: the data set of `run`.
-        teacher: of a distillation loss.
+        teacher: the teacher of a distillation loss, else None.
         fabric: device, processes and precision.
         initial: a network whose weights are the initial ones.
 

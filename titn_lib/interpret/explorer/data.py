@@ -38,8 +38,8 @@ class ExplorerInput:
         labels: each image's true class, by its name or its index.
         teacher: any model with the same classes; its predictions are shown beside the student's.
         compare: a second student, shown beside the first.
-        names: of the student or students; by default their configurations' names.
-        titles: of the images.
+        names: what to call the student or students; by default their configurations' names.
+        titles: what to call the images.
 
     Raises:
         TITNError: a model without attention, in training mode or without `preprocessing`; models of different classes

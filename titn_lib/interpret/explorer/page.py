@@ -72,7 +72,7 @@ def page_html(data: dict[str, Any], title: str = "", theme: str = "", live: dict
     """One HTML page that contains data, script and style.
 
     Args:
-        data: of `explorer_data`.
+        data: what `explorer_data` returns.
         title: by default "Attention of" the models.
         theme: "light", "dark", or "" for the system's preference.
         live: of `live_data`: the page computes, too.

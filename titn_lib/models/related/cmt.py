@@ -39,7 +39,7 @@ class CMTConfig:
         stem_width, stem_stride: of the stem, three times Conv3×3, GELU, BN; only the first has the stride.
         stages: width, blocks, heads and k of each. Each halves the map; k must divide the map's sides.
         ratio: width of the feed-forward network's hidden layer, relative to its input.
-        head_width: of the last Conv1×1.
+        head_width: output channels of the last Conv1×1.
     """
 
     name: str = "cmt_nano"

@@ -44,7 +44,7 @@ class FusionConfig:
         image_size: height and width in pixels, multiples of the patch size.
         fusion: "concatenation", "gate", or one branch alone: "convolution", "attention".
         width: number of features of each branch, and width of the transformer's tokens.
-        patch_size, heads, depth, mlp_ratio: of the transformer, as in `vit.ViTConfig`.
+        patch_size, heads, depth, mlp_ratio: the transformer's, as in `vit.ViTConfig`.
     """
 
     name: str = "fusion_nano"
