@@ -20,7 +20,7 @@ from titn_lib.data.datasets import data_dir, load_dataset
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.io import require_no_input, write_atomically
 from titn_lib.models.weights import PRETRAINED_DIR
-from titn_lib.training.distributed import choose_precision, start_fabric
+from titn_lib.training.distributed import choose_device, choose_precision, start_fabric
 from titn_lib.validation import to_2tuple
 
 
@@ -227,6 +227,13 @@ def test_too_little_memory_is_one_sentence(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("titn_lib.data.images.load_image", full)
     assert "not enough memory" in fails(capsys, "predict", picture_in(tmp_path), "--weights", "titn_nano.digits")
+
+
+@pytest.mark.parametrize("device", ["tpu", torch.device("cuda", 99)], ids=str)
+def test_a_device_that_is_none(device):
+    with pytest.raises(TITNError, match="unknown device"):
+        start_fabric("32-true", device)
+    assert choose_device(torch.device("cpu")) == "cpu"
 
 
 def test_weights_that_are_not_finite(tmp_path, capsys):

@@ -8,7 +8,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from titn_lib.data.transforms import Images
 from titn_lib.errors import TITNError
@@ -76,6 +75,8 @@ def auc(curve: Float[Tensor, "batch step"]) -> Float[Tensor, " batch"]:
 
 def blur(images: Images, width: float = 4.0) -> Images:
     """Gaussian blur with a standard deviation of `width` image pixels: keeps the colors and removes the detail."""
+    from torchvision.transforms.functional import gaussian_blur  # torchvision takes a second to import
+
     size = 2 * min(round(2 * width), (min(images.shape[2:]) - 1) // 2) + 1
     return gaussian_blur(images, [size, size], [width, width])
 

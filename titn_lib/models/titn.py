@@ -39,6 +39,9 @@ class TITNConfig(TokenConfig):
         image_size: height and width in pixels, multiples of the patch size.
         patch_size: side of a patch in image pixels.
         pixel_size: side of a pixel token's square in image pixels (the paper's "pixel"); it must divide the patch.
+        inner_width, outer_width: width of a pixel token and of a patch token.
+        inner_heads, outer_heads: attention heads of a layer.
+        depth, mlp_ratio: number of blocks; width of an MLP's hidden layer, as a multiple of the tokens' width.
         inner_head_width, outer_head_width: width of a head's queries, keys and values; None for width / heads.
         qkv_bias: bias in the query, key and value projections.
         pixel_embedding: "linear": a Linear of each square's values (TITN); "conv": 7×7 convolution within each patch,
@@ -199,15 +202,27 @@ class Block(nn.Module):
 
     def __init__(self, config: TITNConfig, drop_path: float = 0.0):
         super().__init__()
-        ratio, bias, norm = config.mlp_ratio, config.qkv_bias, config.projection_norm
-        inner, outer = config.inner_head_width, config.outer_head_width
+        norm = config.projection_norm
         self.inner: nn.Module = nn.Identity()
         if config.inner_layers:
-            self.inner = TransformerLayer(config.inner_width, config.inner_heads, ratio, bias, head_width=inner)
+            self.inner = TransformerLayer(
+                config.inner_width,
+                config.inner_heads,
+                config.mlp_ratio,
+                config.qkv_bias,
+                head_width=config.inner_head_width,
+            )
         self.projection = PixelToPatch(config, norm, bias=norm == "pixel")
         self.local = LocalPerception(config.outer_width, config.grid) if config.local_perception else nn.Identity()
-        grid = config.grid if config.mlp_convolution else None
-        self.outer = TransformerLayer(config.outer_width, config.outer_heads, ratio, bias, drop_path, outer, grid)
+        self.outer = TransformerLayer(
+            config.outer_width,
+            config.outer_heads,
+            config.mlp_ratio,
+            config.qkv_bias,
+            drop_path=drop_path,
+            head_width=config.outer_head_width,
+            mlp_grid=config.grid if config.mlp_convolution else None,
+        )
 
     def forward(
         self, inner: Inner, outer: Outer, return_attention: bool = False
