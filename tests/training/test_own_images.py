@@ -93,6 +93,29 @@ def test_results_do_not_lie_among_the_images(tmp_path, pets, run, capsys):
     assert sorted(file.name for file in pets.iterdir()) == ["round", "square"]
 
 
+def test_a_teacher_file_that_changed_is_noticed(tmp_path, pets, run, monkeypatch):
+    """In a finished run, in an interrupted one, and from another folder."""
+    teacher = Run(run.data, "vgg7_bn", QUICK, image_size=(16, 16))
+    for seed in (0, 1):
+        train(replace(teacher, seed=seed), tmp_path / f"teacher{seed}", **OPTIONS)
+    shutil.copy(tmp_path / "teacher0" / WEIGHTS, tmp_path / "mine.safetensors")
+    monkeypatch.chdir(tmp_path)
+    settings = {"model": "titn_nano", "loss": "hard", "image_size": 16, "model_settings": {"depth": 1}, "epochs": 1}
+    taught = make_run(run.data, teacher="mine.safetensors", batch_size=16, **settings)
+    monkeypatch.chdir(pets)
+    assert taught == make_run(run.data, teacher="../mine.safetensors", batch_size=16, **settings)
+    record = train(taught, tmp_path / "run", **OPTIONS)
+    with pytest.raises(TrainingInterrupted):
+        train(taught, tmp_path / "begun", **OPTIONS, max_minutes=0)
+    assert train(taught, tmp_path / "run", **OPTIONS) == record
+    shutil.copy(tmp_path / "teacher1" / WEIGHTS, tmp_path / "mine.safetensors")
+    for out in ("run", "begun"):
+        with pytest.raises(TITNError, match="the weights file of teacher has changed since the run in"):
+            train(taught, tmp_path / out, **OPTIONS)
+    (tmp_path / "mine.safetensors").unlink()
+    assert train(taught, tmp_path / "run", **OPTIONS) == record  # it may be gone
+
+
 @pytest.mark.parametrize("left", [None, b"x", 1000])
 def test_a_finished_run_without_its_weights_says_so(tmp_path, pets, run, left):
     train(run, tmp_path / "run", **OPTIONS)

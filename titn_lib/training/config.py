@@ -162,6 +162,11 @@ def resolve_dataset(data: str) -> str:
     return str(Path(data).resolve()) if data not in DATASETS and os.path.exists(data) else data
 
 
+def resolve_weights(name: str | None) -> str | None:
+    """The absolute path of a weights file, so that a run is the same from anywhere; another name unchanged."""
+    return str(Path(name).resolve()) if name and os.path.isfile(name) else name
+
+
 def override(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     """The recipe with some settings changed.
 

@@ -19,7 +19,7 @@ from titn_lib.losses.registry import check_loss, needs_teacher, reads_feature_ma
 from titn_lib.models.external import timm_settings
 from titn_lib.models.registry import MODELS, TEACHERS, TIMM, is_teacher
 from titn_lib.models.weights import list_pretrained, load_model
-from titn_lib.training.config import Recipe, Run, override, resolve_dataset
+from titn_lib.training.config import Recipe, Run, override, resolve_dataset, resolve_weights
 from titn_lib.validation import to_2tuple
 
 RECIPE_PRESETS = ("smoke", "laptop", "gpu")
@@ -241,7 +241,7 @@ def make_run(
     trained = make_teacher(data, preset, seed, loss, teacher, size, pretrained_on)
     if isinstance(trained, Run) and recipe.batch_size < default.batch_size:
         trained = shrink_batch(trained, recipe.batch_size, default.batch_size)
-    return Run(data, model, recipe, seed, loss, trained, size, settings, init_from)
+    return Run(data, model, recipe, seed, loss, trained, size, settings, resolve_weights(init_from))
 
 
 def start_recipe(recipe: Recipe, init_from: str | None, changes: Mapping[str, object]) -> Recipe:
@@ -287,7 +287,7 @@ def make_teacher(
     if name.startswith(TIMM) and reads_feature_maps(loss):
         raise no_feature_maps(loss)
     if name.endswith(".safetensors") or name in list_pretrained() or (name not in TEACHERS and Path(name).exists()):
-        return name
+        return resolve_weights(name)
     weights = f"{name}.{pretrained_on}"
     start = weights if teacher is None and weights in list_pretrained() else None
     return teacher_run(data, name, preset, seed, image_size, start)
@@ -328,4 +328,5 @@ def teacher_run(
         timm_settings(model)
         init_from = init_from or model
     recipe = override(start_recipe(teacher_recipe(data, preset, model), init_from, changes), changes)
-    return Run(resolve_dataset(data), model, recipe, seed, image_size=image_size, init_from=init_from)
+    start = resolve_weights(init_from)
+    return Run(resolve_dataset(data), model, recipe, seed, image_size=image_size, init_from=start)

@@ -1,6 +1,7 @@
 """Records of finished runs: settings, training curves and results; and Markdown tables of them."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -43,6 +44,7 @@ class RunResult:
         data: for images of your own: how many there were of each class, and a hash of their names and contents
             (`ImageList.fingerprint`); None for a data set of the library.
         recall: recall of each class on the test split, in percent.
+        files: a hash of each weights file that the run started from (`hash_files`).
     """
 
     run: Run
@@ -58,6 +60,7 @@ class RunResult:
     finished: str
     data: dict[str, object] | None = None
     recall: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,6 +79,27 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     training_seconds: float = 0.0
+
+
+def hash_files(run: Run) -> dict[str, str]:
+    """A hash of each weights file that a run starts from, by "teacher" and "init_from"; none of shipped weights."""
+    files = {name: getattr(run, name) for name in ("teacher", "init_from")}
+    found = {name: Path(file) for name, file in files.items() if isinstance(file, str) and os.path.isfile(file)}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in found.items()}
+
+
+def require_same_files(saved: dict[str, str] | None, now: dict[str, str], out: Path) -> None:
+    """Raises TITNError if a weights file has changed since the run in a folder began.
+
+    Args:
+        saved, now: what `hash_files` returned; files that are gone, or not in an older record, are not compared.
+    """
+    for name in (saved or {}).keys() & now.keys():
+        if saved and saved[name] != now[name]:
+            raise TITNError(
+                f"the weights file of {name} has changed since the run in {out} began: choose another folder (--out), "
+                f"or delete {out} to start anew there"
+            )
 
 
 def require_same_data(saved: dict[str, Any] | None, now: dict[str, Any] | None, out: Path) -> None:

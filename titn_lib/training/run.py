@@ -18,7 +18,15 @@ from titn_lib.models.weights import load_model, read_model, read_weights
 from titn_lib.training.config import Run, require_same_run
 from titn_lib.training.distributed import Deadline, is_main_process, start_fabric
 from titn_lib.training.networks import check_batch, data_kwargs, make_network
-from titn_lib.training.records import RECORD, WEIGHTS, RunResult, load_record, require_same_data
+from titn_lib.training.records import (
+    RECORD,
+    WEIGHTS,
+    RunResult,
+    hash_files,
+    load_record,
+    require_same_data,
+    require_same_files,
+)
 from titn_lib.training.trainer import Trainer
 
 
@@ -153,6 +161,7 @@ def train_in(
             if record.data and record.run.data == run.data:  # first: the recipe follows from the number of images
                 require_same_data(record.data, source.fingerprint(run), out)
             require_same_run(record.run, run, out)
+            require_same_files(record.files, hash_files(run), out)
             require_weights(out)
             return record
         fabric = start_fabric(run.recipe.precision, device)

@@ -46,7 +46,9 @@ from titn_lib.training.records import (
     WEIGHTS,
     RunResult,
     TrainState,
+    hash_files,
     require_same_data,
+    require_same_files,
     run_metadata,
     save_record,
 )
@@ -82,6 +84,7 @@ class Trainer:
     ):
         data = use_normalization(data, initial)
         self.run, self.recipe, self.out, self.data, self.fabric = run, run.recipe, out, data, fabric
+        self.files = hash_files(run)
         self.prepare_data()
         torch.manual_seed(run.seed)
         self.network = make_network(run, data, initial)
@@ -304,6 +307,7 @@ class Trainer:
             images_per_second=round(self.num_images / max(self.state.training_seconds, 1e-9), 1),
             **metadata,
             data=self.data.fingerprint,
+            files=self.files,
             recall=recall(confusion, self.data.classes),
         )
         if self.fabric.is_global_zero:
@@ -345,6 +349,7 @@ class Trainer:
         state = {
             "run": json.dumps(dataclasses.asdict(self.run)),
             "data": self.data.fingerprint,
+            "files": self.files,
             "objective": self.objective_ddp.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
@@ -373,6 +378,7 @@ class Trainer:
         if saved.data == self.run.data:  # first: the recipe follows from the number of images
             require_same_data(state.get("data"), self.data.fingerprint, self.out)
         require_same_run(saved, self.run, self.out)
+        require_same_files(state.get("files"), self.files, self.out)
         try:
             self.objective_ddp.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
