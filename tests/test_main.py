@@ -120,7 +120,7 @@ def test_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert "unknown student 'titn_micro'" in fails(capsys, "distill", "--model", "titn_micro", *out)
     assert "unknown preset 'big'" in fails(capsys, "distill", "--preset", "big", *out)
     assert "unknown teacher 'vgg'" in fails(capsys, "distill", "--teacher", "vgg", *out)
-    assert "titn_nano is a student: train it with make_run" in fails(
+    assert "titn_nano is a student: choose a teacher, or use make_run" in fails(
         capsys, "train-teacher", "--model", "titn_nano", *out
     )
     assert "there is no weights file" in fails(capsys, "distill", "--teacher", tmp_path / "t.safetensors", *out)

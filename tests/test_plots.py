@@ -42,6 +42,11 @@ def test_confusion_counts():
     assert (figure.axes[0].get_ylabel(), figure.axes[0].get_xlabel()) == ("true class", "predicted class")
 
 
+def test_a_matrix_of_other_classes_is_refused():
+    with pytest.raises(TITNError, match="3 classes need a matrix of 3×3 counts"):
+        plot_confusion(confusion_matrix([0, 1], [1, 1]), ("a", "b", "c"))
+
+
 def test_attention_is_drawn_where_it_belongs():
     """The class token attends to the second patch alone; in every patch the third pixel token gets all attention."""
     model = create_model("titn_nano", image_size=(16, 16), depth=1).eval()

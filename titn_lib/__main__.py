@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (TITNError, TrainingInterrupted) as problem:
         return complain(str(problem))
     except ModuleNotFoundError as problem:
-        return complain(f"the package {problem.name} is missing: install this library again, with what it needs")
+        return complain(
+            f"the package {problem.name} is missing: reinstall titn-lib and what it needs (uv sync, or pip install .)"
+        )
     except MemoryError:
         return complain("there is not enough memory for this: choose a smaller image size, model or batch")
     except BrokenPipeError:  # the reader of the output has closed it

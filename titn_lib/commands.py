@@ -57,18 +57,17 @@ def train_teacher(
 
 def evaluate(weights: Path, data: str | None, skip_damaged: bool, confusion: Path | None, device: str) -> None:
     """Evaluate trained weights on the validation and test splits, or on all of a folder of other images."""
-    from titn_lib.io import require_no_input, require_outside
+    from titn_lib.io import require_no_input
     from titn_lib.models.weights import load_model, weights_file
     from titn_lib.training.distributed import choose_device
     from titn_lib.training.evaluation import evaluate_classes, images_to_measure, recall_by_class
 
     if confusion:
         require_no_input(confusion, [weights_file(weights), weights_file(weights).with_name("record.json")])
-        require_outside(confusion, data or "")
     model = load_model(weights).to(choose_device(device))
-    parts, preprocessing = images_to_measure(model, weights, data, skip_damaged)
+    parts, preprocessing = images_to_measure(model, weights, data, skip_damaged, confusion)
     for name, part in parts.items():
-        result, matrix = evaluate_classes(model, part, preprocessing)
+        result, matrix = evaluate_classes(model, part, preprocessing, exact=True)
         print(
             f"{name:10}  top-1 {result['top1']:6.2f} %  top-5 {result['top5']:6.2f} %  balanced "
             f"{result['balanced_accuracy']:6.2f} %  loss {result['loss']:.4f}  ({result['num_images']:,} images)"

@@ -89,12 +89,12 @@ def plot_seeds(points: dict[str, list[float]]) -> Figure:
     return figure
 
 
-def plot_confusion(
-    confusion: Int[np.ndarray | Tensor, "true predicted"], classes: tuple[str, ...], title: str = ""
-) -> Figure:
+def plot_confusion(counts: Int[np.ndarray | Tensor, "true label"], classes: tuple[str, ...], title: str = "") -> Figure:
     """Draw a confusion matrix (`sklearn.metrics.confusion_matrix(labels, predicted)`), with the counts above 0."""
+    count, table = len(classes), np.asarray(counts)
+    if table.shape != (count, count):
+        raise TITNError(f"{count} classes need a matrix of {count}×{count} counts, not {table.shape}")
     sns.set_theme(**STYLE)
-    count, table = len(classes), np.asarray(confusion)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     size = min(12, 2.4 + 0.42 * count)
     with plt.rc_context(any_script()):

@@ -71,7 +71,7 @@ def to_2tuple(size: Any) -> tuple[int, int]:
     """
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     sides = tuple(int(side) if isinstance(side, Integral) else side for side in sides)  # NumPy's, too
-    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise TITNError(f"image_size must be a height and a width, or one number for both, of 1 or more, not {size!r}")
     if max(sides) > MAX_SIDE:
         raise TITNError(f"image_size must be at most {MAX_SIDE:,}, not {max(sides):,}")

@@ -223,6 +223,14 @@ def test_folders_of_splits_are_not_taken_for_classes(tmp_path, names, says):
         list_images(tmp_path)
 
 
+def test_classes_whose_names_hold_the_name_of_a_split(tmp_path):
+    for kind in ("train", "negative test"):
+        for name in (f"steam {kind}", f"freight {kind}"):
+            fill(tmp_path / "all" / kind.split()[0] / name, 2)
+    for kind in ("train", "negative"):
+        assert len(folders.list_classes(tmp_path / "all" / kind)[0]) == 2
+
+
 def test_a_link_to_the_folder_around_it_is_not_a_class(two_classes):
     (two_classes / "self").symlink_to(two_classes)
     with pytest.raises(TITNError, match=r"self is a link to .*pets, which holds all classes: remove it"):
@@ -231,9 +239,9 @@ def test_a_link_to_the_folder_around_it_is_not_a_class(two_classes):
 
 def test_an_image_of_the_same_name_and_size_changes_the_fingerprint(two_classes):
     first = list_images(two_classes).fingerprint()
-    pixels = np.zeros((16, 16), np.uint8)
+    pixels = np.zeros((400, 400), np.uint8)
     for shade in (0, 1):
-        pixels[0, 0] = shade
+        pixels[100, 100] = shade
         Image.fromarray(pixels).save(two_classes / "round" / "000.bmp")
         found = list_images(two_classes).fingerprint()
         assert found["sha256"] != first["sha256"]

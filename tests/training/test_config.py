@@ -28,7 +28,9 @@ def test_a_recipe_from_the_preset():
         make_run(preset="huge")
     with pytest.raises(TITNError, match="did you mean 'epochs'"):
         make_run(epoch=3)
-    with pytest.raises(TITNError, match=r"vgg7_bn is a teacher: train it with teacher_run \(titn train-teacher\)"):
+    with pytest.raises(
+        TITNError, match=r"vgg7_bn is a teacher: choose a student, or use teacher_run \(titn train-teacher\)"
+    ):
         make_run(model="vgg7_bn")
     for changes, says in [
         ({"batch_size": 0}, "batch_size must be at least 1"),

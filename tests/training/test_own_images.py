@@ -85,12 +85,28 @@ def test_results_do_not_lie_among_the_images(tmp_path, pets, run, capsys):
             work()
     train(run, tmp_path / "run", **OPTIONS)
     before = (pets / "round" / "000.png").read_bytes()
-    for target, says in ((pets / "round" / "000.png", "among the images"), (tmp_path / "run" / RECORD, "is an input")):
-        arguments = ("--data", pets, "--confusion", target, "--device", "cpu")
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "file,label\n" + "".join(f"pets/{kind}/{i:03}.png,{kind}\n" for kind in ("round", "square") for i in range(9))
+    )
+    cases = [(given, pets / "round" / "000.png") for given in (("--data", pets), (), ("--data", table))]
+    for given, target in [*cases, ((), tmp_path / "run" / RECORD)]:
+        arguments = (*given, "--confusion", target, "--device", "cpu")
         assert main(["evaluate", str(tmp_path / "run" / WEIGHTS), *map(str, arguments)]) == 1
-        assert says in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "among the images" in error or "is an input" in error
     assert (pets / "round" / "000.png").read_bytes() == before
     assert sorted(file.name for file in pets.iterdir()) == ["round", "square"]
+
+
+def test_a_folder_with_the_name_of_the_data_is_no_folder_of_images(tmp_path, pets, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digits = Run("digits", "titn_nano", replace(QUICK, train_images=32, test_images=32), model_settings={"depth": 1})
+    data = load_dataset(str(pets), 16)
+    mine = Run("mine", "titn_nano", QUICK, image_size=(16, 16), model_settings={"depth": 1})
+    for _ in range(2):
+        train(digits, "digits", **OPTIONS)
+        train(mine, "mine", **OPTIONS, data=data)
 
 
 def test_a_teacher_file_that_changed_is_noticed(tmp_path, pets, run, monkeypatch):
@@ -110,7 +126,7 @@ def test_a_teacher_file_that_changed_is_noticed(tmp_path, pets, run, monkeypatch
     assert train(taught, tmp_path / "run", **OPTIONS) == record
     shutil.copy(tmp_path / "teacher1" / WEIGHTS, tmp_path / "mine.safetensors")
     for out in ("run", "begun"):
-        with pytest.raises(TITNError, match="the weights file of teacher has changed since the run in"):
+        with pytest.raises(TITNError, match=r"the weights file .*mine.safetensors has changed since the run in"):
             train(taught, tmp_path / out, **OPTIONS)
     (tmp_path / "mine.safetensors").unlink()
     assert train(taught, tmp_path / "run", **OPTIONS) == record  # it may be gone
@@ -124,7 +140,9 @@ def test_a_finished_run_without_its_weights_says_so(tmp_path, pets, run, left):
     weights.unlink()
     if left:
         weights.write_bytes(left if isinstance(left, bytes) else whole[:left])
-    with pytest.raises(TITNError, match=r"its model.safetensors is missing or damaged: delete .*record.json to train"):
+    with pytest.raises(
+        TITNError, match=r"its model.safetensors is missing or can't be read: delete .*record.json to train"
+    ):
         train(run, tmp_path / "run", **OPTIONS)
 
 

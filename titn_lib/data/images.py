@@ -106,7 +106,7 @@ def load_images(
     Raises:
         TITNError: as `load_image`, or no path. All files that can't be read are named.
     """
-    if isinstance(paths, str) or not paths:
+    if isinstance(paths, str | Path) or not paths:
         raise TITNError(f"load_images expects a list of files, not {paths!r}: for one image, use load_image")
     images, problems = list[Tensor](), list[ImageError]()
     for path in paths:

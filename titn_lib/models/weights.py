@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -180,7 +181,10 @@ def read_settings(path: Path, weights: dict[str, Tensor], metadata: dict[str, st
     if shapes(weights) != made:
         raise misfit
     if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise TITNError(f"{path} has weights that aren't finite numbers: its training diverged; train it again")
+        raise TITNError(
+            f"{path} has weights that aren't finite numbers: its training diverged, or its dtype is too small; "
+            "train or save it again"
+        )
     if preprocessing and not is_valid(preprocessing, config.num_classes):
         raise TITNError(
             f"the class names or the normalization in {path} don't fit its model of {config.num_classes} classes: the "
@@ -207,10 +211,10 @@ def limit_parameters(most: int) -> Iterator[None]:
     Raises:
         ValueError: one more is made.
     """
-    made = count()
+    made, thread = count(), threading.get_ident()
 
     def limit(*_: object) -> None:
-        if next(made) >= most:
+        if threading.get_ident() == thread and next(made) >= most:
             raise ValueError("too many parameters")
 
     with register_module_parameter_registration_hook(limit):

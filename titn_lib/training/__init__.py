@@ -28,7 +28,7 @@ __all__ = [
     "train",
     "train_comparison",
 ]
-LATER = {
+_LAZY = {
     "RunResult": "records",
     "evaluate": "evaluation",
     "learning_rate": "optim",
@@ -41,6 +41,11 @@ LATER = {
 
 def __getattr__(name: str) -> Any:
     """What trains is imported when it is first asked for: Lightning Fabric takes seconds."""
-    if name in LATER:
-        return getattr(import_module(f"{__name__}.{LATER[name]}"), name)
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All names, for completion."""
+    return sorted({*globals(), *__all__})

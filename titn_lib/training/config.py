@@ -41,7 +41,7 @@ class Recipe:
         temperature: the temperature of the distillation losses "soft" and "dkd".
         feature_weight: the weight of the distillation loss "feature".
         precision: "32-true", "bf16-mixed", "16-mixed", or "auto": "bf16-mixed" on hardware with bfloat16
-            instructions, else "16-mixed" on a GPU and "32-true" elsewhere.
+            instructions, else "16-mixed" on an NVIDIA GPU and "32-true" elsewhere.
         class_weights: "none", or "balanced" to weight each image's cross-entropy with its label by the inverse of its
             class's share of the training images.
         label_noise: share of the training labels that are replaced by another class at random.
@@ -164,7 +164,7 @@ def resolve_dataset(data: str) -> str:
 
 def resolve_weights(name: str | None) -> str | None:
     """The absolute path of a weights file, so that a run is the same from anywhere; another name unchanged."""
-    return str(Path(name).resolve()) if name and os.path.isfile(name) else name
+    return os.path.abspath(name) if name and os.path.isfile(name) else name
 
 
 def override(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:

@@ -50,7 +50,7 @@ def choose_device(device: str | torch.device) -> str:
     Raises:
         TITNError: `device` is "cuda" or "mps", and there is no such GPU; or it is another word.
     """
-    device = str(device)  # a torch.device, too
+    device = str(device)  # a torch.device without an index, too
     if device not in DEVICES:
         raise unknown("device", device, DEVICES)
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()

@@ -17,7 +17,7 @@ from titn_lib.data.mixing import MixedTargets
 from titn_lib.data.reading import load_class_folders
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.errors import TITNError
-from titn_lib.io import markdown_table
+from titn_lib.io import markdown_table, require_no_input, require_outside
 from titn_lib.models.base import Classifier
 from titn_lib.models.inference import predict
 from titn_lib.models.registry import count_macs
@@ -84,8 +84,9 @@ def evaluate_classes(
     confusion = torch.bincount(labels * count + logits.argmax(dim=-1), minlength=count**2).view(count, count)
     if fabric:
         sums, confusion = all_reduce_sum(fabric, sums), all_reduce_sum(fabric, confusion)
-    together = torch.cat([sums.double(), confusion.flatten()]).cpu()  # one copy from a GPU, which waits for it
-    sums, confusion = together[: len(sums)].float(), together[len(sums) :].long().view(count, count)
+    # One copy from a GPU, which waits for it. Counts below 2²⁴ are exact in float32; Apple's GPUs have no float64.
+    together = torch.cat([sums, confusion.flatten().float()]).cpu()
+    sums, confusion = together[: len(sums)], together[len(sums) :].long().view(count, count)
     loss, top1, top5, left_out = (sums / len(part)).tolist()
     measured = {"loss": loss, "top1": 100 * top1, "top5": 100 * top5, "num_images": len(part)}
     recalls = recall(confusion, tuple(map(str, range(count)))).values()
@@ -109,8 +110,23 @@ def recall_by_class(confusion: Int64[Tensor, "true predicted"], classes: tuple[s
     return markdown_table(["class", "recall", "images"], rows, align=True)
 
 
+def require_no_image(output: Path, images: str) -> None:
+    """Raises TITNError if an output is one of the images of a folder or table, or would lie in that folder."""
+    require_outside(output, images)
+    require_no_input(output, [file for part in list_own_images(images, ()).files.values() for file, _ in part])
+
+
+def record_of(weights: Path) -> RunResult | None:
+    """The record beside the weights of a run; None if there is none, or it is damaged."""
+    record = weights.parent / RECORD
+    if weights.name == WEIGHTS and record.exists():  # another file may lie beside another run's record
+        with suppress(TITNError):
+            return load_record(record)
+    return None
+
+
 def images_to_measure(
-    model: Classifier, weights: Path, data: str | None, skip_damaged: bool = False
+    model: Classifier, weights: Path, data: str | None, skip_damaged: bool = False, output: Path | None = None
 ) -> tuple[dict[str, ImageDataset], Preprocessing]:
     """What `titn evaluate` measures a trained model on, and how to normalize it.
 
@@ -121,27 +137,27 @@ def images_to_measure(
         weights: the model's file. Where the run's record lies beside it, the images are compared with it.
         data: a name or path as for `load_dataset`; None for what the model was trained on.
         skip_damaged: leave out image files that can't be read, with a warning.
+        output: a file that will be written and must not be one of the images.
 
     Raises:
-        TITNError: the model has no `preprocessing`; other classes; images that changed since training, so that those
-            it was trained on can't be told from the others; or images that can't be used (`load_dataset`).
+        TITNError: `output` lies among the images; the model has no `preprocessing`; other classes; images that changed
+            since training, so that those it was trained on can't be told from the others; or images that can't be used
+            (`load_dataset`).
     """
     about, config = model.preprocessing, model.config
     if about is None:
         raise TITNError(
             f"{weights} doesn't say how its images were normalized: save it with save_model(…, preprocessing)"
         )
-    record: RunResult | None = None
-    record_file = weights.parent / RECORD
-    if weights.name == WEIGHTS and record_file.exists():  # another file may lie beside another run's record
-        with suppress(TITNError):
-            record = load_record(record_file)
+    record = record_of(weights)
     trained_on = record.run.data if record else about.data
     name = resolve_dataset(data or trained_on)
     if not data and name not in DATASETS and not Path(name).exists():
         raise TITNError(
             f"{weights} was trained on images called {trained_on}, which aren't here: name them with --data"
         )
+    if output and name not in DATASETS:
+        require_no_image(output, name)
     before, now = record.data if record else None, data_fingerprint(name)
     same = before is not None and now is not None and before["sha256"] == now["sha256"]
     if name == trained_on and before and now and not same:

@@ -222,7 +222,7 @@ def make_run(
     start = source.config if source else None
     model = model or (start.name if start else default_student(data, preset))
     if model in TEACHERS:
-        raise TITNError(f"{model} is a teacher: train it with teacher_run (titn train-teacher), or choose a student")
+        raise TITNError(f"{model} is a teacher: choose a student, or use teacher_run (titn train-teacher)")
     if model not in MODELS:
         raise unknown("student", model, set(MODELS) - set(TEACHERS))
     loss = loss or default_loss(model, preset, teacher)
@@ -304,11 +304,11 @@ def shrink_batch(teacher: Run, student_batch: int, default_batch: int) -> Run:
 
 
 def teacher_run(
-    data: str,
-    model: str | None,
-    preset: str,
-    seed: int,
-    image_size: tuple[int, int] | None = None,
+    data: str = "digits",
+    model: str | None = None,
+    preset: str = "laptop",
+    seed: int = 0,
+    image_size: tuple[int, int] | int | None = None,
     init_from: str | None = None,
     **changes: object,
 ) -> Run:
@@ -321,12 +321,13 @@ def teacher_run(
     """
     model = model or (load_model(init_from).config.name if init_from else default_teacher(data, preset))
     if model in MODELS and not is_teacher(model):
-        raise TITNError(f"{model} is a student: train it with make_run (titn distill), or choose a teacher")
+        raise TITNError(f"{model} is a student: choose a teacher, or use make_run (titn distill)")
     if not is_teacher(model):
         raise unknown("teacher", model, TEACHERS)
     if model.startswith(TIMM):
         timm_settings(model)
         init_from = init_from or model
     recipe = override(start_recipe(teacher_recipe(data, preset, model), init_from, changes), changes)
+    size = None if image_size is None else to_2tuple(image_size)
     start = resolve_weights(init_from)
-    return Run(resolve_dataset(data), model, recipe, seed, image_size=image_size, init_from=start)
+    return Run(resolve_dataset(data), model, recipe, seed, image_size=size, init_from=start)

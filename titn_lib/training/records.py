@@ -41,8 +41,8 @@ class RunResult:
             the training step a CUDA graph.
         versions: Python, this library and the packages that results depend on.
         finished: date and time, UTC.
-        data: for images of your own: how many there were of each class, and a hash of their names and contents
-            (`ImageList.fingerprint`); None for a data set of the library.
+        data: for images of your own: how many there were of each class, and a hash of their names, sizes
+            and last bytes (`ImageList.fingerprint`); None for a data set of the library.
         recall: recall of each class on the test split, in percent.
         files: a hash of each weights file that the run started from (`hash_files`).
     """
@@ -88,7 +88,7 @@ def hash_files(run: Run) -> dict[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in found.items()}
 
 
-def require_same_files(saved: dict[str, str] | None, now: dict[str, str], out: Path) -> None:
+def require_same_files(saved: dict[str, str] | None, now: dict[str, str], run: Run, out: Path) -> None:
     """Raises TITNError if a weights file has changed since the run in a folder began.
 
     Args:
@@ -97,8 +97,8 @@ def require_same_files(saved: dict[str, str] | None, now: dict[str, str], out: P
     for name in (saved or {}).keys() & now.keys():
         if saved and saved[name] != now[name]:
             raise TITNError(
-                f"the weights file of {name} has changed since the run in {out} began: choose another folder (--out), "
-                f"or delete {out} to start anew there"
+                f"the weights file {getattr(run, name)} has changed since the run in {out} began: choose another "
+                f"folder (--out), or delete {out} to start anew there"
             )
 
 
@@ -145,8 +145,7 @@ def load_record(path: str | Path) -> RunResult:
         values = json.loads(path.read_text(encoding="utf-8"))
         record = RunResult(**{**values, "run": Run.from_dict(values["run"])})
         table({"": record})  # fails where a value is missing or of another type
-        if record.data is not None:
-            record.data["sha256"], record.data["images"]
+        require_same_data(record.data, record.data, path)  # likewise
         return record
     except FileNotFoundError as problem:
         raise TITNError(f"there is no record {path}: check the path, or make the run first") from problem

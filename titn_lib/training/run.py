@@ -111,6 +111,11 @@ class DataSource:
             self.known[wanted] = load_dataset(*wanted, progress)
         return self.known[wanted]
 
+    def require_outside(self, run: Run, out: str | Path) -> None:
+        """Raises TITNError if a run's results would lie among the images that are read for it."""
+        if self.data is None and run.data not in DATASETS:
+            require_outside(Path(out), run.data)
+
     def fingerprint(self, run: Run) -> dict[str, object] | None:
         """That of a folder's images as they are now, without decoding them; None for other data, or if it is gone."""
         return data_fingerprint(run.data) if self.data is None else self.data.fingerprint
@@ -141,7 +146,7 @@ def train_in(
     Args:
         folders: those of the runs "teacher" and "init_from", below `out_dir` by default.
     """
-    require_outside(Path(out_dir), run.data)
+    source.require_outside(run, out_dir)
     out = make_folder(out_dir)
 
     def trained(name: str) -> Any:
@@ -161,7 +166,7 @@ def train_in(
             if record.data and record.run.data == run.data:  # first: the recipe follows from the number of images
                 require_same_data(record.data, source.fingerprint(run), out)
             require_same_run(record.run, run, out)
-            require_same_files(record.files, hash_files(run), out)
+            require_same_files(record.files, hash_files(run), run, out)
             require_weights(out)
             return record
         fabric = start_fabric(run.recipe.precision, device)
@@ -185,13 +190,13 @@ def train_in(
 
 
 def require_weights(out: Path) -> None:
-    """Raises TITNError if the weights of a finished run are gone or damaged."""
+    """Raises TITNError if the weights of a finished run can't be read."""
     try:
         read_weights(out / WEIGHTS)
     except TITNError as problem:
         raise TITNError(
-            f"the run in {out} has finished, but its {WEIGHTS} is missing or damaged: delete {out / RECORD} to train "
-            "again, or copy the file back"
+            f"the run in {out} has finished, but its {WEIGHTS} is missing or can't be read: delete {out / RECORD} to "
+            "train again, or copy the file back"
         ) from problem
 
 
@@ -214,9 +219,9 @@ def train_comparison(
         The records of "teacher", "alone" and "distilled", in this order. A run whose teacher is a weights file has no
         record of a teacher, and a loss without a teacher has only "alone".
     """
-    require_outside(Path(out_dir), run.data)
-    out = make_folder(out_dir)
     deadline, source = Deadline.after(max_minutes), DataSource(data, skip_damaged)
+    source.require_outside(run, out_dir)
+    out = make_folder(out_dir)
     run = source.with_teacher(run, teacher)
     parts: dict[str, Run] = {}
     if needs_teacher(run.loss):

@@ -70,7 +70,7 @@ class Trainer:
         initial: a network whose weights are the initial ones.
 
     Raises:
-        TITNError: the batch, the teacher or the model doesn't fit the data, or the initial weights don't fit the model.
+        TITNError: the teacher or the model doesn't fit the data, or the initial weights don't fit the model.
     """
 
     def __init__(
@@ -378,7 +378,7 @@ class Trainer:
         if saved.data == self.run.data:  # first: the recipe follows from the number of images
             require_same_data(state.get("data"), self.data.fingerprint, self.out)
         require_same_run(saved, self.run, self.out)
-        require_same_files(state.get("files"), self.files, self.out)
+        require_same_files(state.get("files"), self.files, self.run, self.out)
         try:
             self.objective_ddp.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
