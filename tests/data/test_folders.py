@@ -295,6 +295,8 @@ def test_all_damaged_files_in_one_message_or_skipped(two_classes, caplog):
 def test_a_named_pipe_is_not_waited_for(two_classes):
     os.mkfifo(two_classes / "round" / "pipe.png")
     assert two_classes / "round" / "pipe.png" in list_images(two_classes).skipped
+    with pytest.raises(TITNError, match=r"pipe.png is a named pipe: give an image file"):
+        load_image(two_classes / "round" / "pipe.png", 3, 8)
 
 
 def test_what_is_no_image_gets_the_sentence_that_fits(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -131,6 +132,8 @@ def read_image(
         ImageError: the image can't be read.
     """
     height, width = size
+    if is_pipe(path):
+        raise ImageError(f"{path} is a named pipe", "give an image file")
     try:
         with nullcontext(path) if isinstance(path, Image.Image) else Image.open(path) as opened:
             if not isinstance(path, Image.Image):
@@ -148,6 +151,13 @@ def read_image(
     except Exception as problem:  # Pillow raises many types for damaged files
         raise explain(path, problem) from problem
     return torch.from_numpy(np.array(resized).reshape(height, width, in_channels)).permute(2, 0, 1).contiguous()
+
+
+def is_pipe(path: str | Path | Image.Image) -> bool:
+    """Whether a path is a named pipe: opening one would wait for ever."""
+    with suppress(OSError, ValueError):  # what can't be opened
+        return not isinstance(path, Image.Image) and stat.S_ISFIFO(os.stat(path).st_mode)
+    return False
 
 
 def to_bytes(image: Image.Image, sixteen_bits: bool, path: object) -> UInt8[np.ndarray, "height width"]:
