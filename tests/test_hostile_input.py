@@ -19,8 +19,9 @@ from titn_lib.__main__ import main
 from titn_lib.data.datasets import data_dir, load_dataset
 from titn_lib.data.transforms import Preprocessing
 from titn_lib.io import require_no_input, write_atomically
+from titn_lib.models.inference import choose_device
 from titn_lib.models.weights import PRETRAINED_DIR
-from titn_lib.training.distributed import choose_device, choose_precision, start_fabric
+from titn_lib.training.distributed import choose_precision, start_fabric
 from titn_lib.validation import to_2tuple
 
 

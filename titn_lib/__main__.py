@@ -23,6 +23,7 @@ import titn_lib
 from titn_lib import commands
 from titn_lib.errors import TITNError, TrainingInterrupted
 from titn_lib.io import REASONS, path_of, text_of
+from titn_lib.models.inference import DEVICES
 from titn_lib.validation import image_size_of
 
 WEIGHTS_HELP = "a weights file, or the name of pretrained weights such as titn_mini.cifar10"
@@ -199,7 +200,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """--device."""
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="default: %(default)s")
 
 
 def add_skip_damaged(parser: argparse.ArgumentParser) -> None:

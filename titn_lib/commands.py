@@ -58,8 +58,8 @@ def train_teacher(
 def evaluate(weights: Path, data: str | None, skip_damaged: bool, confusion: Path | None, device: str) -> None:
     """Evaluate trained weights on the validation and test splits, or on all of a folder of other images."""
     from titn_lib.io import require_no_input
+    from titn_lib.models.inference import choose_device
     from titn_lib.models.weights import load_model, weights_file
-    from titn_lib.training.distributed import choose_device
     from titn_lib.training.evaluation import evaluate_classes, images_to_measure, recall_by_class
 
     if confusion:
@@ -84,9 +84,9 @@ def evaluate(weights: Path, data: str | None, skip_damaged: bool, confusion: Pat
 def predict(paths: list[Path], weights: Path, device: str) -> None:
     """Print the five most likely classes of images of any size."""
     from titn_lib.data.images import load_images
+    from titn_lib.models.inference import choose_device
     from titn_lib.models.inference import predict as logits_of
     from titn_lib.models.weights import load_model
-    from titn_lib.training.distributed import choose_device
 
     model = load_model(weights)
     preprocessing = model.preprocessing

@@ -8,8 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from titn_lib.data.transforms import Preprocessing, normalize
-from titn_lib.errors import TITNError
+from titn_lib.errors import TITNError, unknown
 from titn_lib.validation import require_tensor
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @contextmanager
@@ -68,3 +70,20 @@ def predict(
             for part in images.split(batch_size)
         ]
     return torch.cat(parts)
+
+
+def choose_device(device: str | torch.device) -> str:
+    """ "cpu", "cuda" or "mps"; for "auto", a GPU if there is one.
+
+    Raises:
+        TITNError: `device` is "cuda" or "mps", and there is no such GPU; or it is another word.
+    """
+    device = str(device)  # a torch.device without an index, too
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "mps" and not has_mps:
+        raise TITNError("PyTorch finds no Apple GPU (MPS): choose --device cpu")
+    if device == "cuda" and not has_cuda:
+        raise TITNError("PyTorch finds no GPU: choose --device cpu, or install PyTorch for your GPU")
+    return device if device != "auto" else "cuda" if has_cuda else "mps" if has_mps else "cpu"

@@ -16,10 +16,10 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from titn_lib import kernels
-from titn_lib.errors import TITNError, unknown
+from titn_lib.errors import TITNError
+from titn_lib.models.inference import choose_device
 
 TIME_LIMIT = "the time limit"
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,6 @@ class Deadline:
     def passed(self) -> bool:
         """Whether it is time to stop."""
         return time.monotonic() > self.at
-
-
-def choose_device(device: str | torch.device) -> str:
-    """ "cpu", "cuda" or "mps"; for "auto", a GPU if there is one.
-
-    Raises:
-        TITNError: `device` is "cuda" or "mps", and there is no such GPU; or it is another word.
-    """
-    device = str(device)  # a torch.device without an index, too
-    if device not in DEVICES:
-        raise unknown("device", device, DEVICES)
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if device == "mps" and not has_mps:
-        raise TITNError("PyTorch finds no Apple GPU (MPS): choose --device cpu")
-    if device == "cuda" and not has_cuda:
-        raise TITNError("PyTorch finds no GPU: choose --device cpu, or install PyTorch for your GPU")
-    return device if device != "auto" else "cuda" if has_cuda else "mps" if has_mps else "cpu"
 
 
 def start_fabric(precision: str, device: str | torch.device = "auto") -> Fabric:
